@@ -1,0 +1,1 @@
+//! The real half: threads, blocking system calls, the machine's clock and sockets.

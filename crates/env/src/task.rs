@@ -1,0 +1,80 @@
+//! Tasks: background work, core-local work, and running a future on the calling thread.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+/// A boxed future for a background task.
+pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
+/// A boxed future for a task that stays on its core.
+pub type LocalBoxFuture = Pin<Box<dyn Future<Output = ()> + 'static>>;
+
+/// A way to start tasks.
+pub trait Tasks: Send + Sync {
+    /// Starts background work (flush, compaction, group commit). The real half gives it a thread
+    /// of a cached pool and runs it under [`block_on`]; the simulator schedules it by the seed.
+    fn spawn(&self, name: &'static str, task: BoxFuture);
+    /// Starts a task on the calling core: a connection, a core's loop. Panics outside one.
+    fn spawn_local(&self, name: &'static str, task: LocalBoxFuture);
+}
+
+thread_local! {
+    static BLOCKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Returns whether the calling thread runs inside [`block_on`] and may therefore block in the
+/// kernel.
+pub fn may_block() -> bool {
+    BLOCKING.with(Cell::get)
+}
+
+/// Runs `future` to its end on the calling thread. Disk operations of the real half complete
+/// inline, by blocking calls.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            BLOCKING.with(|b| b.set(self.0));
+        }
+    }
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+        fn wake_by_ref(self: &Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let _restore = Restore(BLOCKING.with(|b| b.replace(true)));
+    let mut future = pin!(future);
+    // Most calls complete at their first poll: memory was hit. The waker is made only for the rest.
+    if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        return output;
+    }
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        // Polled again at once with the real waker: the first poll registered a deaf one.
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        std::thread::park();
+    }
+}
+
+/// Gives other tasks a turn once.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,120 @@
+//! Internal keys: a user key, the sequence number of the write, and what kind of write it was.
+//!
+//! Inside the engine every write of a key is kept as a record of its own until nobody can see it
+//! any more. Records sort by user key ascending, then newest first, so that the first record at or
+//! below a snapshot is the answer:
+//!
+//! ```text
+//!   user key   seqno  kind
+//!   a          92     Tombstone      <- a reader at 100 stops here: deleted
+//!   a          40     Value          <- a reader at 50 stops here
+//!   b          77     Value
+//! ```
+//!
+//! A sequence number derives from the log position of the entry that carries the write
+//! (ARCHITECTURE.md, storage engine), so an entry that is replayed overwrites itself.
+//!
+//! The user key is what the layer above calls a key, with the 4-byte keyspace id before it: the
+//! engine has one ordered byte space, keyspaces are ranges in it.
+
+use std::cmp::Ordering;
+
+/// Order of writes inside one store: the lane position of the entry plus the record's number in
+/// it. At most 56 bits.
+pub type SeqNo = u64;
+
+/// Largest sequence number: a reader at it sees everything.
+pub const SEQNO_MAX: SeqNo = (1 << 56) - 1;
+
+/// What a record says about its user key. The numbers are on disk: never change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// The key is deleted.
+    Tombstone = 0,
+    /// The record's bytes are the value.
+    Value = 1,
+    /// The first 8 bytes (little-endian) are a deadline in milliseconds since the Unix epoch; the
+    /// rest is the value. Absent once the clock is at or past the deadline.
+    ExpiringValue = 2,
+    /// The value is long: it stands in `Chunk` records of the same user key, with the sequence
+    /// numbers just below this one, in order, newest (first chunk) first. The bytes are: deadline
+    /// (8 bytes, 0 for none), total length (8), number of chunks (4), little-endian.
+    ChunkedValue = 3,
+    /// A piece of the chunked value whose head is the next newer record that is no chunk.
+    Chunk = 4,
+}
+
+impl Kind {
+    /// Decodes the on-disk number.
+    pub fn from_u8(n: u8) -> Option<Kind> {
+        Some(match n {
+            0 => Kind::Tombstone,
+            1 => Kind::Value,
+            2 => Kind::ExpiringValue,
+            3 => Kind::ChunkedValue,
+            4 => Kind::Chunk,
+            _ => return None,
+        })
+    }
+}
+
+/// Sequence number and kind in one word: `seqno << 8 | kind`. Larger is newer and sorts first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Trailer(pub u64);
+
+impl Trailer {
+    /// Sorts before every record of its user key: seek here for the newest.
+    pub const NEWEST: Trailer = Trailer(u64::MAX);
+    /// Sorts after every record of its user key.
+    pub const OLDEST: Trailer = Trailer(0);
+
+    /// Packs a sequence number and a kind.
+    pub fn new(seqno: SeqNo, kind: Kind) -> Trailer {
+        debug_assert!(seqno <= SEQNO_MAX, "sequence number {seqno} beyond 56 bits");
+        Trailer(seqno << 8 | kind as u64)
+    }
+
+    /// Seek target for the newest record visible at `seqno`.
+    pub fn visible_at(seqno: SeqNo) -> Trailer {
+        Trailer(seqno << 8 | 0xff)
+    }
+
+    /// Returns the sequence number.
+    pub fn seqno(self) -> SeqNo {
+        self.0 >> 8
+    }
+
+    /// Returns the kind, or `None` if the bytes came from a disk and are none of ours.
+    pub fn kind(self) -> Option<Kind> {
+        Kind::from_u8(self.0 as u8)
+    }
+}
+
+/// A borrowed internal key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InternalKey<'a> {
+    /// Keyspace id and key.
+    pub user_key: &'a [u8],
+    /// Sequence number and kind.
+    pub trailer: Trailer,
+}
+
+impl<'a> InternalKey<'a> {
+    /// Puts the two parts together.
+    pub fn new(user_key: &'a [u8], trailer: Trailer) -> InternalKey<'a> {
+        InternalKey { user_key, trailer }
+    }
+}
+
+impl Ord for InternalKey<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.user_key.cmp(other.user_key).then(other.trailer.cmp(&self.trailer))
+    }
+}
+
+impl PartialOrd for InternalKey<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
