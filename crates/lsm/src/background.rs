@@ -21,7 +21,7 @@ use crate::keyspace::Keyspaces;
 use crate::store::{Sealed, Store};
 use crate::table::PrefixRule;
 use crate::tables::ReadMode;
-use crate::tombstone::{Fragmented, RangeTombstone};
+use crate::tombstone::Fragmented;
 use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
 use crate::version::{Edit, Flushed, TableHandle, Version};
 use crate::view::View;
@@ -259,19 +259,17 @@ impl Background {
         };
         let view = self.levels_view(&version).await;
         let forced = self.full_compactions.load(Ordering::Acquire);
-        let plan = choose(&view, targets).or_else(|| (forced > 0).then(|| everything(&view)).flatten());
-        let Some(plan) = plan else {
-            if forced > 0 {
-                self.full_compactions.fetch_sub(forced, Ordering::AcqRel);
-                self.store.relief.notify(usize::MAX);
-            }
-            return Ok(false);
-        };
-        self.carry_out(&version, plan).await?;
-        self.remove_files(&self.store.garbage.take()).await;
-        self.store.space_returned();
+        let plan =
+            if forced > 0 { everything(&view) } else { None }.or_else(|| choose(&view, targets));
+        let due = plan.is_some();
+        if let Some(plan) = plan {
+            self.carry_out(&version, plan).await?;
+            self.remove_files(&self.store.garbage.take()).await;
+            self.store.space_returned();
+        }
+        self.full_compactions.fetch_sub(forced, Ordering::AcqRel);
         self.store.relief.notify(usize::MAX);
-        Ok(true)
+        Ok(due)
     }
 
     async fn carry_out(&self, version: &Version, plan: Plan) -> Result<()> {
@@ -300,7 +298,7 @@ impl Background {
         let mut level_run: Vec<Arc<TableHandle>> = Vec::new();
         for (level, handle) in &handles {
             if handle.desc.range_tombstones > 0 {
-                tombstones.push(tables.open(handle).await?.range_tombstones().clone());
+                tombstones.push(tables.open(handle).await?.range_tombstones.clone());
             }
             if *level == 0 {
                 let iter = tables.iter(handle, ReadMode::Bulk).await?;
@@ -364,8 +362,8 @@ impl Background {
             let mut range_tombstones = Vec::new();
             if handle.desc.range_tombstones > 0 && !handle.is_quarantined() {
                 // If it does not open it is in quarantine by now, and drops nothing.
-                if let Ok(table) = self.store.tables.open(handle).await {
-                    range_tombstones = to_list(table.range_tombstones());
+                if let Ok(open) = self.store.tables.open(handle).await {
+                    range_tombstones = open.table.range_tombstones().to_vec();
                 }
             }
             view.levels[level].push(Candidate {
@@ -482,27 +480,15 @@ impl JobParts<'_> {
     }
 }
 
-/// Returns the tombstones of a set, fragment by fragment.
-fn to_list(set: &Fragmented) -> Vec<RangeTombstone> {
-    set.iter()
-        .flat_map(|f| {
-            f.seqnos.iter().map(move |&seqno| RangeTombstone {
-                start: f.start.to_vec(),
-                end: f.end.to_vec(),
-                seqno,
-            })
-        })
-        .collect()
-}
-
-/// Returns the plan that merges every table into the last level, unless that is all there is.
+/// Returns the plan that merges every table into the last level, or `None` if there is nothing to
+/// merge or a quarantined table is in the way.
 fn everything(view: &LevelsView) -> Option<Plan> {
     let last = crate::version::LEVELS - 1;
-    let above: usize = view.levels[..last].iter().map(Vec::len).sum();
-    if above == 0 || view.levels.iter().flatten().any(|c| c.blocked) {
+    if view.levels.iter().flatten().any(|c| c.blocked) {
         return None;
     }
-    let inputs = view.levels.iter().enumerate();
-    let inputs = inputs.flat_map(|(level, ts)| ts.iter().map(move |t| (level, t.desc.id)));
-    Some(Plan::Merge { inputs: inputs.collect(), to: last })
+    let levels = view.levels.iter().enumerate();
+    let inputs: Vec<_> =
+        levels.flat_map(|(level, ts)| ts.iter().map(move |t| (level, t.desc.id))).collect();
+    (!inputs.is_empty()).then_some(Plan::Merge { inputs, to: last })
 }

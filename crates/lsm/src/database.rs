@@ -8,7 +8,7 @@ use std::sync::Arc;
 use atoll_env::{Env, block_on, os};
 
 use crate::background::Background;
-use crate::batch::{Batch, Records};
+use crate::batch::Batch;
 use crate::commit::{self, Work};
 use crate::error::{Error, Result};
 use crate::identity;
@@ -17,7 +17,7 @@ use crate::key::SeqNo;
 use crate::keyspace::{
     CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about,
 };
-use crate::log::{FrameKind, Log, LogOptions};
+use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
 use crate::pool::HeapPool;
@@ -462,7 +462,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
     let (mut applied, mut position) = (flushed_index, flushed.position);
     let mut visible = flushed.position.saturating_sub(1);
     while let Some(entry) = recovery.next_entry().await? {
-        if entry.kind == FrameKind::State || entry.id.group != GROUP || entry.id.index <= applied {
+        if entry.id.group != GROUP || entry.id.index <= applied {
             continue;
         }
         if entry.id.index != applied + 1 {
@@ -474,14 +474,14 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
         }
         let needed = arena_bytes(entry.payload)?;
         if needed > active.free() {
-            let (next, memtable) = Memtable::new(needed.max(capacity));
+            let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
             let full = std::mem::replace(&mut active, next).memtable().clone();
             sealed.push_back(Sealed { memtable: full, applied, position });
             memtables.insert(0, memtable);
         }
         visible = insert(&mut active, entry.payload, entry.position)?;
         applied = entry.id.index;
-        position = entry.end;
+        position = visible + 1;
     }
     let log = recovery.finish().await?;
 

@@ -162,11 +162,12 @@ impl Keyspace {
     }
 
     /// Returns the range of a prefix, and the part of it that filters know.
-    pub(crate) fn prefix_bounds(&self, prefix: &[u8]) -> (Bounds, Option<Vec<u8>>) {
+    pub(crate) fn prefix_bounds(&self, prefix: &[u8]) -> (Bounds, Option<(PrefixRule, Vec<u8>)>) {
         let start = user_key(self.id(), prefix);
         let end = successor(&start);
         let known = usize::from(self.about.options.filter_prefix_len);
-        let filter = (known > 0 && prefix.len() >= known).then(|| start[..4 + known].to_vec());
+        let filter = (known > 0 && prefix.len() >= known)
+            .then(|| (self.db.keyspaces.prefix_rule(), start[..4 + known].to_vec()));
         (Bounds { start, end }, filter)
     }
 

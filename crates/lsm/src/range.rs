@@ -11,6 +11,7 @@ use crate::key::SeqNo;
 use crate::keyspace::Keyspace;
 use crate::read::Stored;
 use crate::slice::Slice;
+use crate::table::PrefixRule;
 use crate::view::View;
 
 /// An async two-ended iterator over the keys of a range, as of the moment it was made.
@@ -23,7 +24,7 @@ pub struct Cursor {
     now: u64,
     bounds: Bounds,
     /// A key prefix known to the filters that the whole range has.
-    filter: Option<Vec<u8>>,
+    filter: Option<(PrefixRule, Vec<u8>)>,
     front: Option<Box<Scan>>,
     back: Option<Box<Scan>>,
     /// Every key of the range was returned from one end or the other.
@@ -41,7 +42,7 @@ impl Cursor {
     pub(crate) fn new(
         keyspace: Keyspace,
         bounds: Bounds,
-        filter: Option<Vec<u8>>,
+        filter: Option<(PrefixRule, Vec<u8>)>,
         (view, snapshot): (Arc<View>, SeqNo),
     ) -> Cursor {
         let now = keyspace.db.store.now();
@@ -91,7 +92,7 @@ impl Cursor {
                         self.bounds.clone(),
                         self.snapshot,
                         self.now,
-                        self.filter.as_deref(),
+                        self.filter.as_ref().map(|(rule, prefix)| (rule, &prefix[..])),
                     )
                     .await?,
             )),

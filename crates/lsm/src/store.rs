@@ -91,7 +91,7 @@ pub(crate) struct Writer {
     pub(crate) active: memtable::Writer,
     /// Index of the last entry that was appended and applied.
     pub(crate) applied: u64,
-    /// Lane position behind that entry.
+    /// One above the last sequence number in it.
     pub(crate) position: u64,
     /// Delay that is owed to back-pressure but was too short to sleep yet.
     owed: Duration,
@@ -109,7 +109,7 @@ pub(crate) struct Sealed {
     pub(crate) memtable: Arc<Memtable>,
     /// Index of the last entry in it.
     pub(crate) applied: u64,
-    /// Lane position behind that entry.
+    /// One above the last sequence number in it: a lane position inside that entry.
     pub(crate) position: u64,
 }
 
@@ -410,7 +410,7 @@ impl Store {
         self.slow_down(writer, payload.bytes.len()).await;
         let last = insert(&mut writer.active, &payload.bytes, position)?;
         writer.applied += 1;
-        writer.position = writer.log.end_of(position);
+        writer.position = last + 1;
         self.visible.store(last, Ordering::Release);
         self.stats.wrote(payload.bytes.len());
         Ok(())
@@ -434,7 +434,8 @@ impl Store {
             self.stats.stalled(self.options.env.clock.now().since(since));
         }
         // A batch that is larger than a memtable gets one of its own size.
-        self.seal(writer, needed.max(self.options.memtable_capacity()));
+        let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
+        self.seal(writer, capacity);
         Ok(())
     }
 
@@ -514,7 +515,8 @@ pub(crate) fn arena_bytes(payload: &[u8]) -> Result<usize> {
         bytes += match record {
             Record::Insert { key, value, .. } => {
                 let seqnos = record.seqnos() as usize;
-                seqnos * Memtable::record_bytes(key.len(), 32) + value.len()
+                // Beside the value itself a deadline or the head of a chunked one.
+                seqnos * Memtable::record_bytes(key.len(), 20) + value.len()
             }
             Record::Remove { key } => Memtable::record_bytes(key.len(), 0),
             Record::RemoveRange { start, end } => Memtable::range_bytes(start.len(), end.len()),

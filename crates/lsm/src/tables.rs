@@ -13,22 +13,19 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::key::SeqNo;
-use crate::pool::{Admit, Pool};
+use crate::pool::Pool;
 use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
-use crate::version::{Paths, TableHandle};
+use crate::tombstone::Fragmented;
+use crate::version::{OpenTable, Paths, TableHandle};
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadMode {
-    /// A client's scan: blocks are looked up in the cache, and left out of it when they miss
-    /// unless the scan is short.
+    /// A client's scan.
     Scan,
     /// A merge or a check: long reads past the cache.
     Bulk,
 }
-
-/// Bytes that a merge reads at once.
-const BULK_READAHEAD: usize = 256 << 10;
 
 /// The tables of a database, as readers use them.
 pub(crate) struct Tables {
@@ -57,10 +54,10 @@ impl Tables {
         hash: u64,
         snapshot: SeqNo,
     ) -> Result<Option<Found>> {
-        let table = self.open(handle).await?;
-        match table.get(user_key, hash, snapshot).await {
+        let table = &self.open(handle).await?.table;
+        match table.get(user_key, snapshot, hash).await {
             Err(e) if e.is_corruption() => {
-                let again = table.get(user_key, hash, snapshot).await;
+                let again = table.get(user_key, snapshot, hash).await;
                 again.inspect_err(|e| self.suspect(handle, e))
             }
             result => result,
@@ -69,16 +66,16 @@ impl Tables {
 
     /// Returns an iterator over the table.
     pub(crate) async fn iter(&self, handle: &TableHandle, mode: ReadMode) -> Result<TableIter> {
-        let table = self.open(handle).await?;
+        let table = self.open(handle).await?.table.clone();
         let options = match mode {
-            ReadMode::Scan => ReadOptions { admit: Admit::Yes, readahead: 0 },
-            ReadMode::Bulk => ReadOptions { admit: Admit::No, readahead: BULK_READAHEAD },
+            ReadMode::Scan => ReadOptions::SCAN,
+            ReadMode::Bulk => ReadOptions::COMPACTION,
         };
-        Ok(TableIter::new(table.clone(), options))
+        Ok(TableIter::new(table, options))
     }
 
     /// Returns the open table, or the corruption that keeps it closed.
-    pub(crate) async fn open<'h>(&self, handle: &'h TableHandle) -> Result<&'h Arc<Table>> {
+    pub(crate) async fn open<'h>(&self, handle: &'h TableHandle) -> Result<&'h OpenTable> {
         if handle.is_quarantined() {
             return Err(Error::corruption(
                 &self.paths.table(handle.desc.id),
@@ -92,13 +89,14 @@ impl Tables {
         }
         let path = self.paths.table(handle.desc.id);
         let expected = Expected { size: handle.desc.size, salt: handle.desc.salt };
-        let open = || Table::open(&self.env, &path, handle.desc.id, expected, self.pool.clone());
+        let open = || Table::open(self.env.disk.as_ref(), &path, handle.desc.id, expected, self.pool.clone());
         let opened = match open().await {
             Err(e) if e.is_corruption() => open().await,
             result => result,
         };
         let table = opened.inspect_err(|e| self.suspect(handle, e))?;
-        Ok(handle.set_opened(table))
+        let range_tombstones = Arc::new(Fragmented::new(table.range_tombstones().iter().cloned()));
+        Ok(handle.set_opened(OpenTable { table, range_tombstones }))
     }
 
     /// Quarantines a table that `error` came from, if it is about stored bytes.

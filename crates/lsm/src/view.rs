@@ -21,6 +21,7 @@ use crate::iter::{Direction, Merge, Scan, Source};
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::memtable::Memtable;
 use crate::slice::Slice;
+use crate::table::PrefixRule;
 use crate::tables::{ReadMode, Tables};
 use crate::tombstone::Fragmented;
 use crate::version::{LEVELS, Version};
@@ -95,7 +96,7 @@ impl View {
             }
             if handle.desc.range_tombstones > 0 {
                 let newest =
-                    tables.open(handle).await?.range_tombstones().max_covering(user_key, snapshot);
+                    tables.open(handle).await?.range_tombstones.max_covering(user_key, snapshot);
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
@@ -106,7 +107,7 @@ impl View {
             let Some(handle) = self.version.covering(level, user_key) else { continue };
             if handle.desc.range_tombstones > 0 {
                 let newest =
-                    tables.open(handle).await?.range_tombstones().max_covering(user_key, snapshot);
+                    tables.open(handle).await?.range_tombstones.max_covering(user_key, snapshot);
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
@@ -116,8 +117,8 @@ impl View {
         Ok(None)
     }
 
-    /// Returns a scan of `bounds`. `prefix_hash` is the hash of a key prefix that the filters know
-    /// and that every key of the range begins with: tables without it are left out.
+    /// Returns a scan of `bounds`. `prefix` is a key prefix that the filters know and that every
+    /// key of the range begins with: tables without it are left out.
     pub(crate) async fn scan(
         &self,
         tables: &Arc<Tables>,
@@ -125,7 +126,7 @@ impl View {
         bounds: Bounds,
         snapshot: SeqNo,
         now: u64,
-        prefix: Option<&[u8]>,
+        prefix: Option<(&PrefixRule, &[u8])>,
     ) -> Result<Scan> {
         let mut sources = Vec::new();
         let mut tombstones: Vec<Arc<Fragmented>> = Vec::new();
@@ -144,10 +145,10 @@ impl View {
                     continue;
                 }
                 if desc.range_tombstones > 0 {
-                    tombstones.push(tables.open(handle).await?.range_tombstones().clone());
+                    tombstones.push(tables.open(handle).await?.range_tombstones.clone());
                 }
-                if let Some(prefix) = prefix
-                    && !tables.open(handle).await?.may_contain_prefix(prefix).await?
+                if let Some((rule, prefix)) = prefix
+                    && !tables.open(handle).await?.table.may_contain_prefix(rule, prefix).await?
                 {
                     continue;
                 }

@@ -17,6 +17,8 @@ use crate::tombstone::{Fragmented, RangeTombstone};
 use crate::version::manifest::sync_dir;
 use crate::version::{LEVELS, Paths, TableDesc, Version};
 
+/// The usual one: level 1 saves little time, higher ones little space.
+const ZSTD_LEVEL: i32 = 3;
 /// Records between two looks at whether the work should end, and two chances for others to run.
 const RECORDS_PER_TURN: usize = 1024;
 
@@ -113,7 +115,9 @@ impl Job<'_> {
                     last_user_key.clear();
                     last_user_key.extend_from_slice(key.user_key);
                 }
-                output.writer.drain().await?;
+                if output.writer.is_full() {
+                    output.writer.write_out().await?;
+                }
             }
             input.step().await?;
         }
@@ -173,7 +177,7 @@ impl Job<'_> {
             block_bytes: self.options.block_size,
             codec: match self.options.compression {
                 Compression::None => Codec::None,
-                Compression::Lz4ThenZstd if last => Codec::Zstd,
+                Compression::Lz4ThenZstd if last => Codec::Zstd(ZSTD_LEVEL),
                 Compression::Lz4 | Compression::Lz4ThenZstd => Codec::Lz4,
             },
             filter_bits_per_key: self.options.filter_bits,
@@ -183,7 +187,7 @@ impl Job<'_> {
             ..TableOptions::default()
         };
         let path = self.paths.table(id);
-        let writer = TableWriter::create(env, &path, id, salt, options, self.class).await?;
+        let writer = TableWriter::create(env.disk.as_ref(), &path, id, salt, options, self.class).await?;
         let desc = TableDesc {
             id,
             salt,
@@ -255,7 +259,7 @@ impl Output {
             }
             for &seqno in range.seqnos {
                 let (start, end) = (range.start.to_vec(), range.end.to_vec());
-                self.writer.add_range_tombstone(RangeTombstone { start, end, seqno });
+                self.writer.add_range_tombstone(&RangeTombstone { start, end, seqno })?;
                 self.desc.entries += 1;
                 self.desc.range_tombstones += 1;
                 self.count(seqno);

@@ -54,14 +54,15 @@ impl Source {
         }
     }
 
-    /// Positions on the last record before `target`.
+    /// Positions on the last record before `target`, whose trailer is [`Trailer::NEWEST`].
     pub(crate) async fn seek_before(&mut self, target: InternalKey<'_>) -> Result<()> {
         match &mut self.run {
             Run::Memtable(iter) => {
                 iter.seek_before(target);
                 Ok(())
             }
-            Run::Table(iter) => iter.seek_before(target).await,
+            // No record has the trailer of a target, so "at or before" is "before".
+            Run::Table(iter) => iter.seek_for_prev(target).await,
             Run::Level(level) => level.seek_before(target).await,
         }
     }
@@ -73,7 +74,7 @@ impl Source {
                 iter.first();
                 Ok(())
             }
-            Run::Table(iter) => iter.seek_first().await,
+            Run::Table(iter) => iter.first().await,
             Run::Level(level) => level.enter(0, Direction::Forward).await,
         }
     }
@@ -85,7 +86,7 @@ impl Source {
                 iter.last();
                 Ok(())
             }
-            Run::Table(iter) => iter.seek_last().await,
+            Run::Table(iter) => iter.last().await,
             Run::Level(level) => {
                 let count = level.handles.len();
                 if count == 0 { Ok(()) } else { level.enter(count - 1, Direction::Backward).await }
@@ -197,7 +198,7 @@ impl Level {
         self.open = None;
         let Some(at) = after.checked_sub(1) else { return Ok(()) };
         let mut iter = self.tables.iter(&self.handles[at], self.mode).await?;
-        iter.seek_before(target).await?;
+        iter.seek_for_prev(target).await?;
         self.keep(at, iter, Direction::Backward).await
     }
 
@@ -228,8 +229,8 @@ impl Level {
         while at < self.handles.len() {
             let mut iter = self.tables.iter(&self.handles[at], self.mode).await?;
             match direction {
-                Direction::Forward => iter.seek_first().await?,
-                Direction::Backward => iter.seek_last().await?,
+                Direction::Forward => iter.first().await?,
+                Direction::Backward => iter.last().await?,
             }
             self.at = at;
             if iter.valid() {

@@ -117,7 +117,7 @@ impl TableDesc {
 /// How far the tables have caught up with the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flushed {
-    /// Lane position below which every applied entry is in tables.
+    /// One above the largest sequence number in tables: the log was durable up to here.
     pub(crate) position: u64,
     /// Per group, the index of the last entry that is in tables.
     pub(crate) applied: BTreeMap<u64, u64>,

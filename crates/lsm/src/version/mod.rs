@@ -31,6 +31,7 @@ pub(crate) use edit::{Edit, Flushed, TableDesc};
 
 use crate::error::{Error, Result};
 use crate::table::Table;
+use crate::tombstone::Fragmented;
 
 /// Number of levels. Six levels below L0 at a ratio of ten hold a million times the base level.
 pub(crate) const LEVELS: usize = 7;
@@ -108,18 +109,19 @@ impl Version {
     pub(crate) fn tables(&self) -> impl Iterator<Item = (usize, &Arc<TableHandle>)> {
         self.levels.iter().enumerate().flat_map(|(level, ts)| ts.iter().map(move |t| (level, t)))
     }
+}
 
-    /// Returns the bytes of a level's tables.
-    pub(crate) fn level_bytes(&self, level: usize) -> u64 {
-        self.levels[level].iter().map(|t| t.desc.size).sum()
-    }
+/// An open table and its range tombstones.
+pub(crate) struct OpenTable {
+    pub(crate) table: Arc<Table>,
+    pub(crate) range_tombstones: Arc<Fragmented>,
 }
 
 /// A live table: its description, and the open file once somebody read from it.
 pub(crate) struct TableHandle {
     pub(crate) desc: TableDesc,
     /// Opened by the first reader, so that opening a database does not touch every file.
-    open: OnceLock<Arc<Table>>,
+    open: OnceLock<OpenTable>,
     /// Set once stored bytes of it did not verify. Reads that would consult it answer
     /// `Corruption`, compaction leaves it alone.
     pub(crate) quarantined: AtomicBool,
@@ -135,12 +137,12 @@ impl TableHandle {
     }
 
     /// Returns the open table, if somebody opened it.
-    pub(crate) fn opened(&self) -> Option<&Arc<Table>> {
+    pub(crate) fn opened(&self) -> Option<&OpenTable> {
         self.open.get()
     }
 
     /// Keeps `table` as the open one, unless another reader was faster.
-    pub(crate) fn set_opened(&self, table: Arc<Table>) -> &Arc<Table> {
+    pub(crate) fn set_opened(&self, table: OpenTable) -> &OpenTable {
         self.open.get_or_init(|| table)
     }
 
