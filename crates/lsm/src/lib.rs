@@ -41,6 +41,7 @@ mod options;
 pub mod pool;
 mod range;
 mod read;
+mod recovery;
 mod slice;
 mod stats;
 mod store;

@@ -152,6 +152,11 @@ impl TableHandle {
         self.quarantined.load(Ordering::Acquire)
     }
 
+    /// Lets reads of the table go on, after it was verified as a whole.
+    pub(crate) fn release(&self) {
+        self.quarantined.store(false, Ordering::Release);
+    }
+
     /// Lets the file be removed once the last reader is gone.
     pub(crate) fn retire(&self) {
         self.obsolete.store(true, Ordering::Release);
