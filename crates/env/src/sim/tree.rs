@@ -106,16 +106,18 @@ impl Tree {
 
     /// Renames a file, replacing a file.
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        let inode = self.find(from)?;
+        // In the order of Linux: both parents, then the file.
         let (from_dir, from_name) = self.parent(from)?;
         let (to_dir, to_name) = self.parent(to)?;
+        let inode = self.find(from)?;
         let target = self.entries(to_dir)?.get(to_name).copied();
         if self.entries(inode).is_ok() {
             let message = "the simulated disk renames files, not directories";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
         if target.is_some_and(|target| self.entries(target).is_ok()) {
-            return Err(Errno::ISDIR.into());
+            let holds_the_file = from.starts_with(to);
+            return Err(if holds_the_file { Errno::NOTEMPTY } else { Errno::ISDIR }.into());
         }
         if target == Some(inode) {
             return Ok(());
