@@ -78,8 +78,9 @@ async fn run_script(env: Env, root: &Path, seed: u64) -> Vec<String> {
             path = path.strip_prefix(root)
         ));
         if let Some(file) = files.get(&slot) {
-            let len = file.len().await.unwrap();
-            let content = file.read_at(TAG, 0, IoBuf::zeroed(len as usize)).await.unwrap();
+            let len = file.len().await.expect("an open file has a length");
+            let content =
+                file.read_at(TAG, 0, IoBuf::zeroed(len as usize)).await.expect("it is that long");
             protocol.push(format!("{len} bytes, hash {:x}", xxhash_rust::xxh3::xxh3_64(&content)));
         }
     }

@@ -26,9 +26,11 @@ mod clock;
 mod disk;
 mod executor;
 mod faults;
+mod medium;
 mod net;
 #[cfg(test)]
 mod net_tests;
+mod node_disk;
 mod pages;
 #[cfg(test)]
 mod tests;
@@ -45,7 +47,9 @@ use crate::time::Instant;
 pub use clock::WALL_START;
 pub use disk::{DiskSnapshot, SimDisk};
 pub use executor::Deadlock;
-pub use faults::{CrashMode, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, OpKind};
+pub use faults::{
+    CrashMode, CrashPoint, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, OpKind,
+};
 pub use net::NetOptions;
 
 use executor::{Futures, Handle, NodeId, NodeState, Shared};
@@ -220,7 +224,7 @@ impl Node {
         Env {
             clock: Arc::new(handle.clone()),
             random: Arc::new(handle.clone()),
-            disk: Arc::new(disk::NodeDisk::new(handle.clone(), self.disk.clone())),
+            disk: Arc::new(node_disk::NodeDisk::new(handle.clone(), self.disk.clone())),
             network: Arc::new(net::SimNetwork::new(handle.clone())),
             tasks: Arc::new(handle),
         }

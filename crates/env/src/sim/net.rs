@@ -359,6 +359,7 @@ impl Listener for SimListener {
             if !self.handle.is_alive() {
                 return Poll::Pending;
             }
+            let _replaced; // dropped after the lock is released, as everywhere below
             let mut wires = self.handle.shared.wires.lock();
             let Some(listener) = wires.listeners.get_mut(&port) else { return Poll::Pending };
             match listener.backlog.pop_front() {
@@ -366,7 +367,7 @@ impl Listener for SimListener {
                     Poll::Ready(Ok((Box::new(stream) as Box<dyn Stream>, peer)))
                 }
                 None => {
-                    listener.waker = Some(cx.waker().clone());
+                    _replaced = listener.waker.replace(cx.waker().clone());
                     Poll::Pending
                 }
             }
@@ -446,6 +447,7 @@ impl Stream for SimStream {
         if !self.handle.is_alive() {
             return Poll::Pending;
         }
+        let _replaced;
         let mut guard = self.handle.shared.wires.lock();
         let wires = &mut *guard;
         let Some(pipe) = wires.pipes.get(&self.read) else {
@@ -463,7 +465,7 @@ impl Stream for SimStream {
             return Poll::Ready(Err(Errno::CONNRESET.into()));
         };
         if part == 0 {
-            pipe.reader = Some(cx.waker().clone());
+            _replaced = pipe.reader.replace(cx.waker().clone());
             return Poll::Pending;
         }
         for (slot, byte) in buf.iter_mut().zip(pipe.arrived.drain(..part)) {
@@ -482,6 +484,7 @@ impl Stream for SimStream {
         if !self.handle.is_alive() {
             return Poll::Pending;
         }
+        let _replaced;
         let part = {
             let mut guard = self.handle.shared.wires.lock();
             let wires = &mut *guard;
@@ -496,7 +499,7 @@ impl Stream for SimStream {
             }
             let room = WINDOW.saturating_sub(pipe.held);
             if room == 0 {
-                pipe.writer = Some(cx.waker().clone());
+                _replaced = pipe.writer.replace(cx.waker().clone());
                 return Poll::Pending;
             }
             wires.draw_part(room.min(buf.len()))
@@ -527,22 +530,24 @@ impl Drop for SimStream {
         if !self.ended {
             self.send(None);
         }
-        let writer = {
-            let mut wires = self.handle.shared.wires.lock();
-            if let Some(pipe) = wires.pipes.get_mut(&self.write) {
-                pipe.writer_gone = true;
-                if pipe.reader_gone {
-                    wires.pipes.remove(&self.write);
-                }
+        let mut finished = [None, None];
+        let mut wires = self.handle.shared.wires.lock();
+        if let Some(pipe) = wires.pipes.get_mut(&self.write) {
+            pipe.writer_gone = true;
+            if pipe.reader_gone {
+                finished[0] = wires.pipes.remove(&self.write);
             }
-            let Some(pipe) = wires.pipes.get_mut(&self.read) else { return };
+        }
+        let mut writer = None;
+        if let Some(pipe) = wires.pipes.get_mut(&self.read) {
             pipe.reader_gone = true;
-            let writer = pipe.writer.take();
+            writer = pipe.writer.take();
             if pipe.writer_gone {
-                wires.pipes.remove(&self.read);
+                finished[1] = wires.pipes.remove(&self.read);
             }
-            writer
-        };
+        }
+        drop(wires);
+        drop(finished); // with wakers
         if let Some(writer) = writer {
             writer.wake();
         }
