@@ -239,3 +239,36 @@ fn a_full_disk_refuses_before_staging_and_goes_on_when_space_returns() {
     });
     done.done().unwrap();
 }
+
+#[test]
+fn a_bit_that_flips_on_the_way_from_the_disk_never_cuts_the_lane() {
+    let script = [
+        Step::Append { group: 0, back: 0, term: 1, len: 9000 },
+        Step::Append { group: 10, back: 0, term: 1, len: 9000 },
+        Step::Sync,
+        Step::Append { group: 10, back: 0, term: 1, len: 300 },
+        Step::Sync,
+    ];
+    let (mut unharmed, mut refused) = (0, 0);
+    for n in 0.. {
+        let sim = Sim::new(n);
+        let node = sim.node("a");
+        let driver = Driver::new();
+        run(&sim, &node, &driver, Lost::Unsynced, &script).done().unwrap();
+        let fault = Fault::new(FaultKind::Flip).path("/store/log/");
+        node.disk().inject(fault.skip(n / 10));
+        let result = run(&sim, &node, &driver, Lost::Unsynced, &[]).done();
+        if node.disk().fault_hits() == 0 {
+            break;
+        }
+        match result {
+            Ok(()) => unharmed += 1,
+            Err(error) => {
+                assert!(error.is_corruption(), "{error}");
+                refused += 1;
+            }
+        }
+        run(&sim, &node, &driver, Lost::Unsynced, AFTERWARDS).done().unwrap();
+    }
+    assert!(unharmed > 10 && refused > 10, "{unharmed} unharmed, {refused} refused");
+}
