@@ -399,7 +399,7 @@ mod tests {
         let mut seed = 1;
         for step in 0..50_000 {
             let n = random(&mut seed);
-            let admit = if n % 7 == 0 { Admit::Index } else { Admit::Data };
+            let admit = if n.is_multiple_of(7) { Admit::Index } else { Admit::Data };
             let frame = pool.frame((n % 9000) as usize);
             pool.insert(key(n % 11, n >> 4), frame, admit);
             if step % 5000 == 4999 {
