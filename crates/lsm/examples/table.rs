@@ -24,10 +24,9 @@ fn main() -> Outcome<()> {
     let env = os::env()?;
     let directory = std::env::temp_dir().join(format!("atoll-table-{}", std::process::id()));
     block_on(env.disk.create_dir(&directory))?;
-    let outcome = [("none", Codec::None), ("lz4", Codec::Lz4), ("zstd", Codec::Zstd(3))]
+    [("none", Codec::None), ("lz4", Codec::Lz4), ("zstd", Codec::Zstd(3))]
         .into_iter()
-        .try_for_each(|(name, codec)| measure(&env, &directory.join(name), codec, records));
-    outcome
+        .try_for_each(|(name, codec)| measure(&env, &directory.join(name), codec, records))
 }
 
 /// Key number `n`: 4 bytes of keyspace and 16 digits.
