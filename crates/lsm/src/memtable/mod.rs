@@ -96,6 +96,22 @@ impl Memtable {
         (Writer { splice: Splice::new(appender), table: table.clone() }, table)
     }
 
+    /// Returns the most bytes that a record of these lengths takes, in bytes.
+    pub fn record_bytes(key_len: usize, value_len: usize) -> usize {
+        list::NODE_BYTES_MAX + key_len + value_len
+    }
+
+    /// Returns the bytes that a range tombstone with bounds of these lengths takes.
+    pub fn range_bytes(start_len: usize, end_len: usize) -> usize {
+        size_of::<RangeTombstone>() + start_len + end_len
+    }
+
+    /// Returns a capacity in which records and range tombstones of `bytes` in all fit for certain.
+    pub fn capacity_for(bytes: usize) -> usize {
+        // The filter takes its share of the capacity, the empty list a little.
+        bytes + bytes / 32 + 4096
+    }
+
     /// Returns the newest record of a user key that is visible at `snapshot`. Range tombstones are
     /// the caller's to compare with it.
     #[inline]
@@ -196,6 +212,11 @@ impl Writer {
     /// Returns the memtable that is written.
     pub fn memtable(&self) -> &Arc<Memtable> {
         &self.table
+    }
+
+    /// Returns the bytes that are left.
+    pub fn free(&self) -> usize {
+        self.table.capacity.saturating_sub(self.table.bytes_used())
     }
 
     /// Inserts a record. If its internal key is already there, so is the record: nothing happens.
