@@ -25,9 +25,9 @@ use crate::read::Record;
 use crate::recovery::{Replay, inspect};
 use crate::slice::Slice;
 use crate::stats::{LevelStats, Stats};
-use crate::store::{Catalog, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::store::{Catalog, Chore, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
-use crate::version::manifest::{self, Manifest, SWAP, sync_dir};
+use crate::version::manifest::{self, Manifest, SWAP};
 use crate::version::{Garbage, Paths};
 use crate::view::View;
 
@@ -450,8 +450,13 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
     // its identity has a log, and a log that is gone is noticed.
     let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
     Log::open(env, &paths.log(), first, 0).await?.finish().await?;
-    if let Some(parent) = paths.root.parent().filter(|p| !p.as_os_str().is_empty()) {
-        sync_dir(env.disk.as_ref(), SWAP, parent).await?;
+    // Directories above it may have been made with it.
+    for above in paths.root.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+        match env.disk.sync_dir(SWAP, above).await {
+            // Who may not read a directory did not make it.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
+            synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
+        }
     }
     identity::write(env, paths, id).await?;
     Ok(id)
@@ -560,6 +565,8 @@ impl Store {
         }
         stats.cache = self.tables.pool().stats();
         stats.refusal = self.refusal().map(|e| e.to_string());
+        let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));
+        stats.background_failure = failure.map(|e| e.to_string());
         stats
     }
 }
