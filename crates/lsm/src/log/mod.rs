@@ -54,6 +54,7 @@ mod frame;
 mod groups;
 mod lane;
 mod recovery;
+mod repair;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -69,7 +70,8 @@ use atoll_env::{Env, IoTag};
 
 pub use frame::{FrameHeader, FrameKind};
 pub use groups::GroupState;
-pub use recovery::{CutReport, LaneSummary, Recovery, Replayed, repair_cut, verify};
+pub use recovery::{Recovery, Replayed};
+pub use repair::{CutReport, LaneSummary, repair_cut, verify};
 pub use segment::{LOG_READ, Preparation, Prepared, SEGMENT_CREATE, SEGMENT_REUSE};
 
 use crate::error::{Error, Result};
