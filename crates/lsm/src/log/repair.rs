@@ -13,7 +13,7 @@ use atoll_env::{Env, OpenMode};
 use super::LogOptions;
 use super::frame::{BLOCK, FrameHeader};
 use super::lane::Search;
-use super::recovery::{Chain, open_segments, settle_tail, successor, tidy};
+use super::recovery::{Chain, Recovery, open_segments, settle_tail, successor, tidy};
 use super::segment::{Directory, FIRST_FRAME, Preparation, Segment, SegmentHeader};
 use crate::error::{Error, Result};
 
@@ -46,7 +46,7 @@ pub struct CutReport {
 }
 
 /// Reads the lane in `dir` without changing anything and shows every frame that counts to `visit`,
-/// with its file. Returns a summary, or the corruption that [`Log::open`] would refuse.
+/// with its file. Returns a summary, or the corruption that [`super::Log::open`] would refuse.
 pub async fn verify(
     env: &Env,
     dir: &Path,
@@ -76,9 +76,11 @@ pub async fn verify(
 
 /// Cuts a corrupt lane at the first frame that does not verify, and reports what that drops.
 /// Everything behind it is gone, acknowledged or not; the positions of what was dropped are not
-/// used again. A lane that [`Log::open`] accepts is left as it is.
+/// used again. A lane that [`super::Log::open`] accepts is left as it is.
 ///
-/// `known_durable` is what the owner would give to [`Log::open`]; afterwards it is accepted.
+/// `known_durable` is what the owner would give to [`super::Log::open`], which accepts the lane
+/// afterwards. The one damage that a cut does not mend is a missing oldest segment: it is returned
+/// as the error it is.
 pub async fn repair_cut(
     env: &Env,
     dir: &Path,
@@ -101,7 +103,11 @@ pub async fn repair_cut(
     };
     let mut report =
         CutReport { problem: None, end: chain.end, dropped_frames: 0, dropped_bytes: 0 };
-    let Err(problem) = judged else { return Ok(report) };
+    let Err(problem) = judged else {
+        // A cut does not bring back a segment that is missing at the front.
+        Recovery::open(env, dir, options, known_durable).await?;
+        return Ok(report);
+    };
     if !problem.is_corruption() {
         return Err(problem);
     }

@@ -205,6 +205,8 @@ fn a_missing_segment_in_the_middle_is_named() {
     let error = lane.refused(0);
     assert_corruption(&error, &lane.segment(2), 0);
     assert!(error.to_string().contains("entries of group 0 from index 1 on"), "{error}");
+    let repair = block_on(repair_cut(&lane.env, &lane.path(), options(), 0)).unwrap_err();
+    assert_eq!(repair.to_string(), error.to_string(), "cutting the end does not mend the front");
 }
 
 #[test]
