@@ -387,7 +387,8 @@ impl Recovery {
     }
 
     /// Opens the lane for writing: what was found is durable on return. The replay need not have
-    /// been read to its end.
+    /// been read to its end. On a full disk the lane opens, and writes answer `NoSpace`, unless it
+    /// is empty.
     pub async fn finish(self) -> Result<Log> {
         let Recovery { env, directory, options, listing, segments, chain, .. } = self;
         settle_tail(&directory, &segments, &chain).await?;
@@ -411,20 +412,28 @@ impl Recovery {
             ..after
         };
         let source = spares.source();
-        let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
-        let path = directory.segment_path(header.number);
-        directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
-        directory.sync(prepared.tag).await?;
+        let made = Preparation { directory: directory.clone(), header, source }.run().await;
+        let fresh = match made {
+            Ok(prepared) => {
+                let path = directory.segment_path(header.number);
+                directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
+                directory.sync(prepared.tag).await?;
+                Some(Segment { path: path.into(), ..prepared.segment })
+            }
+            // A full disk must not keep anybody from reading: the segment stays a plan, and the
+            // first write tries again.
+            Err(Error::NoSpace(_)) if chain.last.is_some() => None,
+            Err(e) => return Err(e),
+        };
         if let Some(parent) = directory.path.parent().filter(|p| !p.as_os_str().is_empty()) {
             directory.disk.sync_dir(RECOVERY, parent).await.map_err(|e| stopped(parent, &e))?;
         }
-        let fresh = Segment { path: path.into(), ..prepared.segment };
 
         let kept = segments.iter().take(kept).zip(self.contents);
         let mut slots: VecDeque<Slot> = kept
             .map(|(s, content)| Slot { header: s.header, segment: Some(s.clone()), content })
             .collect();
-        slots.push_back(Slot { header, segment: Some(fresh), content: Content::new() });
+        slots.push_back(Slot { header, segment: fresh, content: Content::new() });
         let end = if chain.last.is_some() { chain.end } else { header.base + FIRST_FRAME };
         let last_frame = (end, chain.prev.unwrap_or(0));
         let writer = Writer::new(directory, options, env.random, slots, spares, last_frame);

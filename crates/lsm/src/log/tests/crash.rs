@@ -230,6 +230,18 @@ fn a_full_disk_refuses_before_staging_and_goes_on_when_space_returns() {
         log.append(id(0, index + 1, 1), &[&[2; 9000]])?;
         assert!(matches!(log.sync().await, Err(Error::NoSpace(_))));
         assert!(log.stats().staged_bytes >= 9000);
+        drop(log);
+        // The lane opens, and can be read, while the disk is still full.
+        let mut recovery = Log::open(&env, DIR.as_ref(), options(), 0).await?;
+        let mut replayed = 0;
+        while recovery.next_entry().await?.is_some() {
+            replayed += 1;
+        }
+        assert_eq!(replayed, index);
+        let mut log = recovery.finish().await?;
+        assert!(matches!(log.prepare_next().await, Err(Error::NoSpace(_))));
+        log.append(id(0, index + 1, 1), &[&[2; 9000]])?;
+        assert!(matches!(log.sync().await, Err(Error::NoSpace(_))));
         disk.set_options(DiskOptions { capacity: None, ..disk.options() });
         log.sync().await?;
         assert_eq!(log.stats().staged_bytes, 0);
