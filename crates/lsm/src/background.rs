@@ -45,7 +45,11 @@ pub(crate) struct Background {
 
 impl Background {
     /// Starts the tasks.
-    pub(crate) fn start(store: Arc<Store>, keyspaces: Arc<Keyspaces>, next_file: u64) -> Arc<Background> {
+    pub(crate) fn start(
+        store: Arc<Store>,
+        keyspaces: Arc<Keyspaces>,
+        next_file: u64,
+    ) -> Arc<Background> {
         let this = Arc::new(Background {
             store,
             keyspaces,
@@ -56,18 +60,27 @@ impl Background {
         });
         let tasks = &this.store.options.env.tasks;
         let (flush, compact, sync) = (this.clone(), this.clone(), this.clone());
-        tasks.spawn("flush", Box::pin(async move {
-            flush.flush_loop().await;
-            flush.end();
-        }));
-        tasks.spawn("compaction", Box::pin(async move {
-            compact.compaction_loop().await;
-            compact.end();
-        }));
-        tasks.spawn("log sync", Box::pin(async move {
-            sync.sync_loop().await;
-            sync.end();
-        }));
+        tasks.spawn(
+            "flush",
+            Box::pin(async move {
+                flush.flush_loop().await;
+                flush.end();
+            }),
+        );
+        tasks.spawn(
+            "compaction",
+            Box::pin(async move {
+                compact.compaction_loop().await;
+                compact.end();
+            }),
+        );
+        tasks.spawn(
+            "log sync",
+            Box::pin(async move {
+                sync.sync_loop().await;
+                sync.end();
+            }),
+        );
         this
     }
 
@@ -194,11 +207,9 @@ impl Background {
         let catalog = &mut *catalog;
         // What lost its last reader's handle may go only after the edit is durable; computing the
         // next version first also proves that the edit fits.
-        let next = catalog
-            .state
-            .version
-            .after(&edit, &store.garbage)
-            .map_err(|what| Error::Stopped(format!("an edit of the manifest does not fit: {what}")))?;
+        let next = catalog.state.version.after(&edit, &store.garbage).map_err(|what| {
+            Error::Stopped(format!("an edit of the manifest does not fit: {what}"))
+        })?;
         let appended = catalog.manifest.append(tag, &edit, &catalog.state).await;
         if let Err(e) = appended {
             if !matches!(e, Error::NoSpace(_)) {
@@ -274,7 +285,8 @@ impl Background {
 
     async fn carry_out(&self, version: &Version, plan: Plan) -> Result<()> {
         let started = self.store.options.env.clock.now();
-        let keep_memtables = |view: &View, version| View { memtables: view.memtables.clone(), version };
+        let keep_memtables =
+            |view: &View, version| View { memtables: view.memtables.clone(), version };
         let (inputs, to) = match plan {
             Plan::Drop { tables } => {
                 let edit = Edit { removed: tables, ..Edit::default() };
@@ -289,7 +301,10 @@ impl Background {
         let handles: Vec<(usize, Arc<TableHandle>)> = inputs
             .iter()
             .filter_map(|(level, id)| {
-                version.levels[*level].iter().find(|t| t.desc.id == *id).map(|t| (*level, t.clone()))
+                version.levels[*level]
+                    .iter()
+                    .find(|t| t.desc.id == *id)
+                    .map(|t| (*level, t.clone()))
             })
             .collect();
         let tables = &self.store.tables;
@@ -455,12 +470,7 @@ struct JobParts<'a> {
 }
 
 impl JobParts<'_> {
-    async fn run(
-        self,
-        input: Merge,
-        covering: &Fragmented,
-        outcome: &mut Outcome,
-    ) -> Result<()> {
+    async fn run(self, input: Merge, covering: &Fragmented, outcome: &mut Outcome) -> Result<()> {
         let store = &self.background.store;
         let next_id = || self.background.draw_id();
         let cancelled = || store.is_stopping();

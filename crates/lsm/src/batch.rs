@@ -251,16 +251,20 @@ impl<'a> Records<'a> {
         let unknown = r.malformed("a known record kind");
         let kind = r.u8("a record kind")?;
         Ok(match kind {
-            INSERT => {
-                Record::Insert { key: r.bytes("a key")?, value: r.bytes("a value")?, deadline: None }
-            }
+            INSERT => Record::Insert {
+                key: r.bytes("a key")?,
+                value: r.bytes("a value")?,
+                deadline: None,
+            },
             INSERT_EXPIRING => {
                 let key = r.bytes("a key")?;
                 let deadline = Some(r.u64("a deadline")?);
                 Record::Insert { key, value: r.bytes("a value")?, deadline }
             }
             REMOVE => Record::Remove { key: r.bytes("a key")? },
-            REMOVE_RANGE => Record::RemoveRange { start: r.bytes("a key")?, end: r.bytes("a key")? },
+            REMOVE_RANGE => {
+                Record::RemoveRange { start: r.bytes("a key")?, end: r.bytes("a key")? }
+            }
             _ => return Err(unknown),
         })
     }

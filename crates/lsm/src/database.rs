@@ -14,9 +14,7 @@ use crate::error::{Error, Result};
 use crate::identity;
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
-use crate::keyspace::{
-    CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about,
-};
+use crate::keyspace::{CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
@@ -122,7 +120,8 @@ impl Builder {
 impl Database {
     /// Starts describing how to open the database in the directory `path`.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
-        let env = os::env().map_err(|e| Error::io("reaching the operating system for", path.as_ref(), e));
+        let env =
+            os::env().map_err(|e| Error::io("reaching the operating system for", path.as_ref(), e));
         Builder { path: path.as_ref().to_owned(), options: env.map(Options::new) }
     }
 
@@ -143,14 +142,8 @@ impl Database {
         let (store, next_file) = recover(options, paths, identity).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
-        let inner = Inner {
-            store,
-            keyspaces,
-            background,
-            naming: Gate::new(()),
-            may_wait,
-            _lock: lock,
-        };
+        let inner =
+            Inner { store, keyspaces, background, naming: Gate::new(()), may_wait, _lock: lock };
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -469,7 +462,10 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
             return Err(Error::corruption(
                 &paths.log(),
                 entry.position,
-                format!("entry {} follows entry {applied}: those between are missing", entry.id.index),
+                format!(
+                    "entry {} follows entry {applied}: those between are missing",
+                    entry.id.index
+                ),
             ));
         }
         let needed = arena_bytes(entry.payload)?;
@@ -553,14 +549,11 @@ async fn sweep(
 /// Reads the names of the keyspaces.
 async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let keyspaces = Keyspaces::default();
-    let bounds = Bounds {
-        start: CATALOG.to_be_bytes().to_vec(),
-        end: (CATALOG + 1).to_be_bytes().to_vec(),
-    };
+    let bounds =
+        Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
     let (view, snapshot) = store.pin_owned();
     let direction = crate::iter::Direction::Forward;
-    let mut scan =
-        view.scan(&store.tables, direction, bounds, snapshot, store.now(), None).await?;
+    let mut scan = view.scan(&store.tables, direction, bounds, snapshot, store.now(), None).await?;
     while let Some(entry) = scan.next().await? {
         let about = decode_about(&entry.user_key[4..], &entry.value).map_err(|e| {
             Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))

@@ -24,7 +24,8 @@ const CREATE: IoTag = IoTag::new(IoClass::Flush, "create");
 /// Reads the identity of the directory; `None` if a new database may be made there.
 pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<u64>> {
     let path = paths.identity();
-    let foreign = |what: &str| Err(Error::Foreign { path: paths.root.clone(), what: what.to_owned() });
+    let foreign =
+        |what: &str| Err(Error::Foreign { path: paths.root.clone(), what: what.to_owned() });
     let bytes = match read_file(env, &path).await {
         Ok(bytes) => bytes,
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {

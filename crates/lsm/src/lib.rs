@@ -60,4 +60,4 @@ pub use options::{
 pub use range::{Cursor, Guard, Range};
 pub use read::Record;
 pub use slice::{Owner, Slice};
-pub use stats::{LevelStats, Latency, Stats};
+pub use stats::{Latency, LevelStats, Stats};

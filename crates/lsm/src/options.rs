@@ -158,7 +158,9 @@ impl Options {
             return wrong("a memtable can hold at most 2 GiB: lower memtable_size");
         }
         if self.level_ratio < 2 || self.level0_tables == 0 || self.sealed_memtables_max == 0 {
-            return wrong("level_ratio must be at least 2, level0_tables and sealed_memtables_max at least 1");
+            return wrong(
+                "level_ratio must be at least 2, level0_tables and sealed_memtables_max at least 1",
+            );
         }
         Ok(())
     }

@@ -106,13 +106,15 @@ impl Cursor {
         // The two ends meet where one returns a key that the other has passed.
         match direction {
             Direction::Forward => {
-                if self.back.as_ref().is_some_and(|b| b.last().is_some_and(|k| k <= &user_key[..])) {
+                if self.back.as_ref().is_some_and(|b| b.last().is_some_and(|k| k <= &user_key[..]))
+                {
                     self.met = true;
                     return Ok(None);
                 }
             }
             Direction::Backward => {
-                if self.front.as_ref().is_some_and(|f| f.last().is_some_and(|k| k >= &user_key[..])) {
+                if self.front.as_ref().is_some_and(|f| f.last().is_some_and(|k| k >= &user_key[..]))
+                {
                     self.met = true;
                     return Ok(None);
                 }

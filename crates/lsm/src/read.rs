@@ -115,7 +115,8 @@ impl Inner {
                         format!("the long value of key \"{key}\" {what}"),
                     )
                 };
-                let head = stored.chunked().ok_or_else(|| broken("has a head that makes no sense"))?;
+                let head =
+                    stored.chunked().ok_or_else(|| broken("has a head that makes no sense"))?;
                 let mut value = Vec::new();
                 let first = stored.trailer.seqno();
                 for back in 1..=head.chunks {

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::Instant;
+use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::sync::Notify;
 use event_listener::Event;
 use parking_lot::Mutex;

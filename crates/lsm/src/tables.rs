@@ -89,7 +89,9 @@ impl Tables {
         }
         let path = self.paths.table(handle.desc.id);
         let expected = Expected { size: handle.desc.size, salt: handle.desc.salt };
-        let open = || Table::open(self.env.disk.as_ref(), &path, handle.desc.id, expected, self.pool.clone());
+        let open = || {
+            Table::open(self.env.disk.as_ref(), &path, handle.desc.id, expected, self.pool.clone())
+        };
         let opened = match open().await {
             Err(e) if e.is_corruption() => open().await,
             result => result,

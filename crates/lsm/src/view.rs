@@ -50,8 +50,8 @@ impl View {
     ) -> Result<Option<Hit>> {
         let found = self.find(tables, user_key, snapshot).await?;
         Ok(found.and_then(|(covering, hit)| {
-            let dead = covering > hit.trailer.seqno()
-                || is_dead(key_kind(hit.trailer), &hit.value, now);
+            let dead =
+                covering > hit.trailer.seqno() || is_dead(key_kind(hit.trailer), &hit.value, now);
             (!dead).then_some(hit)
         }))
     }

@@ -62,9 +62,7 @@ pub(crate) enum Plan {
 
 /// Returns the most useful thing to do, if anything is due.
 pub(crate) fn choose(view: &View, targets: Targets) -> Option<Plan> {
-    drop_dead(view)
-        .or_else(|| shrink_fullest(view, targets))
-        .or_else(|| rewrite_dead_weight(view))
+    drop_dead(view).or_else(|| shrink_fullest(view, targets)).or_else(|| rewrite_dead_weight(view))
 }
 
 /// Returns the level that L0 merges into and the target size of each level from there on.
@@ -80,7 +78,8 @@ pub(crate) fn level_targets(view: &View, targets: Targets) -> (usize, [u64; LEVE
         size /= targets.level_ratio;
     }
     let mut sizes = [0; LEVELS];
-    let mut size = size.clamp(targets.level_base_size / targets.level_ratio + 1, targets.level_base_size);
+    let mut size =
+        size.clamp(targets.level_base_size / targets.level_ratio + 1, targets.level_base_size);
     for target in &mut sizes[base..] {
         *target = size;
         size = size.saturating_mul(targets.level_ratio);
@@ -134,10 +133,9 @@ fn shrink_fullest(view: &View, targets: Targets) -> Option<Plan> {
         .collect();
     scores.push((view.levels[0].len() as f64 / targets.level0_tables as f64, 0));
     scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    scores
-        .into_iter()
-        .filter(|(score, _)| *score >= 1.0)
-        .find_map(|(_, level)| if level == 0 { empty_level0(view, base) } else { lower_one(view, level) })
+    scores.into_iter().filter(|(score, _)| *score >= 1.0).find_map(|(_, level)| {
+        if level == 0 { empty_level0(view, base) } else { lower_one(view, level) }
+    })
 }
 
 /// Returns the step that moves the oldest tables of L0 into the base level.
@@ -148,7 +146,8 @@ fn empty_level0(view: &View, base: usize) -> Option<Plan> {
     let mut stuck: Vec<&TableDesc> = Vec::new();
     let mut free: Vec<&Candidate> = Vec::new();
     for table in tables.iter().rev() {
-        let base_blocked = view.levels[base].iter().any(|c| c.blocked && c.desc.overlaps(&table.desc));
+        let base_blocked =
+            view.levels[base].iter().any(|c| c.blocked && c.desc.overlaps(&table.desc));
         if table.blocked || base_blocked || stuck.iter().any(|s| s.overlaps(&table.desc)) {
             stuck.push(&table.desc);
         } else {
@@ -156,7 +155,8 @@ fn empty_level0(view: &View, base: usize) -> Option<Plan> {
         }
     }
     let oldest = free.first()?;
-    let alone = !tables.iter().any(|t| t.desc.id != oldest.desc.id && t.desc.overlaps(&oldest.desc));
+    let alone =
+        !tables.iter().any(|t| t.desc.id != oldest.desc.id && t.desc.overlaps(&oldest.desc));
     if alone && !view.levels[base].iter().any(|t| t.desc.overlaps(&oldest.desc)) {
         return Some(Plan::Move { table: oldest.desc.id, to: base });
     }
@@ -206,9 +206,8 @@ fn rewrite_dead_weight(view: &View) -> Option<Plan> {
         for table in view.levels[level].iter().filter(|c| !c.blocked) {
             let desc = &table.desc;
             let expired = desc.expiring > 0 && desc.deadline_max <= view.expire_before;
-            let dead = desc.tombstones
-                + desc.range_tombstones
-                + if expired { desc.expiring } else { 0 };
+            let dead =
+                desc.tombstones + desc.range_tombstones + if expired { desc.expiring } else { 0 };
             // Tombstones that a snapshot still needs would only be written again.
             let droppable = desc.seqnos.1 <= oldest;
             if dead * 2 < desc.entries || dead == 0 || !droppable {

@@ -82,8 +82,7 @@ impl Job<'_> {
             }
             let key = input.key();
             let kind = key_kind(key.trailer);
-            let fate =
-                survivors.fate(key, kind, input.value(), || self.is_bottom(key.user_key));
+            let fate = survivors.fate(key, kind, input.value(), || self.is_bottom(key.user_key));
             if fate == Fate::Drop {
                 input.step().await?;
                 continue;
@@ -187,7 +186,8 @@ impl Job<'_> {
             ..TableOptions::default()
         };
         let path = self.paths.table(id);
-        let writer = TableWriter::create(env.disk.as_ref(), &path, id, salt, options, self.class).await?;
+        let writer =
+            TableWriter::create(env.disk.as_ref(), &path, id, salt, options, self.class).await?;
         let desc = TableDesc {
             id,
             salt,

@@ -55,7 +55,11 @@ impl Scan {
         now: u64,
         tombstones: Vec<Arc<Fragmented>>,
     ) -> Scan {
-        let entry = Entry { user_key: Vec::new(), trailer: Trailer::OLDEST, value: Slice::from(Vec::new()) };
+        let entry = Entry {
+            user_key: Vec::new(),
+            trailer: Trailer::OLDEST,
+            value: Slice::from(Vec::new()),
+        };
         Scan {
             merge,
             direction,

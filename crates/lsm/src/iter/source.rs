@@ -36,7 +36,11 @@ impl Source {
     }
 
     /// The tables of a level below L0, in key order.
-    pub(crate) fn level(tables: Arc<Tables>, handles: Vec<Arc<TableHandle>>, mode: ReadMode) -> Source {
+    pub(crate) fn level(
+        tables: Arc<Tables>,
+        handles: Vec<Arc<TableHandle>>,
+        mode: ReadMode,
+    ) -> Source {
         let newest = handles.iter().map(|h| h.desc.seqnos.1).max().unwrap_or(0);
         let level = Level { tables, handles, mode, at: 0, open: None, step: None };
         Source { run: Run::Level(level), newest }

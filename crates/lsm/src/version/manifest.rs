@@ -106,7 +106,8 @@ impl Manifest {
         if end == HEADER_LEN {
             return Err(Error::corruption(&path, end as u64, "the first edit does not verify"));
         }
-        if let Some(later) = (end + 1..bytes.len()).find(|&at| edit_at(&bytes, id, salt, at).is_some())
+        if let Some(later) =
+            (end + 1..bytes.len()).find(|&at| edit_at(&bytes, id, salt, at).is_some())
         {
             return Err(Error::corruption(
                 &path,
@@ -241,7 +242,8 @@ fn decode_header(path: &Path, id: u64, bytes: &[u8]) -> Result<u64> {
     if &bytes[..8] != MAGIC {
         return Err(Error::corruption(path, 0, "this is no manifest: the magic bytes differ"));
     }
-    let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let u32_at =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes[..HEADER_LEN - 4]]);
     if u32_at(HEADER_LEN - 4) != sum {
         return Err(Error::corruption(path, 0, "the header does not verify"));
@@ -334,6 +336,7 @@ pub(crate) async fn read_file(env: &Env, path: &Path) -> Result<IoBuf> {
     let context = |e| Error::io("reading", path, e);
     let file = env.disk.open(path, OpenMode::Read).await.map_err(context)?;
     let len = file.len().await.map_err(context)?;
-    let len = usize::try_from(len).map_err(|_| Error::corruption(path, 0, "the file is too long"))?;
+    let len =
+        usize::try_from(len).map_err(|_| Error::corruption(path, 0, "the file is too long"))?;
     file.read_at(READ, 0, IoBuf::zeroed(len)).await.map_err(context)
 }

@@ -84,7 +84,8 @@ impl Version {
         levels[0].sort_by_key(|t| std::cmp::Reverse(t.desc.id));
         for tables in &mut levels[1..] {
             tables.sort_by(|a, b| a.desc.smallest.cmp(&b.desc.smallest));
-            if let Some(pair) = tables.windows(2).find(|p| p[0].desc.ends_after(&p[1].desc.smallest))
+            if let Some(pair) =
+                tables.windows(2).find(|p| p[0].desc.ends_after(&p[1].desc.smallest))
             {
                 let (a, b) = (pair[0].desc.id, pair[1].desc.id);
                 return Err(format!("it makes tables {a} and {b} of one level overlap"));
