@@ -15,20 +15,20 @@
 //! power cut in the middle of it changes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use atoll_env::disk::IoClass;
 use atoll_env::{Env, IoBuf, IoTag, OpenMode};
 
-use super::frame::{BLOCK, FrameHeader, FrameKind, MAX_FRAME};
+use super::frame::{ALIGN, BLOCK, FrameHeader, FrameKind, MAX_FRAME};
 use super::groups::{Group, GroupState, Location};
-use super::lane::{Cursor, Search};
+use super::lane::{Cursor, Frame, Search};
 use super::segment::{
     Cut, Directory, FIRST_FRAME, Listing, Preparation, Segment, SegmentHeader, stopped,
 };
 use super::writer::{Content, Slot, Spares, Writer, note_content};
-use super::{Entry, EntryId, GroupId, GroupSummary, Log, LogOptions, mutant, summary};
+use super::{Entry, EntryId, GroupId, GroupSummary, LaneSummary, Log, LogOptions, mutant, summary};
 use crate::error::{Error, Result};
 
 /// Site of the writes of opening a lane.
@@ -43,34 +43,6 @@ pub struct Replayed<'a> {
     pub position: u64,
     /// Its payload.
     pub payload: &'a [u8],
-}
-
-/// What [`verify`] found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneSummary {
-    /// Segments, prepared ones included.
-    pub segments: usize,
-    /// Frames in the chain.
-    pub frames: u64,
-    /// Their bytes, headers and padding included.
-    pub frame_bytes: u64,
-    /// Lane position behind the last one.
-    pub end: u64,
-    /// Frames behind the end that verify but follow a torn one: never acknowledged as synced.
-    pub torn_frames: u64,
-}
-
-/// What [`repair_cut`] did.
-#[derive(Clone, Debug)]
-pub struct CutReport {
-    /// What was wrong, `None` if nothing was and nothing was changed.
-    pub problem: Option<Error>,
-    /// Lane position behind the last frame that was kept.
-    pub end: u64,
-    /// Frames that verify and were dropped, because something before them does not.
-    pub dropped_frames: u64,
-    /// Their bytes, headers and padding included.
-    pub dropped_bytes: u64,
 }
 
 /// An entry whose last fragment was read.
@@ -92,7 +64,9 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Takes the next frame of the chain; `keep` says whether its payload is wanted. Returns the
     /// entry that ends with it.
-    pub fn feed(&mut self, frame: &FrameHeader, payload: &[u8], keep: bool) -> Option<Whole> {
+    pub fn feed(&mut self, frame: &Frame<'_>, keep: bool) -> Option<Whole> {
+        let payload = frame.payload();
+        let frame = &frame.header;
         if frame.first {
             self.open = Some(*frame);
             self.payload.clear();
@@ -132,7 +106,7 @@ pub(super) async fn read_entry(cursor: &mut Cursor, position: u64) -> Result<Opt
     cursor.seek(position);
     let mut assembly = Assembly::default();
     while let Some(frame) = cursor.next().await? {
-        if let Some(whole) = assembly.feed(&frame.header, frame.payload, true) {
+        if let Some(whole) = assembly.feed(&frame, true) {
             let payload = std::mem::take(&mut assembly.payload);
             return Ok(Some(Entry { id: whole.id, position: whole.origin, payload }));
         }
@@ -144,26 +118,26 @@ pub(super) async fn read_entry(cursor: &mut Cursor, position: u64) -> Result<Opt
 }
 
 /// The outcome of following the chain to its end.
-struct Chain {
+pub(super) struct Chain {
     /// Lane position behind the last frame, or where the first one is expected.
-    end: u64,
+    pub end: u64,
     /// Index of the segment of the last frame.
-    last: Option<usize>,
+    pub last: Option<usize>,
     /// Checksum of the last frame.
-    prev: Option<u32>,
+    pub prev: Option<u32>,
     /// Highest position some frame or header proves to have been durable.
     proven: u64,
     /// Where the next frame was expected: segment (an index) and lane position.
-    expected: (usize, u64),
-    frames: u64,
-    frame_bytes: u64,
+    pub expected: (usize, u64),
+    pub frames: u64,
+    pub frame_bytes: u64,
 }
 
 impl Chain {
-    /// Follows the chain and shows each frame to `visit`, with the index of its segment.
-    async fn follow(
+    /// Follows the chain and shows each frame to `visit`.
+    pub async fn follow(
         segments: &Arc<[Segment]>,
-        mut visit: impl FnMut(usize, &FrameHeader, &[u8]),
+        mut visit: impl FnMut(&Frame<'_>),
     ) -> Result<Chain> {
         let first = segments.first().map(|s| s.header);
         let mut cursor = Cursor::new(segments.clone());
@@ -176,7 +150,17 @@ impl Chain {
             frames: 0,
             frame_bytes: 0,
         };
-        while let Some(frame) = cursor.next().await? {
+        let mut doubted = None;
+        loop {
+            let Some(frame) = cursor.next().await? else {
+                // A bit that flipped on the way from the disk must not end the lane for ever.
+                if doubted == Some(cursor.position()) {
+                    break;
+                }
+                doubted = Some(cursor.position());
+                cursor.read_afresh();
+                continue;
+            };
             let header = &frame.header;
             chain.end = header.position + header.extent();
             chain.last = Some(frame.segment);
@@ -184,7 +168,7 @@ impl Chain {
             chain.proven = chain.proven.max(header.synced_to());
             chain.frames += 1;
             chain.frame_bytes += header.extent();
-            visit(frame.segment, header, frame.payload);
+            visit(&frame);
         }
         chain.expected = (cursor.segment(), cursor.position());
         Ok(chain)
@@ -192,7 +176,7 @@ impl Chain {
 
     /// Decides whether what follows the end is a torn tail. Returns the number of valid frames in
     /// it, or the corruption.
-    async fn judge(&self, segments: &Arc<[Segment]>, known_durable: u64) -> Result<u64> {
+    pub async fn judge(&self, segments: &Arc<[Segment]>, known_durable: u64) -> Result<u64> {
         let (at, position) = self.expected;
         let Some(segment) = segments.get(at) else { return Ok(0) };
         let offset = position - segment.header.base;
@@ -233,7 +217,7 @@ impl Chain {
 }
 
 /// Opens the segments of a lane in order, as far as they are good, and says why not further.
-async fn open_segments(
+pub(super) async fn open_segments(
     directory: &Directory,
     listing: &Listing,
     lane: u64,
@@ -309,18 +293,19 @@ impl Recovery {
         let mut contents = vec![Content::new(); segments.len()];
         let mut moved = BTreeMap::new();
         let mut assembly = Assembly::default();
-        let chain = Chain::follow(&segments, |at, frame, payload| {
-            if let Some(content) = contents.get_mut(at) {
+        let chain = Chain::follow(&segments, |read| {
+            let frame = &read.header;
+            if let Some(content) = contents.get_mut(read.segment) {
                 note_content(content, frame);
             }
             let indexed = (options.indexed)(frame.group);
             let group = groups.entry(frame.group).or_insert_with(|| Group::new(indexed));
             if frame.kind == FrameKind::State {
-                let (state, first) = decode_state(frame, payload);
+                let (state, first) = decode_state(frame, read.payload());
                 group.set_state(state, first, frame.position);
                 return;
             }
-            let Some(Whole { id, origin, span }) = assembly.feed(frame, &[], false) else { return };
+            let Some(Whole { id, origin, span }) = assembly.feed(read, false) else { return };
             let place = Location { position: span.0, end: span.1, term: id.term };
             if frame.kind == FrameKind::Append {
                 group.append(id, place);
@@ -375,7 +360,7 @@ impl Recovery {
             }
             let group = self.groups.get(&header.group);
             let live = group.is_some_and(|g| g.is_live(header.index, header.origin));
-            if let Some(whole) = self.assembly.feed(&header, frame.payload, live)
+            if let Some(whole) = self.assembly.feed(&frame, live)
                 && live
             {
                 let payload = self.assembly.payload();
@@ -402,10 +387,11 @@ impl Recovery {
     }
 
     /// Opens the lane for writing: what was found is durable on return. The replay need not have
-    /// been read to its end.
+    /// been read to its end. On a full disk the lane opens, and writes answer `NoSpace`, unless it
+    /// is empty.
     pub async fn finish(self) -> Result<Log> {
         let Recovery { env, directory, options, listing, segments, chain, .. } = self;
-        settle_tail(&segments, &chain).await?;
+        settle_tail(&directory, &segments, &chain).await?;
         let mut spares = tidy(&directory, &listing, &options).await?;
 
         // Segments behind the last frame go. Where the header of one is the only memory of the
@@ -426,39 +412,41 @@ impl Recovery {
             ..after
         };
         let source = spares.source();
-        let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
-        let path = directory.segment_path(header.number);
-        directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
-        directory.sync(prepared.tag).await?;
+        let made = Preparation { directory: directory.clone(), header, source }.run().await;
+        let fresh = match made {
+            Ok(prepared) => {
+                let path = directory.segment_path(header.number);
+                directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
+                directory.sync(prepared.tag).await?;
+                Some(Segment { path: path.into(), ..prepared.segment })
+            }
+            // A full disk must not keep anybody from reading: the segment stays a plan, and the
+            // first write tries again.
+            Err(Error::NoSpace(_)) if chain.last.is_some() => None,
+            Err(e) => return Err(e),
+        };
         if let Some(parent) = directory.path.parent().filter(|p| !p.as_os_str().is_empty()) {
             directory.disk.sync_dir(RECOVERY, parent).await.map_err(|e| stopped(parent, &e))?;
         }
-        let fresh = Segment { path: path.into(), ..prepared.segment };
 
         let kept = segments.iter().take(kept).zip(self.contents);
         let mut slots: VecDeque<Slot> = kept
             .map(|(s, content)| Slot { header: s.header, segment: Some(s.clone()), content })
             .collect();
-        slots.push_back(Slot { header, segment: Some(fresh), content: Content::new() });
+        slots.push_back(Slot { header, segment: fresh, content: Content::new() });
         let end = if chain.last.is_some() { chain.end } else { header.base + FIRST_FRAME };
         let last_frame = (end, chain.prev.unwrap_or(0));
         let writer = Writer::new(directory, options, env.random, slots, spares, last_frame);
         Ok(Log { options, writer, groups: self.groups, copied_to: 0, copied_bytes: 0 })
     }
 
-    /// The error of a second reading that differs from the first.
     fn changed(&self) -> Error {
-        let position = self.cursor.position();
-        let at = self.segments.iter().rfind(|s| s.header.base <= position);
-        let (path, offset) = at.map_or((self.directory.path.as_path(), 0), |s| {
-            (&*s.path, position.saturating_sub(s.header.base))
-        });
-        Error::corruption(path, offset, "a frame verified at first and does not any more")
+        changed(&self.directory, &self.segments, self.cursor.position())
     }
 }
 
 /// Returns number, base and cut of the segment that follows the chain.
-fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
+pub(super) fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
     let (number, base, cut) = match chain.last.and_then(|at| Some((at, segments.get(at)?.header))) {
         Some((at, last)) => {
             // A segment without frames is replaced where it stands, so positions never go back.
@@ -475,26 +463,62 @@ fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
 }
 
 /// Makes the unproven end of the chain durable, see the module's text.
-async fn settle_tail(segments: &[Segment], chain: &Chain) -> Result<()> {
-    let Some(segment) = chain.last.and_then(|at| segments.get(at)) else { return Ok(()) };
+pub(super) async fn settle_tail(
+    directory: &Directory,
+    segments: &Arc<[Segment]>,
+    chain: &Chain,
+) -> Result<()> {
+    let Some(at) = chain.last else { return Ok(()) };
+    let Some(segment) = segments.get(at) else { return Ok(()) };
     let base = segment.header.base;
-    let fail = |doing| move |e| Error::io(doing, &segment.path, e);
-    // After a sync frames start in a new block, so a block that is proven durable is not touched.
-    let proven = chain.proven.max(base + FIRST_FRAME) - base;
-    let mut offset = proven.next_multiple_of(BLOCK);
-    let end = chain.end - base;
-    while offset < end {
-        let len = (end - offset).min(MAX_FRAME as u64);
-        let bytes = segment.file.read_at(RECOVERY, offset, IoBuf::zeroed(len as usize)).await;
-        let bytes = bytes.map_err(fail("read"))?;
-        segment.file.write_at(RECOVERY, offset, bytes).await.map_err(fail("write"))?;
-        offset += len;
+    // Rotation syncs, so all of it lies in the last segment. After a sync frames start in a new
+    // block, so a block that is proven durable is not touched.
+    let start = chain.proven.max(base + FIRST_FRAME) - base;
+    let start = base + start.next_multiple_of(BLOCK);
+    // Only verified bytes are written back: one bit that flips while they are read would otherwise
+    // become permanent.
+    let mut cursor = Cursor::new(segments.clone());
+    cursor.seek(start);
+    let (mut run, mut run_at) = (IoBuf::new(), start - base);
+    while start < chain.end && cursor.position() < chain.end {
+        let Some(frame) = cursor.next().await? else {
+            return Err(changed(directory, segments, cursor.position()));
+        };
+        let offset = frame.header.position - base;
+        if offset != run_at + run.len() as u64 || run.len() >= MAX_FRAME {
+            write_back(segment, run_at, std::mem::take(&mut run)).await?;
+            run_at = offset;
+        }
+        run.extend_from_slice(frame.bytes);
+        run.resize((run.len() as u64).next_multiple_of(ALIGN) as usize);
     }
+    write_back(segment, run_at, run).await?;
     segment.file.sync(RECOVERY).await.map_err(|e| stopped(&segment.path, &e))
 }
 
+async fn write_back(segment: &Segment, offset: u64, bytes: IoBuf) -> Result<()> {
+    if !bytes.is_empty() {
+        let written = segment.file.write_at(RECOVERY, offset, bytes).await;
+        written.map_err(|e| Error::io("write", &segment.path, e))?;
+    }
+    Ok(())
+}
+
+/// The error of a second reading that differs from the first.
+fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error {
+    let at = segments.iter().rfind(|s| s.header.base <= position);
+    let (path, offset) = at.map_or((directory.path.as_path(), 0), |s| {
+        (&*s.path, position.saturating_sub(s.header.base))
+    });
+    Error::corruption(path, offset, "a frame verified at first and does not any more")
+}
+
 /// Removes what is neither a segment nor a usable spare, and returns the spares.
-async fn tidy(directory: &Directory, listing: &Listing, options: &LogOptions) -> Result<Spares> {
+pub(super) async fn tidy(
+    directory: &Directory,
+    listing: &Listing,
+    options: &LogOptions,
+) -> Result<Spares> {
     for path in &listing.unfinished {
         directory.remove(path).await?;
     }
@@ -537,114 +561,4 @@ fn decode_state(frame: &FrameHeader, payload: &[u8]) -> (GroupState, u64) {
     let vote = reader.u64("vote").unwrap_or(0);
     let first = reader.u64("first needed index").unwrap_or(0);
     (GroupState { term: frame.term, vote, commit: frame.index }, first)
-}
-
-/// Reads the lane in `dir` without changing anything and shows every frame that counts to `visit`,
-/// with its file. Returns a summary, or the corruption that [`Log::open`] would refuse.
-pub async fn verify(
-    env: &Env,
-    dir: &Path,
-    lane: u64,
-    mut visit: impl FnMut(&Path, &FrameHeader, &[u8]),
-) -> Result<LaneSummary> {
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
-    let listing = directory.list().await?;
-    let (segments, opened) = open_segments(&directory, &listing, lane, OpenMode::Read).await;
-    opened?;
-    let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |at, frame, payload| {
-        if let Some(segment) = segments.get(at) {
-            visit(&segment.path, frame, payload);
-        }
-    })
-    .await?;
-    let torn_frames = chain.judge(&segments, 0).await?;
-    Ok(LaneSummary {
-        segments: segments.len(),
-        frames: chain.frames,
-        frame_bytes: chain.frame_bytes,
-        end: chain.end,
-        torn_frames,
-    })
-}
-
-/// Cuts a corrupt lane at the first frame that does not verify, and reports what that drops.
-/// Everything behind it is gone, acknowledged or not; the positions of what was dropped are not
-/// used again. A lane that [`Log::open`] accepts is left as it is.
-///
-/// `known_durable` is what the owner would give to [`Log::open`]; afterwards it is accepted.
-pub async fn repair_cut(
-    env: &Env,
-    dir: &Path,
-    options: LogOptions,
-    known_durable: u64,
-) -> Result<CutReport> {
-    options.check()?;
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
-    let listing = directory.list().await?;
-    let (segments, opened) =
-        open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;
-    if let Err(foreign @ Error::Foreign { .. }) = opened {
-        return Err(foreign);
-    }
-    let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |_, _, _| {}).await?;
-    let judged = match opened {
-        Ok(()) => chain.judge(&segments, known_durable).await.map(|_| ()),
-        Err(e) => Err(e),
-    };
-    let mut report =
-        CutReport { problem: None, end: chain.end, dropped_frames: 0, dropped_bytes: 0 };
-    let Err(problem) = judged else { return Ok(report) };
-    if !problem.is_corruption() {
-        return Err(problem);
-    }
-    report.problem = Some(problem);
-
-    // What is dropped: frames behind the end, and in segments that cannot be put in order.
-    let mut behind: Vec<Segment> = Vec::new();
-    for &number in listing.segments.iter().skip(segments.len()) {
-        behind.extend(directory.open_segment(options.lane, number, OpenMode::Read).await.ok());
-    }
-    let (at, position) = chain.expected;
-    let offset = segments.get(at).map_or(FIRST_FRAME, |s| position - s.header.base);
-    let all: Arc<[Segment]> = segments.iter().chain(&behind).cloned().collect();
-    let mut search = Search::new(all.clone(), at, offset);
-    while let Some(stray) = search.next().await? {
-        report.dropped_frames += 1;
-        report.dropped_bytes += stray.header.extent();
-    }
-
-    // The new segment lies behind everything that ever had a position.
-    let ends = all.iter().map(|s| s.header.end()).max().unwrap_or(0);
-    let unreadable = (listing.segments.len() - all.len()) as u64 * options.segment_capacity;
-    let base = (ends + unreadable).max(known_durable.next_multiple_of(BLOCK));
-    let after = successor(&segments, &chain);
-    let number = if segments.is_empty() {
-        listing.segments.first().copied().unwrap_or(1)
-    } else {
-        after.number
-    };
-    let header = SegmentHeader {
-        lane: options.lane,
-        number,
-        base,
-        capacity: options.segment_capacity,
-        salt: env.random.next_u64(),
-        epoch: all.iter().map(|s| s.header.epoch).max().unwrap_or(0) + 1,
-        cut: after.cut,
-    };
-    settle_tail(&segments, &chain).await?;
-    let mut spares = tidy(&directory, &listing, &options).await?;
-    let source = spares.source();
-    let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
-    for &old in listing.segments.iter().filter(|&&n| n > number).rev() {
-        let path: PathBuf = directory.segment_path(old);
-        directory.remove(&path).await?;
-        directory.sync(prepared.tag).await?;
-    }
-    let path = directory.segment_path(number);
-    directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
-    directory.sync(prepared.tag).await?;
-    Ok(report)
 }
