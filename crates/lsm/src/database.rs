@@ -456,6 +456,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
     let log_options = LogOptions {
         lane: identity,
         segment_capacity: options.log_segment_size,
+        fill: options.durability == Durability::Synced,
         ..LogOptions::default()
     };
     let flushed = state.flushed.clone();
