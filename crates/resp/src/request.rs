@@ -143,7 +143,7 @@ impl<'a> Request<'a> {
     }
 
     /// Returns the arguments from `first` on.
-    pub fn from(&self, first: usize) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+    pub fn tail(self, first: usize) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
         let bytes = self.bytes;
         let spans = self.spans.get(first..).unwrap_or(&[]);
         spans.iter().map(move |span| &bytes[span.start as usize..span.end as usize])
@@ -161,7 +161,7 @@ impl Index<usize> for Request<'_> {
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.from(0).map(|arg| arg.escape_ascii().to_string())).finish()
+        f.debug_list().entries(self.tail(0).map(|arg| arg.escape_ascii().to_string())).finish()
     }
 }
 

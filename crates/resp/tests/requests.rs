@@ -30,7 +30,7 @@ fn parse(parts: &[&[u8]], limits: &Limits) -> (Commands, Option<ProtocolError>) 
                 Ok(None) => break,
                 Ok(Some(len)) => {
                     let request = parser.request(&buf[start..start + len]);
-                    commands.push(request.from(0).map(<[u8]>::to_vec).collect());
+                    commands.push(request.tail(0).map(<[u8]>::to_vec).collect());
                     start += len;
                 }
                 Err(error) => return (commands, Some(error)),
