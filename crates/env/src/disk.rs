@@ -99,6 +99,10 @@ pub trait Disk: Send + Sync {
 }
 
 /// An open file. Operations may overlap; the caller orders those that touch the same bytes.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "the length is an operation that may fail, not a property"
+)]
 pub trait File: Send + Sync {
     /// Fills `buf` (its whole length) from `offset`. `UnexpectedEof` if the file ends before.
     fn read_at(&self, tag: IoTag, offset: u64, buf: IoBuf) -> IoFuture<'_, IoBuf>;

@@ -30,6 +30,7 @@ pub mod net;
 pub mod os;
 pub mod random;
 pub mod sim;
+pub mod sync;
 pub mod task;
 pub mod time;
 

@@ -1,14 +1,63 @@
-//! AtollDB's storage engine as a library.
+//! AtollDB's storage engine as a library: an LSM tree whose log is written once.
+//!
+//! ```text
+//!   Database, Keyspace, Snapshot, Batch, Range          the API
+//!        |                     |
+//!      commit                 view                      one leader writes, anybody reads
+//!        |                     |
+//!       log -> memtable -> sealed memtable -> tables -> compaction
+//! ```
+//!
+//! The engine has two halves with a seam between them. The *log* ([`log`]) appends frames of many
+//! groups, syncs, reads and cuts; the *tree* (memtables and tables) applies a batch that is stamped
+//! with its place in the log, and never logs. So the log of a consensus group can be the
+//! write-ahead log: [`Database`] is only the seam's first client (group 0, one term, durable means
+//! committed).
+//!
+//! # Invariants
+//! - An acknowledged write survives the death of the process in every [`Durability`] mode, and a
+//!   power cut in [`Durability::Synced`].
+//! - What survives a power cut is a prefix of what was written, without a hole.
+//! - Bytes that do not verify are reported with file and offset, and never served.
+//! - All time, randomness, files and tasks come from [`atoll_env`]: under its simulator a seed
+//!   names one execution, flush and compaction included.
+//!
+//! The engine knows nothing of shards, replication, transactions, SQL or any wire protocol.
 
-pub mod error;
+mod background;
+mod batch;
+mod commit;
+mod compaction;
+mod database;
+mod error;
+mod identity;
+mod iter;
 pub mod key;
+mod keyspace;
 pub mod log;
 pub mod memtable;
-pub mod options;
+pub mod mutants;
+mod options;
 pub mod pool;
-pub mod slice;
+mod range;
+mod read;
+mod slice;
+mod stats;
+mod store;
 pub mod table;
+mod tables;
 pub mod tombstone;
+mod version;
+mod view;
 
+pub use batch::Batch;
+pub use database::{Builder, Database, Snapshot};
 pub use error::{Error, Result};
-pub use slice::Slice;
+pub use keyspace::Keyspace;
+pub use options::{
+    Compression, Durability, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX, WriteOptions,
+};
+pub use range::{Cursor, Guard, Range};
+pub use read::Record;
+pub use slice::{Owner, Slice};
+pub use stats::{Latency, LevelStats, Stats};

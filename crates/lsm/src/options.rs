@@ -1,1 +1,191 @@
-//! Written next.
+//! Options: what an owner of a database may choose, with the reason for each default.
+
+use std::time::Duration;
+
+use atoll_env::Env;
+
+use crate::error::{Error, Result};
+
+/// Longest key, in bytes.
+pub const KEY_LEN_MAX: usize = 64 << 10;
+/// Longest value, in bytes.
+pub const VALUE_LEN_MAX: usize = 512 << 20;
+/// Longest keyspace name, in bytes.
+pub const KEYSPACE_NAME_LEN_MAX: usize = 255;
+
+/// When a write is answered.
+///
+/// Whatever the mode, a record is handed to the kernel before the answer, so none of them loses an
+/// acknowledged write to the death of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Durability {
+    /// Once the kernel has it. A power cut may take any amount of recent writes (but leaves a
+    /// prefix of them, without a hole).
+    Buffered,
+    /// Once the kernel has it; the log is synced every [`Options::sync_interval`], so a power cut
+    /// takes at most the last interval.
+    Interval,
+    /// Once it is on stable storage: survives a power cut. Writers that wait together share one
+    /// sync. The default.
+    #[default]
+    Synced,
+}
+
+impl Durability {
+    /// The mode's name, as flags and settings spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Durability::Buffered => "buffered",
+            Durability::Interval => "interval",
+            Durability::Synced => "synced",
+        }
+    }
+}
+
+impl std::str::FromStr for Durability {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Durability> {
+        [Durability::Buffered, Durability::Interval, Durability::Synced]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+            .ok_or_else(|| {
+                Error::InvalidInput(format!(
+                    "'{name}' is no durability mode: choose synced, interval or buffered"
+                ))
+            })
+    }
+}
+
+/// How blocks are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// LZ4 in every level.
+    Lz4,
+    /// LZ4 in the upper levels, which are rewritten soon; zstd in the last one, where nine tenths
+    /// of the bytes are. The default.
+    #[default]
+    Lz4ThenZstd,
+}
+
+/// Options of a database.
+///
+/// Memory is one number. The rest exists for tests, which shrink it to reach every path with
+/// little data, and for measurements.
+#[derive(Clone)]
+pub struct Options {
+    /// The world to run in.
+    pub env: Env,
+    /// Everything the engine may hold in memory, in bytes: memtables and block cache.
+    pub memory: usize,
+    /// The mode of writes that name none.
+    pub durability: Durability,
+    /// Between two syncs of the log under [`Durability::Interval`].
+    pub sync_interval: Duration,
+    /// Capacity of a memtable's arena, in bytes; 0 takes an eighth of `memory`, at most 64 MiB:
+    /// larger ones flush less often but make recovery longer.
+    pub memtable_size: usize,
+    /// Sealed memtables that may wait for their flush before writers wait too.
+    pub sealed_memtables_max: usize,
+    /// Capacity of a log segment, in bytes.
+    pub log_segment_size: u64,
+    /// Target of a data block before compression, in bytes.
+    pub block_size: usize,
+    /// Target size of a table, in bytes.
+    pub table_size: u64,
+    /// Tables in level 0 that trigger a compaction.
+    pub level0_tables: usize,
+    /// Tables in level 0 from which writers are slowed down, ever more.
+    pub level0_slowdown: usize,
+    /// Size ratio of adjacent levels.
+    pub level_ratio: u64,
+    /// Target size of the smallest level below level 0, in bytes.
+    pub level_base_size: u64,
+    /// Compression of data blocks.
+    pub compression: Compression,
+    /// Filter bits per key; 0 writes no filters. Ten bits answer about 99 of 100 misses.
+    pub filter_bits: u32,
+}
+
+impl Options {
+    /// Returns the defaults in the world `env`.
+    pub fn new(env: Env) -> Options {
+        Options {
+            env,
+            memory: 256 << 20,
+            durability: Durability::default(),
+            sync_interval: Duration::from_secs(1),
+            memtable_size: 0,
+            sealed_memtables_max: 2,
+            log_segment_size: 64 << 20,
+            block_size: 4 << 10,
+            table_size: 32 << 20,
+            level0_tables: 4,
+            level0_slowdown: 12,
+            level_ratio: 10,
+            level_base_size: 128 << 20,
+            compression: Compression::default(),
+            filter_bits: 10,
+        }
+    }
+
+    /// Returns the arena capacity that the options ask for.
+    pub(crate) fn memtable_capacity(&self) -> usize {
+        if self.memtable_size != 0 {
+            return self.memtable_size;
+        }
+        // One active, the sealed ones and as much again for the cache must fit.
+        (self.memory / 8).clamp(1 << 20, 64 << 20)
+    }
+
+    /// Returns what is left for the block cache once all memtables are full.
+    pub(crate) fn cache_capacity(&self) -> usize {
+        let memtables = self.memtable_capacity() * (self.sealed_memtables_max + 1);
+        self.memory.saturating_sub(memtables).max(self.memory / 8)
+    }
+
+    /// Refuses options that cannot work together.
+    pub(crate) fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::InvalidInput(what.to_owned()));
+        if self.memory < 4 << 20 {
+            return wrong("memory must be at least 4 MiB: raise it");
+        }
+        if self.log_segment_size < 16 << 10 || !self.log_segment_size.is_multiple_of(4096) {
+            return wrong("a log segment must be a multiple of 4 KiB and at least 16 KiB");
+        }
+        if self.memtable_capacity() > u32::MAX as usize / 2 {
+            return wrong("a memtable can hold at most 2 GiB: lower memtable_size");
+        }
+        if self.level_ratio < 2 || self.level0_tables == 0 || self.sealed_memtables_max == 0 {
+            return wrong(
+                "level_ratio must be at least 2, level0_tables and sealed_memtables_max at least 1",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Options of a keyspace, chosen when it is created and kept with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct KeyspaceOptions {
+    /// Values expire this long after they were written, unless the write says otherwise.
+    pub ttl: Option<Duration>,
+    /// Length of the key prefix that filters know, in bytes: a scan of one such prefix skips
+    /// tables that hold none of it. 0 for none.
+    pub filter_prefix_len: u16,
+}
+
+/// Options of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WriteOptions {
+    /// When to answer; the database's mode if not said.
+    pub durability: Option<Durability>,
+}
+
+impl WriteOptions {
+    /// Answers under `durability`.
+    pub fn durability(durability: Durability) -> WriteOptions {
+        WriteOptions { durability: Some(durability) }
+    }
+}

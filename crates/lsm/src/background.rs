@@ -1,0 +1,504 @@
+//! Background work: flush, compaction, the interval's sync, removal of dead files.
+//!
+//! Three tasks per store. Each runs until the store stops, and none of them is ever waited for
+//! by a reader. On a full disk they keep trying, since compaction is what frees space; any other
+//! failure of a write stops the store, because a table that may be half on disk must not be built
+//! upon.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_env::disk::{IoClass, IoTag};
+use atoll_env::sync::{Notify, select_biased};
+
+use crate::commit::{self, Work};
+use crate::compaction::choose::{Candidate, Plan, Targets, View as LevelsView, choose};
+use crate::compaction::run::{Job, Outcome, merged_tombstones};
+use crate::error::{Error, Result};
+use crate::iter::{Direction, Merge, Source};
+use crate::keyspace::Keyspaces;
+use crate::store::{Sealed, Store};
+use crate::table::PrefixRule;
+use crate::tables::ReadMode;
+use crate::tombstone::Fragmented;
+use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
+use crate::version::{Edit, Flushed, TableHandle, Version};
+use crate::view::View;
+
+/// Between two tries when the disk is full, and between two looks for expired tables.
+const PAUSE: Duration = Duration::from_secs(1);
+const REMOVE: IoTag = IoTag::new(IoClass::Compaction, "table removal");
+
+/// The tasks of one store.
+pub(crate) struct Background {
+    pub(crate) store: Arc<Store>,
+    pub(crate) keyspaces: Arc<Keyspaces>,
+    /// Next file number; drawn by flush and compaction.
+    pub(crate) next_file: AtomicU64,
+    /// Tasks that have not ended.
+    running: AtomicU64,
+    ended: Notify,
+    /// Somebody waits for a compaction of everything.
+    full_compactions: AtomicU64,
+}
+
+impl Background {
+    /// Starts the tasks.
+    pub(crate) fn start(
+        store: Arc<Store>,
+        keyspaces: Arc<Keyspaces>,
+        next_file: u64,
+    ) -> Arc<Background> {
+        let this = Arc::new(Background {
+            store,
+            keyspaces,
+            next_file: AtomicU64::new(next_file),
+            running: AtomicU64::new(3),
+            ended: Notify::new(),
+            full_compactions: AtomicU64::new(0),
+        });
+        let tasks = &this.store.options.env.tasks;
+        let (flush, compact, sync) = (this.clone(), this.clone(), this.clone());
+        tasks.spawn(
+            "flush",
+            Box::pin(async move {
+                flush.flush_loop().await;
+                flush.end();
+            }),
+        );
+        tasks.spawn(
+            "compaction",
+            Box::pin(async move {
+                compact.compaction_loop().await;
+                compact.end();
+            }),
+        );
+        tasks.spawn(
+            "log sync",
+            Box::pin(async move {
+                sync.sync_loop().await;
+                sync.end();
+            }),
+        );
+        this
+    }
+
+    /// Waits until all tasks have ended after [`Store::begin_shutdown`].
+    pub(crate) async fn ended(&self) {
+        while self.running.load(Ordering::Acquire) > 0 {
+            self.ended.notified().await;
+        }
+    }
+
+    fn end(&self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+        self.ended.notify();
+    }
+
+    fn draw_id(&self) -> u64 {
+        self.next_file.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn pause(&self, wake: &Notify) {
+        let sleep = self.store.options.env.clock.sleep(PAUSE);
+        select_biased(wake.notified(), sleep).await;
+    }
+
+    /// Sorts a failure: a full disk makes the store read-only, anything else stops it.
+    fn sort_out(&self, error: &Error) {
+        match error {
+            Error::NoSpace(_) => self.store.run_out_of_space(error),
+            // The table is in quarantine; the rest of the store goes on.
+            Error::Corruption { .. } => {}
+            _ => self.store.stop(error),
+        }
+    }
+
+    // ---- flush ----
+
+    async fn flush_loop(&self) {
+        while !self.store.is_stopping() {
+            let sealed = self.store.sealed.lock().front().cloned();
+            match sealed {
+                None => self.store.flush_due.notified().await,
+                Some(sealed) => {
+                    if let Err(e) = self.flush(&sealed).await {
+                        self.sort_out(&e);
+                        self.pause(&self.store.flush_due).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes a sealed memtable into L0 and lets the log forget its entries.
+    async fn flush(&self, sealed: &Sealed) -> Result<()> {
+        let store = &self.store;
+        let started = store.options.env.clock.now();
+        // What is in a table must not be ahead of the log: after a power cut the log would lack
+        // entries whose effects are there, and others before them.
+        commit::submit(store, Work::Sync).await?;
+        let tombstones: Vec<_> = sealed.memtable.range_tombstones().into_iter().collect();
+        let newest = sealed.memtable.seqnos().map_or(0, |(_, newest)| newest);
+        let source = Source::memtable(sealed.memtable.iter(), newest);
+        let version = store.pin().0.version.clone();
+        let mut outcome = Outcome::default();
+        let job = self.job(&version, 0, IoClass::Flush);
+        let merge = Merge::new(vec![source], Direction::Forward);
+        let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
+        if merged.is_err() || outcome.cancelled {
+            self.remove_files(&outcome.begun).await;
+            return merged;
+        }
+        let edit = Edit {
+            added: outcome.tables.iter().map(|desc| (0, desc.clone())).collect(),
+            flushed: Some(Flushed {
+                position: sealed.position,
+                applied: [(crate::store::GROUP, sealed.applied)].into(),
+            }),
+            ..Edit::default()
+        };
+        let installed = self
+            .install(FLUSH_INSTALL, edit, |view, version| {
+                let keep = view.memtables.iter().filter(|m| !Arc::ptr_eq(m, &sealed.memtable));
+                View { memtables: keep.cloned().collect(), version }
+            })
+            .await;
+        if let Err(e) = installed {
+            if matches!(e, Error::NoSpace(_)) {
+                self.remove_files(&outcome.begun).await;
+            }
+            return Err(e);
+        }
+        store.sealed.lock().pop_front();
+        store.stats.flushed(outcome.bytes_written, store.options.env.clock.now().since(started));
+        store.space_returned();
+        store.relief.notify(usize::MAX);
+        store.compaction_due.notify();
+        commit::submit(store, Work::Release { index: sealed.applied }).await
+    }
+
+    fn job<'a>(&'a self, version: &'a Version, level: usize, class: IoClass) -> JobParts<'a> {
+        let store = &self.store;
+        JobParts {
+            background: self,
+            version,
+            level,
+            class,
+            snapshots: store.live_snapshots(),
+            expire_before: store.now(),
+            prefix_rule: self.keyspaces.prefix_rule(),
+        }
+    }
+
+    // ---- the manifest ----
+
+    /// Writes `edit` to the manifest and then publishes what follows from it.
+    async fn install(
+        &self,
+        tag: IoTag,
+        mut edit: Edit,
+        publish: impl FnOnce(&View, Arc<Version>) -> View,
+    ) -> Result<()> {
+        let store = &self.store;
+        let mut catalog = store.catalog.enter().await;
+        edit.next_file = self.next_file.load(Ordering::Relaxed);
+        let catalog = &mut *catalog;
+        // What lost its last reader's handle may go only after the edit is durable; computing the
+        // next version first also proves that the edit fits.
+        let next = catalog.state.version.after(&edit, &store.garbage).map_err(|what| {
+            Error::Stopped(format!("an edit of the manifest does not fit: {what}"))
+        })?;
+        let appended = catalog.manifest.append(tag, &edit, &catalog.state).await;
+        if let Err(e) = appended {
+            if !matches!(e, Error::NoSpace(_)) {
+                store.stop(&e);
+            }
+            return Err(e);
+        }
+        for id in &edit.removed {
+            let gone = catalog.state.version.tables().find(|(_, t)| t.desc.id == *id);
+            if let Some((_, handle)) = gone {
+                handle.retire();
+            }
+        }
+        catalog.state.next_file = edit.next_file;
+        if let Some(flushed) = edit.flushed {
+            catalog.state.flushed = flushed;
+        }
+        catalog.state.version = next.share();
+        let version = Arc::new(next);
+        store.update_view(|view| publish(view, version));
+        Ok(())
+    }
+
+    async fn remove_files(&self, ids: &[u64]) {
+        let store = &self.store;
+        for id in ids {
+            store.tables.pool().forget(*id);
+            // A file that stays behind is removed at the next open: it is in no manifest.
+            let _ = store.options.env.disk.remove(REMOVE, &store.paths.table(*id)).await;
+        }
+    }
+
+    // ---- compaction ----
+
+    async fn compaction_loop(&self) {
+        while !self.store.is_stopping() {
+            match self.compact_once().await {
+                Ok(true) => {}
+                Ok(false) => self.pause(&self.store.compaction_due).await,
+                Err(e) => {
+                    self.sort_out(&e);
+                    self.pause(&self.store.compaction_due).await;
+                }
+            }
+        }
+    }
+
+    /// Does the most useful thing; returns whether there was one.
+    async fn compact_once(&self) -> Result<bool> {
+        self.record_suspects().await?;
+        self.remove_files(&self.store.garbage.take()).await;
+        let version = self.store.pin().0.version.clone();
+        let options = &self.store.options;
+        let targets = Targets {
+            level0_tables: options.level0_tables,
+            level_base_size: options.level_base_size,
+            level_ratio: options.level_ratio,
+        };
+        let view = self.levels_view(&version).await;
+        let forced = self.full_compactions.load(Ordering::Acquire);
+        let plan =
+            if forced > 0 { everything(&view) } else { None }.or_else(|| choose(&view, targets));
+        let due = plan.is_some();
+        if let Some(plan) = plan {
+            self.carry_out(&version, plan).await?;
+            self.remove_files(&self.store.garbage.take()).await;
+            self.store.space_returned();
+        }
+        self.full_compactions.fetch_sub(forced, Ordering::AcqRel);
+        self.store.relief.notify(usize::MAX);
+        Ok(due)
+    }
+
+    async fn carry_out(&self, version: &Version, plan: Plan) -> Result<()> {
+        let started = self.store.options.env.clock.now();
+        let keep_memtables =
+            |view: &View, version| View { memtables: view.memtables.clone(), version };
+        let (inputs, to) = match plan {
+            Plan::Drop { tables } => {
+                let edit = Edit { removed: tables, ..Edit::default() };
+                return self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
+            }
+            Plan::Move { table, to } => {
+                let edit = Edit { moved: vec![(table, to as u8)], ..Edit::default() };
+                return self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
+            }
+            Plan::Merge { inputs, to } => (inputs, to),
+        };
+        let handles: Vec<(usize, Arc<TableHandle>)> = inputs
+            .iter()
+            .filter_map(|(level, id)| {
+                version.levels[*level]
+                    .iter()
+                    .find(|t| t.desc.id == *id)
+                    .map(|t| (*level, t.clone()))
+            })
+            .collect();
+        let tables = &self.store.tables;
+        let mut sources = Vec::new();
+        let mut tombstones = Vec::new();
+        let mut level_run: Vec<Arc<TableHandle>> = Vec::new();
+        for (level, handle) in &handles {
+            if handle.desc.range_tombstones > 0 {
+                tombstones.push(tables.open(handle).await?.range_tombstones.clone());
+            }
+            if *level == 0 {
+                let iter = tables.iter(handle, ReadMode::Bulk).await?;
+                sources.push(Source::table(iter, handle.desc.seqnos.1));
+                continue;
+            }
+            // Tables of one level are one run.
+            let same_level = level_run.first().is_some_and(|first| {
+                version.levels[*level].iter().any(|t| t.desc.id == first.desc.id)
+            });
+            if !same_level && !level_run.is_empty() {
+                let run = std::mem::take(&mut level_run);
+                sources.push(Source::level(tables.clone(), run, ReadMode::Bulk));
+            }
+            level_run.push(handle.clone());
+        }
+        if !level_run.is_empty() {
+            sources.push(Source::level(tables.clone(), level_run, ReadMode::Bulk));
+        }
+        let mut outcome = Outcome::default();
+        let merge = Merge::new(sources, Direction::Forward);
+        let job = self.job(version, to, IoClass::Compaction);
+        let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
+        if let Err(e) = &merged
+            && let Error::Corruption { file, .. } = e
+        {
+            // The merge read past the cache and the retry: name the table it came from.
+            for (_, handle) in &handles {
+                if self.store.paths.table(handle.desc.id) == *file {
+                    tables.suspect(handle, e);
+                }
+            }
+        }
+        if merged.is_err() || outcome.cancelled {
+            self.remove_files(&outcome.begun).await;
+            return merged;
+        }
+        let edit = Edit {
+            added: outcome.tables.iter().map(|desc| (to as u8, desc.clone())).collect(),
+            removed: handles.iter().map(|(_, h)| h.desc.id).collect(),
+            ..Edit::default()
+        };
+        let installed = self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
+        if matches!(installed, Err(Error::NoSpace(_))) {
+            self.remove_files(&outcome.begun).await;
+        }
+        installed?;
+        let read = handles.iter().map(|(_, h)| h.desc.size).sum();
+        let took = self.store.options.env.clock.now().since(started);
+        self.store.stats.compacted(read, outcome.bytes_written, took);
+        Ok(())
+    }
+
+    async fn levels_view(&self, version: &Version) -> LevelsView {
+        let mut view = LevelsView {
+            levels: Default::default(),
+            snapshots: self.store.live_snapshots(),
+            expire_before: self.store.now(),
+        };
+        for (level, handle) in version.tables() {
+            let mut range_tombstones = Vec::new();
+            if handle.desc.range_tombstones > 0 && !handle.is_quarantined() {
+                // If it does not open it is in quarantine by now, and drops nothing.
+                if let Ok(open) = self.store.tables.open(handle).await {
+                    range_tombstones = open.table.range_tombstones().to_vec();
+                }
+            }
+            view.levels[level].push(Candidate {
+                desc: handle.desc.clone(),
+                blocked: handle.is_quarantined(),
+                range_tombstones: range_tombstones.into(),
+            });
+        }
+        view
+    }
+
+    /// Writes newly found quarantines into the manifest.
+    async fn record_suspects(&self) -> Result<()> {
+        let suspects = self.store.tables.take_suspects();
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let edit = Edit { quarantined: suspects, ..Edit::default() };
+        let keep = |view: &View, version| View { memtables: view.memtables.clone(), version };
+        self.install(COMPACTION_INSTALL, edit, keep).await
+    }
+
+    /// Compacts everything into the last level and waits for it.
+    pub(crate) async fn compact_all(&self) -> Result<()> {
+        self.flush_all().await?;
+        self.full_compactions.fetch_add(1, Ordering::AcqRel);
+        loop {
+            let relief = self.store.relief.listen();
+            if self.full_compactions.load(Ordering::Acquire) == 0 {
+                return Ok(());
+            }
+            if let Some(refusal) = self.store.refusal() {
+                return Err(refusal);
+            }
+            self.store.compaction_due.notify();
+            relief.await;
+        }
+    }
+
+    /// Flushes what is in memory and waits for it.
+    pub(crate) async fn flush_all(&self) -> Result<()> {
+        commit::submit(&self.store, Work::Seal).await?;
+        loop {
+            let relief = self.store.relief.listen();
+            if self.store.sealed.lock().is_empty() {
+                return Ok(());
+            }
+            if let Some(refusal) = self.store.refusal() {
+                return Err(refusal);
+            }
+            relief.await;
+        }
+    }
+
+    // ---- the interval ----
+
+    async fn sync_loop(&self) {
+        let store = &self.store;
+        while !store.is_stopping() {
+            let sleep = store.options.env.clock.sleep(store.options.sync_interval);
+            let relief = store.relief.listen();
+            if store.is_stopping() {
+                return;
+            }
+            select_biased(sleep, relief).await;
+            if store.lacks_space() && store.sealed.lock().is_empty() {
+                // Nothing else would find out: writes are refused, and no flush is due.
+                if commit::submit(store, Work::Probe).await.is_ok() {
+                    store.space_returned();
+                }
+            }
+            if store.unsynced.load(Ordering::Acquire) {
+                // A failure has stopped the store; nothing is left to do about it here.
+                let _ = commit::submit(store, Work::Sync).await;
+            }
+        }
+    }
+}
+
+/// A [`Job`] that owns what it borrows from nobody else.
+struct JobParts<'a> {
+    background: &'a Background,
+    version: &'a Version,
+    level: usize,
+    class: IoClass,
+    snapshots: Vec<u64>,
+    expire_before: u64,
+    prefix_rule: PrefixRule,
+}
+
+impl JobParts<'_> {
+    async fn run(self, input: Merge, covering: &Fragmented, outcome: &mut Outcome) -> Result<()> {
+        let store = &self.background.store;
+        let next_id = || self.background.draw_id();
+        let cancelled = || store.is_stopping();
+        let job = Job {
+            options: &store.options,
+            paths: &store.paths,
+            level: self.level,
+            class: self.class,
+            snapshots: self.snapshots,
+            expire_before: self.expire_before,
+            version: self.version,
+            prefix_rule: self.prefix_rule,
+            next_id: &next_id,
+            cancelled: &cancelled,
+        };
+        job.run(input, covering, outcome).await
+    }
+}
+
+/// Returns the plan that merges every table into the last level, or `None` if there is nothing to
+/// merge or a quarantined table is in the way.
+fn everything(view: &LevelsView) -> Option<Plan> {
+    let last = crate::version::LEVELS - 1;
+    if view.levels.iter().flatten().any(|c| c.blocked) {
+        return None;
+    }
+    let levels = view.levels.iter().enumerate();
+    let inputs: Vec<_> =
+        levels.flat_map(|(level, ts)| ts.iter().map(move |t| (level, t.desc.id))).collect();
+    (!inputs.is_empty()).then_some(Plan::Merge { inputs, to: last })
+}

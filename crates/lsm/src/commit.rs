@@ -1,0 +1,187 @@
+//! Group commit: how concurrent writers share one log write and one sync.
+//!
+//! The obvious way, a lock around "append, sync, apply", makes every writer pay a sync of its own.
+//! Instead writers queue their batches, and one of them, the *leader*, takes everything that is
+//! queued and carries it through the steps together:
+//!
+//! ```text
+//!   writers   enqueue ---------------- wait ----------------------------> answered
+//!   leader    take all | append frames | write | sync | apply | publish | answer | hand over
+//! ```
+//!
+//! While a leader syncs, the next group gathers behind it: the group's size follows the disk's
+//! latency by itself. When it is done it hands the lead to the first of those who wait.
+//!
+//! # Rules
+//! - Appending, syncing, applying and publishing follow the log's order; there is at most one
+//!   leader, so the writing half of the store needs no lock.
+//! - A batch is applied, and so becomes visible, only after it is as durable as its writer asked.
+//!   In a group the strictest member decides.
+//! - A batch is applied to one memtable: rotation falls between two entries.
+//! - A leader is never cancelled half-way: a caller inside `block_on` leads on its own thread, for
+//!   anybody else a task leads.
+//! - A failed write or sync of the log stops the store: nobody is told that a write succeeded, or
+//!   that it did not, when its fate depends on what the disk kept.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use atoll_env::task;
+use parking_lot::Mutex;
+
+use crate::batch::Payload;
+use crate::error::Result;
+use crate::options::Durability;
+use crate::store::Store;
+
+/// What the leader is asked to do.
+pub(crate) enum Work {
+    /// Log, apply and publish a batch.
+    Write { payload: Payload, durability: Durability },
+    /// Sync what was logged so far.
+    Sync,
+    /// Seal the active memtable unless it is empty.
+    Seal,
+    /// Entries up to this index are in tables: let the log forget them.
+    Release { index: u64 },
+    /// Make the log's next segment, to learn whether there is space again.
+    Probe,
+}
+
+/// Who waits for the work, and what for.
+pub(crate) struct Ticket {
+    state: Mutex<TicketState>,
+    /// Whether the waiter is a thread that may take the lead.
+    can_lead: bool,
+}
+
+enum TicketState {
+    Waiting(Option<Waker>),
+    /// The waiter is to lead.
+    Lead,
+    Done(Result<()>),
+}
+
+impl Ticket {
+    fn set(&self, next: TicketState) {
+        let before = std::mem::replace(&mut *self.state.lock(), next);
+        if let TicketState::Waiting(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+
+    /// Answers the waiter.
+    pub(crate) fn answer(&self, result: Result<()>) {
+        self.set(TicketState::Done(result));
+    }
+
+    /// Waits for the answer; `None` is the call to lead.
+    async fn wait(&self) -> Option<Result<()>> {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            match &mut *state {
+                TicketState::Done(result) => Poll::Ready(Some(result.clone())),
+                TicketState::Lead => {
+                    *state = TicketState::Waiting(None);
+                    Poll::Ready(None)
+                }
+                TicketState::Waiting(waker) => {
+                    if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                        *waker = Some(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Work and its waiter.
+pub(crate) struct Request {
+    pub(crate) work: Work,
+    pub(crate) ticket: Arc<Ticket>,
+}
+
+/// Work that waits for a leader.
+#[derive(Default)]
+pub(crate) struct Queue {
+    state: Mutex<QueueState>,
+}
+
+#[derive(Default)]
+struct QueueState {
+    waiting: VecDeque<Request>,
+    has_leader: bool,
+}
+
+impl Queue {
+    /// Takes everything that waits.
+    fn take(&self) -> VecDeque<Request> {
+        std::mem::take(&mut self.state.lock().waiting)
+    }
+}
+
+/// Hands `work` to the next group and waits for its answer.
+pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
+    let can_lead = task::may_block();
+    let ticket = Arc::new(Ticket { state: Mutex::new(TicketState::Waiting(None)), can_lead });
+    let lead = {
+        let mut queue = store.queue.state.lock();
+        queue.waiting.push_back(Request { work, ticket: ticket.clone() });
+        !std::mem::replace(&mut queue.has_leader, true)
+    };
+    if lead {
+        if can_lead {
+            lead_once(store).await;
+        } else {
+            spawn_leader(store);
+        }
+    }
+    loop {
+        match ticket.wait().await {
+            Some(answer) => return answer,
+            None => lead_once(store).await,
+        }
+    }
+}
+
+/// Leads one group on the calling thread, then hands over.
+async fn lead_once(store: &Arc<Store>) {
+    store.commit(store.queue.take()).await;
+    let next = {
+        let mut queue = store.queue.state.lock();
+        match queue.waiting.front() {
+            None => {
+                queue.has_leader = false;
+                return;
+            }
+            Some(request) => request.ticket.clone(),
+        }
+    };
+    if next.can_lead {
+        next.set(TicketState::Lead);
+    } else {
+        spawn_leader(store);
+    }
+}
+
+/// Leads groups in a task of its own for as long as there are any.
+fn spawn_leader(store: &Arc<Store>) {
+    let leader = store.clone();
+    store.options.env.tasks.spawn(
+        "group commit",
+        Box::pin(async move {
+            loop {
+                leader.commit(leader.queue.take()).await;
+                let mut queue = leader.queue.state.lock();
+                if queue.waiting.is_empty() {
+                    queue.has_leader = false;
+                    return;
+                }
+            }
+        }),
+    );
+}

@@ -1,0 +1,368 @@
+//! What to compact next: a pure function of the levels.
+//!
+//! Level sizes are dynamic: the targets are counted back from the level that holds most, so that
+//! the last level holds nine tenths of the bytes however large the database is, and dead bytes
+//! stay near a tenth of the live ones (Dong et al., *Optimizing Space Amplification in RocksDB*,
+//! CIDR 2017).
+//!
+//! ```text
+//!   bytes in the last level   targets (ratio 10, base 128 MiB)
+//!   50 MiB                    L6 is the base level: L0 merges straight into it
+//!   1 GiB                     L5 100 MiB, L6 1 GiB
+//!   100 GiB                   L4 102 MiB, L5 1 GiB, L6 ...
+//! ```
+//!
+//! The order of preference: tables that can be dropped unread; the level that exceeds its target
+//! most; tables whose records have mostly expired or are mostly tombstones.
+
+use std::sync::Arc;
+
+use crate::key::SeqNo;
+use crate::tombstone::RangeTombstone;
+use crate::version::{LEVELS, TableDesc};
+
+/// A table as the choice sees it.
+#[derive(Clone)]
+pub(crate) struct Candidate {
+    pub(crate) desc: TableDesc,
+    /// Quarantined: may not be an input.
+    pub(crate) blocked: bool,
+    /// Its range tombstones.
+    pub(crate) range_tombstones: Arc<[RangeTombstone]>,
+}
+
+/// What the choice is made from.
+pub(crate) struct View {
+    /// L0 newest first, the others by key.
+    pub(crate) levels: [Vec<Candidate>; LEVELS],
+    /// Sequence numbers of the live snapshots, ascending; the last is the present.
+    pub(crate) snapshots: Vec<SeqNo>,
+    /// Records with a deadline at or below this are dead (milliseconds since the Unix epoch).
+    pub(crate) expire_before: u64,
+}
+
+/// The sizes at which compaction starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Targets {
+    pub(crate) level0_tables: usize,
+    pub(crate) level_base_size: u64,
+    pub(crate) level_ratio: u64,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Remove tables without reading them: everything in them is deleted or expired.
+    Drop { tables: Vec<u64> },
+    /// Hang a table one or more levels lower, as it is.
+    Move { table: u64, to: usize },
+    /// Merge tables, in order of age (newest first), into new ones of a level.
+    Merge { inputs: Vec<(usize, u64)>, to: usize },
+}
+
+/// Returns the most useful thing to do, if anything is due.
+pub(crate) fn choose(view: &View, targets: Targets) -> Option<Plan> {
+    drop_dead(view).or_else(|| shrink_fullest(view, targets)).or_else(|| rewrite_dead_weight(view))
+}
+
+/// Returns the level that L0 merges into and the target size of each level from there on.
+pub(crate) fn level_targets(view: &View, targets: Targets) -> (usize, [u64; LEVELS]) {
+    let bytes = |level: usize| view.levels[level].iter().map(|c| c.desc.size).sum::<u64>();
+    let last = LEVELS - 1;
+    let first = (1..LEVELS).find(|&l| !view.levels[l].is_empty()).unwrap_or(last);
+    let biggest = (1..LEVELS).map(bytes).max().unwrap_or(0);
+    let mut size = (first..last).fold(biggest, |size, _| size / targets.level_ratio);
+    let mut base = first;
+    while base > 1 && size > targets.level_base_size {
+        base -= 1;
+        size /= targets.level_ratio;
+    }
+    let mut sizes = [0; LEVELS];
+    let mut size =
+        size.clamp(targets.level_base_size / targets.level_ratio + 1, targets.level_base_size);
+    for target in &mut sizes[base..] {
+        *target = size;
+        size = size.saturating_mul(targets.level_ratio);
+    }
+    (base, sizes)
+}
+
+/// Returns the tables whose every record is hidden: by one newer range tombstone that every
+/// snapshot sees, or by the clock with nothing below that could come back.
+fn drop_dead(view: &View) -> Option<Plan> {
+    let mut dead = Vec::new();
+    for (level, tables) in view.levels.iter().enumerate() {
+        for (at, table) in tables.iter().enumerate() {
+            if table.blocked {
+                continue;
+            }
+            let desc = &table.desc;
+            let expired = level == LEVELS - 1
+                && desc.expiring == desc.entries
+                && desc.expiring > 0
+                && desc.deadline_max <= view.expire_before;
+            // Tombstones that can cover the table stand in newer sources: any upper level, or
+            // earlier in L0.
+            let newer = view.levels[..level]
+                .iter()
+                .flatten()
+                .chain(view.levels[0].iter().take(if level == 0 { at } else { 0 }));
+            let covered = || {
+                newer.flat_map(|c| c.range_tombstones.iter()).any(|t| {
+                    t.seqno > desc.seqnos.1
+                        && desc.within(&t.start, &t.end)
+                        && !view.snapshots.iter().any(|s| (desc.seqnos.0..t.seqno).contains(s))
+                })
+            };
+            if expired || covered() {
+                dead.push(desc.id);
+            }
+        }
+    }
+    (!dead.is_empty()).then_some(Plan::Drop { tables: dead })
+}
+
+/// Returns the step that brings the level that exceeds its target most closer to it.
+fn shrink_fullest(view: &View, targets: Targets) -> Option<Plan> {
+    let (base, sizes) = level_targets(view, targets);
+    let mut scores: Vec<(f64, usize)> = (base..LEVELS - 1)
+        .map(|level| {
+            let bytes: u64 = view.levels[level].iter().map(|c| c.desc.size).sum();
+            (bytes as f64 / sizes[level] as f64, level)
+        })
+        .collect();
+    scores.push((view.levels[0].len() as f64 / targets.level0_tables as f64, 0));
+    scores.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    scores.into_iter().filter(|(score, _)| *score >= 1.0).find_map(|(_, level)| {
+        if level == 0 { empty_level0(view, base) } else { lower_one(view, level) }
+    })
+}
+
+/// Returns the step that moves the oldest tables of L0 into the base level.
+fn empty_level0(view: &View, base: usize) -> Option<Plan> {
+    let tables = &view.levels[0];
+    // A table may go only when every older one it overlaps goes too: count from the oldest, stop
+    // being able to take what overlaps a blocked one.
+    let mut stuck: Vec<&TableDesc> = Vec::new();
+    let mut free: Vec<&Candidate> = Vec::new();
+    for table in tables.iter().rev() {
+        let base_blocked =
+            view.levels[base].iter().any(|c| c.blocked && c.desc.overlaps(&table.desc));
+        if table.blocked || base_blocked || stuck.iter().any(|s| s.overlaps(&table.desc)) {
+            stuck.push(&table.desc);
+        } else {
+            free.push(table);
+        }
+    }
+    let oldest = free.first()?;
+    let alone =
+        !tables.iter().any(|t| t.desc.id != oldest.desc.id && t.desc.overlaps(&oldest.desc));
+    if alone && !view.levels[base].iter().any(|t| t.desc.overlaps(&oldest.desc)) {
+        return Some(Plan::Move { table: oldest.desc.id, to: base });
+    }
+    let mut inputs: Vec<(usize, u64)> = free.iter().rev().map(|t| (0, t.desc.id)).collect();
+    let below = overlapping(&view.levels[base], free.iter().map(|t| &t.desc));
+    // What lies between two picked tables of the base level joins in: the outputs must not
+    // straddle a table that stays. A range from the first to the last picked key covers it.
+    if below.iter().any(|c| c.blocked) {
+        return None;
+    }
+    inputs.extend(below.iter().map(|c| (base, c.desc.id)));
+    Some(Plan::Merge { inputs, to: base })
+}
+
+/// Returns the step that takes the cheapest table of `level` one level down.
+fn lower_one(view: &View, level: usize) -> Option<Plan> {
+    let cheapest = view.levels[level]
+        .iter()
+        .filter(|c| !c.blocked)
+        .filter_map(|c| {
+            let below = overlapping(&view.levels[level + 1], [&c.desc]);
+            if below.iter().any(|b| b.blocked) {
+                return None;
+            }
+            let bytes: u64 = below.iter().map(|b| b.desc.size).sum();
+            Some((bytes as f64 / c.desc.size.max(1) as f64, c, below))
+        })
+        .min_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, table, below) = cheapest?;
+    Some(take_down(table, level, &below))
+}
+
+/// Returns the plan that takes `table` to the level under it.
+fn take_down(table: &Candidate, level: usize, below: &[&Candidate]) -> Plan {
+    if below.is_empty() {
+        return Plan::Move { table: table.desc.id, to: level + 1 };
+    }
+    let mut inputs = vec![(level, table.desc.id)];
+    inputs.extend(below.iter().map(|c| (level + 1, c.desc.id)));
+    Plan::Merge { inputs, to: level + 1 }
+}
+
+/// Returns a rewrite of a table that is mostly tombstones or mostly expired.
+fn rewrite_dead_weight(view: &View) -> Option<Plan> {
+    let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
+    for level in 1..LEVELS {
+        for table in view.levels[level].iter().filter(|c| !c.blocked) {
+            let desc = &table.desc;
+            let expired = desc.expiring > 0 && desc.deadline_max <= view.expire_before;
+            let dead =
+                desc.tombstones + desc.range_tombstones + if expired { desc.expiring } else { 0 };
+            // Tombstones that a snapshot still needs would only be written again.
+            let droppable = desc.seqnos.1 <= oldest;
+            if dead * 2 < desc.entries || dead == 0 || !droppable {
+                continue;
+            }
+            if level == LEVELS - 1 {
+                return Some(Plan::Merge { inputs: vec![(level, desc.id)], to: level });
+            }
+            let below = overlapping(&view.levels[level + 1], [desc]);
+            if below.iter().any(|c| c.blocked) {
+                continue;
+            }
+            return Some(take_down(table, level, &below));
+        }
+    }
+    None
+}
+
+/// Returns the tables of a sorted level from the first to the last that meets one of `with`.
+fn overlapping<'v, 'd>(
+    level: &'v [Candidate],
+    with: impl IntoIterator<Item = &'d TableDesc> + Clone,
+) -> Vec<&'v Candidate> {
+    let meets = |c: &Candidate| with.clone().into_iter().any(|d| d.overlaps(&c.desc));
+    let Some(first) = level.iter().position(meets) else { return Vec::new() };
+    let last = level.iter().rposition(meets).unwrap_or(first);
+    level[first..=last].iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::edit::tests::desc;
+
+    const TARGETS: Targets = Targets { level0_tables: 2, level_base_size: 4000, level_ratio: 4 };
+
+    /// Draws levels from text: `L0 5:a-m 4:c-z*` is table 5 from a to m and table 4, quarantined.
+    /// A suffix `=900` sets the size, `!d-f@20` adds a range tombstone of sequence number 20.
+    fn draw(picture: &str) -> View {
+        let mut levels: [Vec<Candidate>; LEVELS] = Default::default();
+        for line in picture.lines().map(str::trim).filter(|l| !l.is_empty()) {
+            let mut words = line.split_whitespace();
+            let level: usize = words.next().unwrap()[1..].parse().unwrap();
+            for word in words {
+                let (id, rest) = word.split_once(':').unwrap();
+                let (rest, tombstone) = match rest.split_once('!') {
+                    Some((rest, t)) => (rest, Some(t)),
+                    None => (rest, None),
+                };
+                let blocked = rest.ends_with('*');
+                let (range, size) = match rest.trim_end_matches('*').split_once('=') {
+                    Some((range, size)) => (range, size.parse().unwrap()),
+                    None => (rest.trim_end_matches('*'), 1000),
+                };
+                let (a, b) = range.split_once('-').unwrap();
+                let mut desc = desc(id.parse().unwrap(), a, b);
+                desc.size = size;
+                let range_tombstones: Vec<_> = tombstone
+                    .map(|t| {
+                        let (range, seqno) = t.split_once('@').unwrap();
+                        let (start, end) = range.split_once('-').unwrap();
+                        RangeTombstone {
+                            start: start.into(),
+                            end: end.into(),
+                            seqno: seqno.parse().unwrap(),
+                        }
+                    })
+                    .into_iter()
+                    .collect();
+                let range_tombstones = range_tombstones.into();
+                levels[level].push(Candidate { desc, blocked, range_tombstones });
+            }
+        }
+        View { levels, snapshots: vec![100], expire_before: 0 }
+    }
+
+    fn merge(inputs: &[(usize, u64)], to: usize) -> Option<Plan> {
+        Some(Plan::Merge { inputs: inputs.to_vec(), to })
+    }
+
+    #[test]
+    fn nothing_is_due_in_an_empty_or_balanced_tree() {
+        assert_eq!(choose(&draw(""), TARGETS), None);
+        assert_eq!(choose(&draw("L0 1:a-z\nL6 2:a-z"), TARGETS), None);
+    }
+
+    #[test]
+    fn level_0_merges_into_the_base_level_newest_first() {
+        let view = draw("L0 5:a-m 4:c-z\nL6 1:a-c 2:d-f 3:zz-zzz");
+        assert_eq!(choose(&view, TARGETS), merge(&[(0, 5), (0, 4), (6, 1), (6, 2)], 6));
+    }
+
+    #[test]
+    fn disjoint_tables_of_level_0_move_unread() {
+        let view = draw("L0 5:m-z 4:a-c");
+        assert_eq!(choose(&view, TARGETS), Some(Plan::Move { table: 4, to: 6 }));
+    }
+
+    #[test]
+    fn targets_are_counted_back_from_the_fullest_level() {
+        let view = draw("L6 1:a-b=60000 2:c-d=4000");
+        // 64000 / 4 = 16000 / 4 = 4000: the base fits two levels above the last.
+        assert_eq!(level_targets(&view, TARGETS), (4, [0, 0, 0, 0, 4000, 16000, 64000]));
+    }
+
+    #[test]
+    fn the_table_with_the_least_overlap_goes_down() {
+        let view = draw("L5 1:a-c=4000 2:d-f=4000\nL6 3:a-b=9000 4:b-c=9000 5:d-d=9000");
+        assert_eq!(choose(&view, TARGETS), merge(&[(5, 2), (6, 5)], 6));
+    }
+
+    #[test]
+    fn nothing_moves_past_a_quarantined_table() {
+        let view = draw("L0 6:a-c 5:b-d* 4:x-z\nL6 1:a-z");
+        assert_eq!(choose(&view, TARGETS), merge(&[(0, 4), (6, 1)], 6), "6 overlaps 5 and stays");
+        let view = draw("L0 6:a-c 5:b-d\nL6 1:a-z*");
+        assert_eq!(choose(&view, TARGETS), None);
+    }
+
+    #[test]
+    fn a_table_under_a_newer_range_tombstone_is_dropped_unread() {
+        let mut view = draw("L0 5:a-f!a-g@50\nL6 1:b-c 2:d-z");
+        assert_eq!(choose(&view, TARGETS), Some(Plan::Drop { tables: vec![1] }));
+        view.snapshots = vec![5, 100];
+        assert_eq!(choose(&view, TARGETS), None, "a snapshot at 5 still sees table 1");
+    }
+
+    #[test]
+    fn a_range_tombstone_in_an_older_table_drops_nothing_newer() {
+        let view = draw("L0 5:a-f 4:a-g!a-g@50");
+        assert!(matches!(choose(&view, TARGETS), Some(Plan::Merge { .. })));
+    }
+
+    #[test]
+    fn an_expired_table_is_dropped_in_the_last_level_and_pushed_down_above_it() {
+        let mut view = draw("L5 1:a-c=10\nL6 2:a-b 3:x-z");
+        for table in view.levels.iter_mut().flatten() {
+            table.desc.expiring = table.desc.entries;
+            table.desc.deadline_max = 77;
+        }
+        view.levels[6][0].desc.expiring = 1;
+        view.expire_before = 76;
+        assert_eq!(choose(&view, TARGETS), None);
+        view.expire_before = 77;
+        assert_eq!(choose(&view, TARGETS), Some(Plan::Drop { tables: vec![3] }));
+        view.levels[6].pop();
+        assert_eq!(choose(&view, TARGETS), merge(&[(5, 1), (6, 2)], 6));
+    }
+
+    #[test]
+    fn a_table_of_tombstones_is_pushed_down_once_no_snapshot_needs_them() {
+        let mut view = draw("L5 1:a-c=10\nL6 2:a-b");
+        view.levels[5][0].desc.tombstones = 6;
+        assert_eq!(choose(&view, TARGETS), merge(&[(5, 1), (6, 2)], 6));
+        view.snapshots = vec![3, 100];
+        assert_eq!(choose(&view, TARGETS), None);
+    }
+}

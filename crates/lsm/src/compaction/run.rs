@@ -1,0 +1,279 @@
+//! Running a merge: records in, tables out. A flush is a merge with one input.
+
+use std::sync::Arc;
+
+use atoll_env::disk::IoClass;
+use atoll_env::{WallTime, task};
+
+use crate::compaction::stream::{Fate, Survivors, deadline_of, stripe_of};
+use crate::error::Result;
+use crate::iter::Merge;
+use crate::iter::scan::key_kind;
+use crate::key::{InternalKey, Kind, SeqNo, Trailer};
+use crate::mutants;
+use crate::options::{Compression, Options};
+use crate::table::{Codec, PrefixRule, TableOptions, TableWriter};
+use crate::tombstone::{Fragmented, RangeTombstone};
+use crate::version::manifest::sync_dir;
+use crate::version::{LEVELS, Paths, TableDesc, Version};
+
+/// The usual one: level 1 saves little time, higher ones little space.
+const ZSTD_LEVEL: i32 = 3;
+/// Records between two looks at whether the work should end, and two chances for others to run.
+const RECORDS_PER_TURN: usize = 1024;
+
+/// What a merge needs to know.
+pub(crate) struct Job<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) paths: &'a Paths,
+    /// Level of the outputs.
+    pub(crate) level: usize,
+    /// Scheduling class of its writes.
+    pub(crate) class: IoClass,
+    /// Ascending, the present last.
+    pub(crate) snapshots: Vec<SeqNo>,
+    pub(crate) expire_before: u64,
+    /// The levels below the output, to know where nothing older lies.
+    pub(crate) version: &'a Version,
+    pub(crate) prefix_rule: PrefixRule,
+    /// Draws the number of the next output.
+    pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
+    /// Whether to give up.
+    pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What a merge made. On failure the files of `tables` remain and are the caller's to remove.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) tables: Vec<TableDesc>,
+    pub(crate) bytes_written: u64,
+    /// Files begun, finished or not.
+    pub(crate) begun: Vec<u64>,
+    pub(crate) cancelled: bool,
+}
+
+impl Job<'_> {
+    /// Merges `input`, with the range tombstones `covering` of the same sources, into tables.
+    ///
+    /// The outputs are synced, their names too. `outcome` is filled even when this fails, so that
+    /// the caller can remove what was begun.
+    pub(crate) async fn run(
+        &self,
+        mut input: Merge,
+        covering: &Fragmented,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let kept_ranges = self.kept_ranges(covering);
+        let mut survivors = Survivors::new(self.snapshots.clone(), self.expire_before, covering);
+        let mut output: Option<Output> = None;
+        // Range tombstones before this key are written.
+        let mut ranges_from: Vec<u8> = Vec::new();
+        let mut last_user_key: Vec<u8> = Vec::new();
+        let mut records = 0usize;
+        input.seek_start().await?;
+        while input.valid() {
+            records += 1;
+            if records.is_multiple_of(RECORDS_PER_TURN) {
+                if (self.cancelled)() {
+                    outcome.cancelled = true;
+                    return Ok(());
+                }
+                task::yield_now().await;
+            }
+            let key = input.key();
+            let kind = key_kind(key.trailer);
+            let fate = survivors.fate(key, kind, input.value(), || self.is_bottom(key.user_key));
+            if fate == Fate::Drop {
+                input.step().await?;
+                continue;
+            }
+            // All records of a user key stay in one table.
+            let full = output.as_ref().is_some_and(|o| {
+                o.writer.estimated_size() >= self.options.table_size
+                    && last_user_key != key.user_key
+            });
+            if full && let Some(output) = output.take() {
+                let cut = key.user_key.to_vec();
+                let ranges = kept_ranges.clipped(&ranges_from, Some(&cut));
+                output.finish(ranges, outcome).await?;
+                ranges_from = cut;
+            }
+            if output.is_none() {
+                output = Some(self.begin(outcome).await?);
+            }
+            let key = input.key();
+            if let Some(output) = &mut output {
+                match fate {
+                    Fate::Bury => {
+                        let trailer = Trailer::new(key.trailer.seqno(), Kind::Tombstone);
+                        output.add(InternalKey::new(key.user_key, trailer), &[])?;
+                    }
+                    _ => output.add(key, input.value())?,
+                }
+                if last_user_key != key.user_key {
+                    last_user_key.clear();
+                    last_user_key.extend_from_slice(key.user_key);
+                }
+                if output.writer.is_full() {
+                    output.writer.write_out().await?;
+                }
+            }
+            input.step().await?;
+        }
+        // An iterator that failed is not one that ended.
+        input.step().await?;
+        if output.is_none() && kept_ranges.clipped(&ranges_from, None).next().is_some() {
+            output = Some(self.begin(outcome).await?);
+        }
+        if let Some(output) = output.take() {
+            output.finish(kept_ranges.clipped(&ranges_from, None), outcome).await?;
+        }
+        if !outcome.tables.is_empty() {
+            let tag = atoll_env::IoTag::new(self.class, "table names");
+            sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.tables()).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether no table below the output level can hold `user_key`.
+    fn is_bottom(&self, user_key: &[u8]) -> bool {
+        self.level > 0
+            && (self.level + 1..LEVELS).all(|l| self.version.covering(l, user_key).is_none())
+    }
+
+    /// Returns the range tombstones that must live on: of each stripe the newest, and not the
+    /// oldest stripe's where nothing lies below.
+    fn kept_ranges(&self, covering: &Fragmented) -> Fragmented {
+        Fragmented::new(covering.iter().flat_map(|fragment| {
+            let bottom = self.level > 0
+                && (self.level + 1..LEVELS).all(|l| {
+                    !self.version.levels[l].iter().any(|t| {
+                        t.desc.ends_at_or_after(fragment.start)
+                            && t.desc.smallest.as_slice() < fragment.end
+                    })
+                });
+            let mut stripe = None;
+            let mut kept = Vec::new();
+            for &seqno in fragment.seqnos {
+                let of = stripe_of(&self.snapshots, seqno);
+                let elide = of == 0 && (bottom || mutants::is("early-tombstone-drop"));
+                if stripe.replace(of) != Some(of) && !elide {
+                    let (start, end) = (fragment.start.to_vec(), fragment.end.to_vec());
+                    kept.push(RangeTombstone { start, end, seqno });
+                }
+            }
+            kept
+        }))
+    }
+
+    async fn begin(&self, outcome: &mut Outcome) -> Result<Output> {
+        let id = (self.next_id)();
+        outcome.begun.push(id);
+        let env = &self.options.env;
+        let salt = env.random.next_u64();
+        let last = self.level == LEVELS - 1;
+        let options = TableOptions {
+            block_bytes: self.options.block_size,
+            codec: match self.options.compression {
+                Compression::None => Codec::None,
+                Compression::Lz4ThenZstd if last => Codec::Zstd(ZSTD_LEVEL),
+                Compression::Lz4 | Compression::Lz4ThenZstd => Codec::Lz4,
+            },
+            filter_bits_per_key: self.options.filter_bits,
+            prefix_rule: Some(self.prefix_rule.clone()),
+            level: self.level as u32,
+            created: WallTime(env.clock.wall().0),
+            ..TableOptions::default()
+        };
+        let path = self.paths.table(id);
+        let writer =
+            TableWriter::create(env.disk.as_ref(), &path, id, salt, options, self.class).await?;
+        let desc = TableDesc {
+            id,
+            salt,
+            size: 0,
+            smallest: Vec::new(),
+            largest: Vec::new(),
+            largest_exclusive: false,
+            seqnos: (SeqNo::MAX, 0),
+            entries: 0,
+            tombstones: 0,
+            range_tombstones: 0,
+            expiring: 0,
+            deadline_max: 0,
+        };
+        Ok(Output { writer, desc })
+    }
+}
+
+/// A table under construction and what will be said about it in the manifest.
+struct Output {
+    writer: TableWriter,
+    desc: TableDesc,
+}
+
+impl Output {
+    fn add(&mut self, key: InternalKey<'_>, value: &[u8]) -> Result<()> {
+        self.writer.add(key, value)?;
+        let desc = &mut self.desc;
+        if desc.entries == 0 {
+            desc.smallest.extend_from_slice(key.user_key);
+        }
+        if desc.largest != key.user_key {
+            desc.largest.clear();
+            desc.largest.extend_from_slice(key.user_key);
+        }
+        desc.entries += 1;
+        self.count(key.trailer.seqno());
+        match key_kind(key.trailer) {
+            Kind::Tombstone => self.desc.tombstones += 1,
+            Kind::ExpiringValue | Kind::ChunkedValue => {
+                if let Some(deadline) = deadline_of(value) {
+                    self.desc.expiring += 1;
+                    self.desc.deadline_max = self.desc.deadline_max.max(deadline);
+                }
+            }
+            Kind::Value | Kind::Chunk => {}
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, seqno: SeqNo) {
+        let (min, max) = self.desc.seqnos;
+        self.desc.seqnos = (min.min(seqno), max.max(seqno));
+    }
+
+    async fn finish<'f>(
+        mut self,
+        ranges: impl Iterator<Item = crate::tombstone::Fragment<'f>>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        for range in ranges {
+            let desc = &mut self.desc;
+            if desc.entries == 0 || range.start < desc.smallest.as_slice() {
+                desc.smallest = range.start.to_vec();
+            }
+            if desc.entries == 0 || range.end > desc.largest.as_slice() {
+                desc.largest = range.end.to_vec();
+                desc.largest_exclusive = true;
+            }
+            for &seqno in range.seqnos {
+                let (start, end) = (range.start.to_vec(), range.end.to_vec());
+                self.writer.add_range_tombstone(&RangeTombstone { start, end, seqno })?;
+                self.desc.entries += 1;
+                self.desc.range_tombstones += 1;
+                self.count(seqno);
+            }
+        }
+        let written = self.writer.finish().await?;
+        self.desc.size = written.size;
+        outcome.bytes_written += written.size;
+        outcome.tables.push(self.desc);
+        Ok(())
+    }
+}
+
+/// Collects the range tombstones of several sources into one set.
+pub(crate) fn merged_tombstones(sets: &[Arc<Fragmented>]) -> Fragmented {
+    Fragmented::merge(sets.iter().map(Arc::as_ref))
+}

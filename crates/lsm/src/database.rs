@@ -1,0 +1,592 @@
+//! The database: opening, recovery, keyspaces by name, snapshots, closing.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_env::{Env, block_on, os};
+
+use crate::background::Background;
+use crate::batch::Batch;
+use crate::commit::{self, Work};
+use crate::error::{Error, Result};
+use crate::identity;
+use crate::iter::scan::Bounds;
+use crate::key::SeqNo;
+use crate::keyspace::{CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about};
+use crate::log::{Log, LogOptions};
+use crate::memtable::Memtable;
+use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
+use crate::pool::HeapPool;
+use crate::range::Cursor;
+use crate::read::Record;
+use crate::slice::Slice;
+use crate::stats::{LevelStats, Stats};
+use crate::store::{Catalog, GROUP, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::tables::Tables;
+use crate::version::manifest::{Manifest, sync_dir};
+use crate::version::{Garbage, Paths};
+use crate::view::View;
+
+/// An open database. Cheap to clone; the last clone (keyspaces and snapshots count) closes it.
+///
+/// ```
+/// # fn main() -> atoll_lsm::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a temporary directory");
+/// # let path = dir.path().join("db");
+/// use atoll_lsm::{Batch, Database, KeyspaceOptions, WriteOptions};
+///
+/// let db = Database::builder(&path).memory(64 << 20).open()?;
+/// let users = db.keyspace("users", KeyspaceOptions::default())?;
+/// users.insert("ada", "1815")?;                            // on stable storage when it returns
+/// assert_eq!(users.get("ada")?.as_deref(), Some(&b"1815"[..]));
+///
+/// let mut batch = Batch::new();                            // all or nothing, across keyspaces
+/// batch.insert(&users, b"alan", b"1912").remove(&users, b"ada");
+/// db.write(batch, WriteOptions::default())?;
+///
+/// let names: Vec<_> = users.iter().map(|guard| Ok(guard?.key().to_vec()))
+///     .collect::<atoll_lsm::Result<_>>()?;
+/// assert_eq!(names, [b"alan"]);
+/// # db.close()
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+/// What database, keyspaces and snapshots share.
+pub(crate) struct Inner {
+    pub(crate) store: Arc<Store>,
+    pub(crate) keyspaces: Arc<Keyspaces>,
+    background: Arc<Background>,
+    /// Held while keyspaces are created or dropped, so that names and records agree.
+    naming: Gate<()>,
+    /// Whether dropping the last handle may wait for background work on the calling thread.
+    may_wait: bool,
+    /// Held as long as anything writes the directory.
+    _lock: Box<dyn Send + Sync>,
+}
+
+/// How to open a database.
+pub struct Builder {
+    path: PathBuf,
+    options: Result<Options>,
+}
+
+impl Builder {
+    /// Replaces all options, the world to run in included.
+    pub fn options(mut self, options: Options) -> Builder {
+        self.options = Ok(options);
+        self
+    }
+
+    /// Sets the memory budget, in bytes: memtables and block cache together.
+    pub fn memory(self, bytes: usize) -> Builder {
+        self.change(|options| options.memory = bytes)
+    }
+
+    /// Sets the durability of writes that name none. The default is [`Durability::Synced`].
+    pub fn durability(self, durability: Durability) -> Builder {
+        self.change(|options| options.durability = durability)
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Options)) -> Builder {
+        if let Ok(options) = &mut self.options {
+            change(options);
+        }
+        self
+    }
+
+    /// Opens the database, making it if the directory is missing or empty.
+    ///
+    /// # Errors
+    /// `Locked` if somebody has it open, `Foreign` if the directory is not one of ours or newer,
+    /// `Corruption` if stored bytes do not verify: nothing is changed then.
+    pub fn open(self) -> Result<Database> {
+        let options = self.options?;
+        block_on(Database::open(self.path, options, true))
+    }
+
+    /// Async twin of [`Builder::open`]. Close such a database with [`Database::close_async`]:
+    /// dropping it does not wait for background work.
+    pub async fn open_async(self) -> Result<Database> {
+        Database::open(self.path, self.options?, false).await
+    }
+}
+
+impl Database {
+    /// Starts describing how to open the database in the directory `path`.
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        let env =
+            os::env().map_err(|e| Error::io("reaching the operating system for", path.as_ref(), e));
+        Builder { path: path.as_ref().to_owned(), options: env.map(Options::new) }
+    }
+
+    async fn open(path: PathBuf, options: Options, may_wait: bool) -> Result<Database> {
+        options.check()?;
+        let paths = Paths::new(path);
+        let env = &options.env;
+        let context = |e| Error::io("making the directory", &paths.root, e);
+        env.disk.create_dir(&paths.root).await.map_err(context)?;
+        let lock = env.disk.lock(&paths.lock()).await.map_err(|e| match e.kind() {
+            std::io::ErrorKind::WouldBlock => Error::Locked(paths.root.clone()),
+            _ => Error::io("locking", &paths.lock(), e),
+        })?;
+        let identity = match identity::read(env, &paths).await? {
+            Some(id) => id,
+            None => make(env, &paths).await?,
+        };
+        let (store, next_file) = recover(options, paths, identity).await?;
+        let keyspaces = Arc::new(read_keyspaces(&store).await?);
+        let background = Background::start(store.clone(), keyspaces.clone(), next_file);
+        let inner =
+            Inner { store, keyspaces, background, naming: Gate::new(()), may_wait, _lock: lock };
+        Ok(Database { inner: Arc::new(inner) })
+    }
+
+    // ---- keyspaces ----
+
+    /// Returns the keyspace of that name, creating it with `options` if there is none. The options
+    /// of an existing one stay as they are.
+    pub fn keyspace(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
+        block_on(self.keyspace_async(name, options))
+    }
+
+    /// Async twin of [`Database::keyspace`].
+    pub async fn keyspace_async(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
+        check_name(name)?;
+        let inner = &self.inner;
+        if let Some(found) = self.find_keyspace(name) {
+            return Ok(found);
+        }
+        let _naming = inner.naming.enter().await;
+        if let Some(found) = self.find_keyspace(name) {
+            return Ok(found);
+        }
+        let id = inner.keyspaces.draw_id()?;
+        let record = encode_about(id, &options);
+        let mut batch = Batch::new();
+        batch.insert_raw(CATALOG, name.as_bytes(), &record, None);
+        inner.write(batch, WriteOptions::default()).await?;
+        let about = decode_about(name.as_bytes(), &record)
+            .map_err(|e| Error::Stopped(format!("a keyspace record does not decode: {e}")))?;
+        Ok(Keyspace { db: inner.clone(), about: inner.keyspaces.add(about) })
+    }
+
+    /// Returns the keyspace of that name, if there is one.
+    pub fn find_keyspace(&self, name: &str) -> Option<Keyspace> {
+        let about = self.inner.keyspaces.find(name)?;
+        Some(Keyspace { db: self.inner.clone(), about })
+    }
+
+    /// Returns the names of all keyspaces, sorted.
+    pub fn keyspaces(&self) -> Vec<String> {
+        self.inner.keyspaces.names()
+    }
+
+    /// Drops the keyspace of that name and those nested in it (`name/...`), with all their keys,
+    /// at a cost independent of the number of keys.
+    pub fn drop_keyspace(&self, name: &str) -> Result<()> {
+        block_on(self.drop_keyspace_async(name))
+    }
+
+    /// Async twin of [`Database::drop_keyspace`].
+    pub async fn drop_keyspace_async(&self, name: &str) -> Result<()> {
+        let inner = &self.inner;
+        let _naming = inner.naming.enter().await;
+        let family = inner.keyspaces.family(name);
+        if family.is_empty() {
+            return Err(Error::InvalidInput(format!("there is no keyspace '{name}' to drop")));
+        }
+        let mut batch = Batch::new();
+        for about in &family {
+            batch.remove_raw(CATALOG, about.name.as_bytes());
+            batch.clear_raw(about.id);
+        }
+        inner.write(batch, WriteOptions::default()).await?;
+        family.iter().for_each(|about| inner.keyspaces.forget(about));
+        Ok(())
+    }
+
+    // ---- writes and reads across keyspaces ----
+
+    /// Writes a batch: all of it or nothing.
+    pub fn write(&self, batch: Batch, options: WriteOptions) -> Result<()> {
+        block_on(self.write_async(batch, options))
+    }
+
+    /// Async twin of [`Database::write`]. Dropping the future does not take the write back.
+    pub async fn write_async(&self, batch: Batch, options: WriteOptions) -> Result<()> {
+        self.inner.write(batch, options).await
+    }
+
+    /// Returns a view of the present that later writes do not change.
+    pub fn snapshot(&self) -> Snapshot {
+        let seqno = self.inner.store.open_snapshot();
+        Snapshot { held: Arc::new(HeldSnapshot { db: self.inner.clone(), seqno }) }
+    }
+
+    /// Makes every earlier write durable, in whatever mode it was written.
+    pub fn sync(&self) -> Result<()> {
+        block_on(self.sync_async())
+    }
+
+    /// Async twin of [`Database::sync`].
+    pub async fn sync_async(&self) -> Result<()> {
+        commit::submit(&self.inner.store, Work::Sync).await
+    }
+
+    // ---- care ----
+
+    /// Writes what is in memory into tables and waits for it.
+    pub fn flush(&self) -> Result<()> {
+        block_on(self.flush_async())
+    }
+
+    /// Async twin of [`Database::flush`].
+    pub async fn flush_async(&self) -> Result<()> {
+        self.inner.background.flush_all().await
+    }
+
+    /// Merges all tables into the last level, which drops all dead records, and waits for it.
+    pub fn compact(&self) -> Result<()> {
+        block_on(self.compact_async())
+    }
+
+    /// Async twin of [`Database::compact`].
+    pub async fn compact_async(&self) -> Result<()> {
+        self.inner.background.compact_all().await
+    }
+
+    /// Returns counters, sizes and latencies.
+    pub fn stats(&self) -> Stats {
+        self.inner.store.gather_stats()
+    }
+
+    /// Returns the directory.
+    pub fn path(&self) -> &Path {
+        &self.inner.store.paths.root
+    }
+
+    /// Returns the environment the database runs in.
+    pub fn env(&self) -> &Env {
+        &self.inner.store.options.env
+    }
+
+    /// Flushes, ends background work and releases the directory, whatever handles remain: they
+    /// answer `Stopped`.
+    pub fn close(self) -> Result<()> {
+        block_on(self.close_async())
+    }
+
+    /// Async twin of [`Database::close`].
+    pub async fn close_async(self) -> Result<()> {
+        let inner = &self.inner;
+        let flushed = inner.background.flush_all().await;
+        inner.shut_down().await;
+        match flushed {
+            // The log has what could not be flushed.
+            Err(Error::NoSpace(_)) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Database({})", self.path().display())
+    }
+}
+
+impl Inner {
+    /// Writes a batch.
+    pub(crate) async fn write(&self, batch: Batch, options: WriteOptions) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let payload = batch.into_payload()?;
+        self.store.check_size(&payload)?;
+        if self.store.is_stopping() {
+            return Err(self.store.stopped().unwrap_or_else(closed));
+        }
+        let durability = options.durability.unwrap_or(self.store.options.durability);
+        commit::submit(&self.store, Work::Write { payload, durability }).await
+    }
+
+    async fn shut_down(&self) {
+        // The log is synced whatever the mode was: an orderly end loses nothing to a power cut.
+        let _ = commit::submit(&self.store, Work::Sync).await;
+        self.store.begin_shutdown();
+        self.background.ended().await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.may_wait && !self.store.is_stopping() {
+            block_on(self.shut_down());
+        } else {
+            self.store.begin_shutdown();
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::Stopped("the database was closed".to_owned())
+}
+
+/// A view of one moment. Cheap to clone; keeps what it sees from being compacted away, so drop it
+/// when you are done.
+#[derive(Clone)]
+pub struct Snapshot {
+    held: Arc<HeldSnapshot>,
+}
+
+struct HeldSnapshot {
+    db: Arc<Inner>,
+    seqno: SeqNo,
+}
+
+impl Drop for HeldSnapshot {
+    fn drop(&mut self) {
+        self.db.store.close_snapshot(self.seqno);
+    }
+}
+
+impl Snapshot {
+    /// Returns the value of `key` at that moment.
+    pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        block_on(self.get_async(keyspace, key))
+    }
+
+    /// Async twin of [`Snapshot::get`].
+    pub async fn get_async(
+        &self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Slice>> {
+        Ok(self.record_async(keyspace, key).await?.map(|record| record.value))
+    }
+
+    /// Returns the value of `key` with its deadline.
+    pub async fn record_async(
+        &self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+    ) -> Result<Option<Record>> {
+        let (view, _) = self.held.db.store.pin();
+        self.held.db.read(&view, keyspace.id(), key.as_ref(), self.held.seqno).await
+    }
+
+    /// Iterates over the keys of `range` at that moment.
+    pub fn range<K: AsRef<[u8]>>(
+        &self,
+        keyspace: &Keyspace,
+        range: impl std::ops::RangeBounds<K>,
+    ) -> crate::range::Range {
+        crate::range::Range::new(self.cursor(keyspace, range))
+    }
+
+    /// Async twin of [`Snapshot::range`].
+    pub fn cursor<K: AsRef<[u8]>>(
+        &self,
+        keyspace: &Keyspace,
+        range: impl std::ops::RangeBounds<K>,
+    ) -> Cursor {
+        let bounds = crate::keyspace::bounds_of(keyspace.id(), &range);
+        let (view, _) = self.held.db.store.pin_owned();
+        Cursor::new(keyspace.clone(), bounds, None, (view, self.held.seqno))
+    }
+}
+
+// ---- opening ----
+
+/// Makes the files of a new database; the identity comes last.
+async fn make(env: &Env, paths: &Paths) -> Result<u64> {
+    for dir in [paths.log(), paths.tables()] {
+        env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
+    }
+    // An earlier making that did not finish left nothing of value.
+    for name in env.disk.list(&paths.log()).await.unwrap_or_default() {
+        let path = paths.log().join(&name.name);
+        let tag = crate::version::manifest::SWAP;
+        env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
+    }
+    let current = paths.current();
+    match env.disk.remove(crate::version::manifest::SWAP, &current).await {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("removing", &current, e)),
+    }
+    Manifest::open(env, paths, &Arc::new(Garbage::default())).await?;
+    if let Some(parent) = paths.root.parent().filter(|p| !p.as_os_str().is_empty()) {
+        sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await?;
+    }
+    let id = env.random.next_u64();
+    identity::write(env, paths, id).await?;
+    Ok(id)
+}
+
+/// Rebuilds the store from manifest and log; returns it and the next file number.
+async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<Store>, u64)> {
+    let env = options.env.clone();
+    let garbage = Arc::new(Garbage::default());
+    if crate::version::manifest::read_current(&env, &paths).await?.is_none() {
+        return Err(Error::corruption(&paths.current(), 0, "the file is missing"));
+    }
+    let (manifest, state) = Manifest::open(&env, &paths, &garbage).await?;
+    sweep(&env, &paths, &manifest, &state.version).await?;
+
+    let log_options = LogOptions {
+        lane: identity,
+        segment_capacity: options.log_segment_size,
+        ..LogOptions::default()
+    };
+    let flushed = state.flushed.clone();
+    let mut recovery = Log::open(&env, &paths.log(), log_options, flushed.position).await?;
+    let flushed_index = flushed.applied.get(&GROUP).copied().unwrap_or(0);
+    let capacity = options.memtable_capacity();
+    let (mut active, first) = Memtable::new(capacity);
+    let mut memtables = vec![first];
+    let mut sealed = VecDeque::new();
+    let (mut applied, mut position) = (flushed_index, flushed.position);
+    let mut visible = flushed.position.saturating_sub(1);
+    while let Some(entry) = recovery.next_entry().await? {
+        if entry.id.group != GROUP || entry.id.index <= applied {
+            continue;
+        }
+        if entry.id.index != applied + 1 {
+            return Err(Error::corruption(
+                &paths.log(),
+                entry.position,
+                format!(
+                    "entry {} follows entry {applied}: those between are missing",
+                    entry.id.index
+                ),
+            ));
+        }
+        let needed = arena_bytes(entry.payload)?;
+        if needed > active.free() {
+            let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
+            let full = std::mem::replace(&mut active, next).memtable().clone();
+            sealed.push_back(Sealed { memtable: full, applied, position });
+            memtables.insert(0, memtable);
+        }
+        visible = insert(&mut active, entry.payload, entry.position)?;
+        applied = entry.id.index;
+        position = visible + 1;
+    }
+    let log = recovery.finish().await?;
+
+    let cache = Arc::new(HeapPool::new(options.cache_capacity()));
+    let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
+    let next_file = state.next_file;
+    let parts = Parts {
+        version: Arc::new(state.version.share()),
+        writer: Writer::new(log, active, applied, position),
+        catalog: Catalog { manifest, state },
+        options,
+        paths,
+        tables,
+        garbage,
+        memtables,
+        sealed,
+        visible,
+    };
+    Ok((Store::new(parts), next_file))
+}
+
+/// Removes files that no manifest names: an interrupted flush, compaction or replacement left
+/// them.
+async fn sweep(
+    env: &Env,
+    paths: &Paths,
+    manifest: &Manifest,
+    version: &crate::version::Version,
+) -> Result<()> {
+    let tag = crate::version::manifest::SWAP;
+    let list = |dir: PathBuf| async move {
+        env.disk.list(&dir).await.map_err(|e| Error::io("listing", &dir, e))
+    };
+    let mut present = std::collections::BTreeSet::new();
+    for entry in list(paths.tables()).await? {
+        let id = entry.name.strip_suffix(".sst").and_then(|n| n.parse::<u64>().ok());
+        let live = id.and_then(|id| version.tables().find(|(_, t)| t.desc.id == id));
+        match (id, live) {
+            (Some(id), Some((_, handle))) => {
+                if entry.len != handle.desc.size {
+                    return Err(Error::corruption(
+                        &paths.table(id),
+                        entry.len.min(handle.desc.size),
+                        format!("the file has {} bytes, not {}", entry.len, handle.desc.size),
+                    ));
+                }
+                present.insert(id);
+            }
+            (Some(id), None) => {
+                let path = paths.table(id);
+                env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
+            }
+            (None, _) => {}
+        }
+    }
+    if let Some((_, missing)) = version.tables().find(|(_, t)| !present.contains(&t.desc.id)) {
+        return Err(Error::corruption(&paths.table(missing.desc.id), 0, "the file is missing"));
+    }
+    for entry in list(paths.root.clone()).await? {
+        let other = entry.name.strip_prefix("manifest-").and_then(|n| n.parse::<u64>().ok());
+        if other.is_some_and(|id| id != manifest.id()) {
+            // Only tidiness hangs on it.
+            let _ = env.disk.remove(tag, &paths.root.join(&entry.name)).await;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the names of the keyspaces.
+async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
+    let keyspaces = Keyspaces::default();
+    let bounds =
+        Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
+    let (view, snapshot) = store.pin_owned();
+    let direction = crate::iter::Direction::Forward;
+    let mut scan = view.scan(&store.tables, direction, bounds, snapshot, store.now(), None).await?;
+    while let Some(entry) = scan.next().await? {
+        let about = decode_about(&entry.user_key[4..], &entry.value).map_err(|e| {
+            Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))
+        })?;
+        keyspaces.add(about);
+    }
+    Ok(keyspaces)
+}
+
+impl Store {
+    /// Pins what is visible now, for longer than a call.
+    pub(crate) fn pin_owned(&self) -> (Arc<View>, SeqNo) {
+        let (view, snapshot) = self.pin();
+        (Arc::clone(&view), snapshot)
+    }
+
+    fn gather_stats(&self) -> Stats {
+        let (view, _) = self.pin();
+        let mut stats = self.stats.snapshot();
+        stats.memtable_bytes = view.memtables.iter().map(|m| m.bytes_used() as u64).sum();
+        stats.sealed_memtables = self.sealed.lock().len();
+        stats.snapshots = self.live_snapshots().len() - 1;
+        for (level, handle) in view.version.tables() {
+            let of = &mut stats.levels[level];
+            *of = LevelStats {
+                tables: of.tables + 1,
+                bytes: of.bytes + handle.desc.size,
+                entries: of.entries + handle.desc.entries,
+            };
+            stats.quarantined += usize::from(handle.is_quarantined());
+        }
+        stats.cache = self.tables.pool().stats();
+        stats.refusal = self.refusal().map(|e| e.to_string());
+        stats
+    }
+}

@@ -1,0 +1,464 @@
+//! Keyspaces: named, nested ranges of the one ordered byte space.
+//!
+//! A keyspace is a 4-byte big-endian id in front of every key, so that creating one costs a
+//! record, clearing or dropping one costs a range tombstone, and ten thousand idle ones cost
+//! nothing: they share the log, the memtables and the tables. (A tree for each keyspace, the
+//! rejected way, lets an idle one pin the shared log and multiplies memtables.)
+//!
+//! Names and options are records themselves, in the keyspace with id 0: their creation and removal
+//! is logged, replayed and atomic like everything else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use atoll_encoding::{Malformed, Reader, varint};
+use atoll_env::block_on;
+use parking_lot::RwLock;
+
+use crate::batch::Batch;
+use crate::database::Inner;
+use crate::error::{Error, Result};
+use crate::iter::scan::Bounds;
+use crate::options::{KEY_LEN_MAX, KEYSPACE_NAME_LEN_MAX, KeyspaceOptions, WriteOptions};
+use crate::range::{Cursor, Range};
+use crate::read::Record;
+use crate::slice::Slice;
+use crate::table::PrefixRule;
+
+/// The keyspace that names the others.
+pub(crate) const CATALOG: u32 = 0;
+
+/// A named range of keys. Cheap to clone; keeps its database open.
+#[derive(Clone)]
+pub struct Keyspace {
+    pub(crate) db: Arc<Inner>,
+    pub(crate) about: Arc<About>,
+}
+
+/// What is known of a keyspace.
+pub(crate) struct About {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) options: KeyspaceOptions,
+    pub(crate) dropped: AtomicBool,
+}
+
+impl Keyspace {
+    /// Returns its name.
+    pub fn name(&self) -> &str {
+        &self.about.name
+    }
+
+    /// Returns the options it was created with.
+    pub fn options(&self) -> KeyspaceOptions {
+        self.about.options
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.about.id
+    }
+
+    /// Returns when a value written now expires by the keyspace's own rule.
+    pub(crate) fn default_deadline(&self) -> Option<u64> {
+        let ttl = u64::try_from(self.about.options.ttl?.as_millis()).unwrap_or(u64::MAX);
+        Some(self.db.store.now().saturating_add(ttl))
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if self.about.dropped.load(Ordering::Acquire) {
+            return Err(Error::InvalidInput(format!(
+                "keyspace '{}' was dropped: create it again to use it",
+                self.about.name
+            )));
+        }
+        Ok(())
+    }
+
+    // ---- reads ----
+
+    /// Returns the value of `key`.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        block_on(self.get_async(key))
+    }
+
+    /// Async twin of [`Keyspace::get`].
+    pub async fn get_async(&self, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
+        Ok(self.record_async(key).await?.map(|record| record.value))
+    }
+
+    /// Returns the value of `key` with its deadline.
+    pub fn record(&self, key: impl AsRef<[u8]>) -> Result<Option<Record>> {
+        block_on(self.record_async(key))
+    }
+
+    /// Async twin of [`Keyspace::record`].
+    pub async fn record_async(&self, key: impl AsRef<[u8]>) -> Result<Option<Record>> {
+        self.check_alive()?;
+        let (view, snapshot) = self.db.store.pin();
+        self.db.read(&view, self.id(), key.as_ref(), snapshot).await
+    }
+
+    /// Returns whether `key` has a value.
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.record(key)?.is_some())
+    }
+
+    /// Returns the values of several keys, all as of one moment, in the order asked.
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        block_on(self.multi_get_async(keys))
+    }
+
+    /// Async twin of [`Keyspace::multi_get`].
+    pub async fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
+        self.check_alive()?;
+        let (view, snapshot) = self.db.store.pin();
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            let record = self.db.read(&view, self.id(), key.as_ref(), snapshot).await?;
+            values.push(record.map(|r| r.value));
+        }
+        Ok(values)
+    }
+
+    /// Iterates over the keys of `range`, from both ends, as of now.
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
+        Range::new(self.cursor(range))
+    }
+
+    /// Iterates over the keys that begin with `prefix`.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Range {
+        Range::new(self.prefix_cursor(prefix))
+    }
+
+    /// Iterates over all keys.
+    pub fn iter(&self) -> Range {
+        self.range::<&[u8]>(..)
+    }
+
+    /// Async twin of [`Keyspace::range`].
+    pub fn cursor<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Cursor {
+        let bounds = bounds_of(self.id(), &range);
+        Cursor::new(self.clone(), bounds, None, self.db.store.pin_owned())
+    }
+
+    /// Async twin of [`Keyspace::prefix`].
+    pub fn prefix_cursor(&self, prefix: impl AsRef<[u8]>) -> Cursor {
+        let (bounds, filter) = self.prefix_bounds(prefix.as_ref());
+        Cursor::new(self.clone(), bounds, filter, self.db.store.pin_owned())
+    }
+
+    /// Returns the first key with its value.
+    pub fn first_key_value(&self) -> Result<Option<(Vec<u8>, Slice)>> {
+        self.iter().next().map(|guard| guard?.into_inner()).transpose()
+    }
+
+    /// Returns the last key with its value.
+    pub fn last_key_value(&self) -> Result<Option<(Vec<u8>, Slice)>> {
+        self.iter().next_back().map(|guard| guard?.into_inner()).transpose()
+    }
+
+    /// Returns the range of a prefix, and the part of it that filters know.
+    pub(crate) fn prefix_bounds(&self, prefix: &[u8]) -> (Bounds, Option<(PrefixRule, Vec<u8>)>) {
+        let start = user_key(self.id(), prefix);
+        let end = successor(&start);
+        let known = usize::from(self.about.options.filter_prefix_len);
+        let filter = (known > 0 && prefix.len() >= known)
+            .then(|| (self.db.keyspaces.prefix_rule(), start[..4 + known].to_vec()));
+        (Bounds { start, end }, filter)
+    }
+
+    // ---- writes ----
+
+    /// Sets `key` to `value`.
+    pub fn insert(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        self.insert_with(key, value, WriteOptions::default())
+    }
+
+    /// Sets `key` to `value` under `options`.
+    pub fn insert_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        block_on(self.insert_async(key, value, options))
+    }
+
+    /// Async twin of [`Keyspace::insert_with`].
+    pub async fn insert_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        self.check_alive()?;
+        let mut batch = Batch::new();
+        batch.insert(self, key.as_ref(), value.as_ref());
+        self.db.write(batch, options).await
+    }
+
+    /// Sets `key` to `value` for the time `ttl`.
+    pub fn insert_for(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Duration,
+    ) -> Result<()> {
+        self.check_alive()?;
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let deadline = self.db.store.now().saturating_add(millis);
+        let mut batch = Batch::new();
+        batch.insert_expiring(self, key.as_ref(), value.as_ref(), deadline);
+        block_on(self.db.write(batch, WriteOptions::default()))
+    }
+
+    /// Removes `key`.
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        block_on(self.remove_async(key, WriteOptions::default()))
+    }
+
+    /// Removes `key` under `options`, async.
+    pub async fn remove_async(&self, key: impl AsRef<[u8]>, options: WriteOptions) -> Result<()> {
+        self.check_alive()?;
+        let mut batch = Batch::new();
+        batch.remove(self, key.as_ref());
+        self.db.write(batch, options).await
+    }
+
+    /// Removes every key of `range`, at a cost independent of their number.
+    pub fn remove_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
+        block_on(self.remove_range_async(range, WriteOptions::default()))
+    }
+
+    /// Async twin of [`Keyspace::remove_range`].
+    pub async fn remove_range_async<K: AsRef<[u8]>>(
+        &self,
+        range: impl RangeBounds<K>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        self.check_alive()?;
+        let mut batch = Batch::new();
+        batch.remove_bounds(bounds_of(self.id(), &range));
+        self.db.write(batch, options).await
+    }
+
+    /// Removes every key, at a cost independent of their number.
+    pub fn clear(&self) -> Result<()> {
+        self.remove_range::<&[u8]>(..)
+    }
+}
+
+impl fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keyspace({:?}, id {})", self.about.name, self.about.id)
+    }
+}
+
+/// Returns `key` behind its keyspace's id.
+pub(crate) fn user_key(keyspace: u32, key: &[u8]) -> Vec<u8> {
+    let mut user_key = Vec::with_capacity(4 + key.len());
+    user_key.extend_from_slice(&keyspace.to_be_bytes());
+    user_key.extend_from_slice(key);
+    user_key
+}
+
+/// Returns the smallest byte string that is larger than every one that begins with `prefix`, which
+/// is not all ones (keyspace ids stay below `u32::MAX`).
+pub(crate) fn successor(prefix: &[u8]) -> Vec<u8> {
+    let keep = prefix.iter().rposition(|b| *b != u8::MAX).map_or(0, |at| at + 1);
+    let mut next = prefix[..keep].to_vec();
+    if let Some(last) = next.last_mut() {
+        *last += 1;
+    }
+    next
+}
+
+/// Returns the range of user keys that `range` means in a keyspace.
+pub(crate) fn bounds_of<K: AsRef<[u8]>>(keyspace: u32, range: &impl RangeBounds<K>) -> Bounds {
+    // The smallest key behind `k` is `k` with a zero byte appended.
+    let behind = |key: &[u8]| {
+        let mut next = user_key(keyspace, key);
+        next.push(0);
+        next
+    };
+    Bounds {
+        start: match range.start_bound() {
+            Bound::Included(key) => user_key(keyspace, key.as_ref()),
+            Bound::Excluded(key) => behind(key.as_ref()),
+            Bound::Unbounded => user_key(keyspace, b""),
+        },
+        end: match range.end_bound() {
+            Bound::Included(key) => behind(key.as_ref()),
+            Bound::Excluded(key) => user_key(keyspace, key.as_ref()),
+            Bound::Unbounded => (keyspace + 1).to_be_bytes().to_vec(),
+        },
+    }
+}
+
+/// The names, in memory.
+#[derive(Default)]
+pub(crate) struct Keyspaces {
+    names: RwLock<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    by_name: BTreeMap<String, Arc<About>>,
+    /// Filter prefix lengths by id, where there is one.
+    prefix_lens: Arc<BTreeMap<u32, u16>>,
+    last_id: u32,
+}
+
+impl Keyspaces {
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<About>> {
+        self.names.read().by_name.get(name).cloned()
+    }
+
+    /// Returns the names, sorted.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.names.read().by_name.keys().cloned().collect()
+    }
+
+    /// Returns the keyspaces that go when `name` is dropped: it and those nested in it.
+    pub(crate) fn family(&self, name: &str) -> Vec<Arc<About>> {
+        let names = self.names.read();
+        let nested = format!("{name}/");
+        let inside = |n: &String| n == name || n.starts_with(&nested);
+        names.by_name.iter().filter(|(n, _)| inside(n)).map(|(_, a)| a.clone()).collect()
+    }
+
+    /// Draws an id that was not used since the database was opened.
+    pub(crate) fn draw_id(&self) -> Result<u32> {
+        let mut names = self.names.write();
+        if names.last_id >= u32::MAX - 2 {
+            return Err(Error::InvalidInput("all keyspace ids are used up".to_owned()));
+        }
+        names.last_id += 1;
+        Ok(names.last_id)
+    }
+
+    pub(crate) fn add(&self, about: About) -> Arc<About> {
+        let mut names = self.names.write();
+        let about = Arc::new(about);
+        names.last_id = names.last_id.max(about.id);
+        if about.options.filter_prefix_len > 0 {
+            let mut lens = (*names.prefix_lens).clone();
+            lens.insert(about.id, about.options.filter_prefix_len);
+            names.prefix_lens = Arc::new(lens);
+        }
+        names.by_name.insert(about.name.clone(), about.clone());
+        about
+    }
+
+    pub(crate) fn forget(&self, about: &About) {
+        about.dropped.store(true, Ordering::Release);
+        self.names.write().by_name.remove(&about.name);
+    }
+
+    /// Returns which part of a user key goes into prefix filters, for the tables written now.
+    pub(crate) fn prefix_rule(&self) -> PrefixRule {
+        let lens = self.names.read().prefix_lens.clone();
+        // A keyspace's prefix length never changes and its id is never used again, so one rule
+        // number stands for all of these functions.
+        let prefix_len = move |user_key: &[u8]| {
+            let mut id = [0; 4];
+            id.copy_from_slice(user_key.get(..4)?);
+            let len = 4 + usize::from(*lens.get(&u32::from_be_bytes(id))?);
+            (user_key.len() >= len).then_some(len)
+        };
+        PrefixRule { id: 1, prefix_len: Arc::new(prefix_len) }
+    }
+}
+
+/// Refuses names that cannot be.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let wrong = |what: &str| {
+        Err(Error::InvalidInput(format!("'{}' is no keyspace name: {what}", name.escape_default())))
+    };
+    if name.is_empty() || name.len() > KEYSPACE_NAME_LEN_MAX {
+        return wrong("it must have 1 to 255 bytes");
+    }
+    if name.split('/').any(str::is_empty) {
+        return wrong("the parts between slashes must not be empty");
+    }
+    if name.chars().any(char::is_control) {
+        return wrong("it has a control character");
+    }
+    Ok(())
+}
+
+/// Encodes a catalog record.
+pub(crate) fn encode_about(id: u32, options: &KeyspaceOptions) -> Vec<u8> {
+    let mut out = vec![1];
+    varint::put(&mut out, u64::from(id));
+    let ttl = options.ttl.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1));
+    varint::put(&mut out, ttl);
+    varint::put(&mut out, u64::from(options.filter_prefix_len));
+    out
+}
+
+/// Decodes a catalog record.
+pub(crate) fn decode_about(name: &[u8], value: &[u8]) -> Result<About, Malformed> {
+    let mut r = Reader::new(value);
+    let version = r.malformed("keyspace record version 1");
+    if r.u8("a version")? != 1 {
+        return Err(version);
+    }
+    let wrong = r.malformed("a keyspace id");
+    let id = u32::try_from(r.varint("a keyspace id")?).map_err(|_| wrong)?;
+    let ttl = r.varint("a time to live")?;
+    let len = u16::try_from(r.varint("a prefix length")?).map_err(|_| wrong)?;
+    r.finish("the end of the record")?;
+    let name = std::str::from_utf8(name).map_err(|_| wrong)?.to_owned();
+    let options = KeyspaceOptions {
+        ttl: (ttl > 0).then(|| Duration::from_millis(ttl)),
+        filter_prefix_len: len,
+    };
+    Ok(About { id, name, options, dropped: AtomicBool::new(false) })
+}
+
+/// Refuses keys that are too long to be stored, so that a read of one is an error too and not a
+/// surprising `None`.
+pub(crate) fn check_key(key: &[u8]) -> Result<()> {
+    if key.len() > KEY_LEN_MAX {
+        return Err(Error::InvalidInput(format!(
+            "a key of {} bytes is too long: the limit is {KEY_LEN_MAX}",
+            key.len()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_successor_of_a_prefix_is_behind_all_that_begins_with_it() {
+        assert_eq!(successor(b"\0\0\0\x01ab"), b"\0\0\0\x01ac");
+        assert_eq!(successor(b"\0\0\0\x01a\xff\xff"), b"\0\0\0\x01b");
+        assert_eq!(successor(b"\0\0\0\x01\xff"), b"\0\0\0\x02");
+    }
+
+    #[test]
+    fn names_nest_by_slashes_and_odd_ones_are_refused() {
+        for name in ["a", "users/eu/live", "ä ö"] {
+            check_name(name).unwrap();
+        }
+        for name in ["", "/a", "a/", "a//b", "a\nb", &"x".repeat(256)] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_catalog_record_round_trips() {
+        let options =
+            KeyspaceOptions { ttl: Some(Duration::from_millis(1500)), filter_prefix_len: 9 };
+        let about = decode_about(b"users", &encode_about(77, &options)).unwrap();
+        assert_eq!((about.id, about.name.as_str(), about.options), (77, "users", options));
+    }
+}

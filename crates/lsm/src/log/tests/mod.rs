@@ -1,0 +1,4 @@
+//! Tests of the log lane.
+
+mod recovery;
+mod support;

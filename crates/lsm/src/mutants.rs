@@ -1,0 +1,38 @@
+//! Negative controls: rules that can be switched off to prove that the crash tests notice.
+//!
+//! With the cargo feature `mutants` the crash harness chooses one rule to leave out; without it
+//! [`is`] is the constant `false` and costs nothing. The names:
+//!
+//! | name | the rule it removes |
+//! |---|---|
+//! | `ack-before-sync` | an answer waits for the sync |
+//! | `no-synced-to-check` | a hole below a synced position is corruption, not a torn tail |
+//! | `no-salt` | frames of a recycled segment's former life do not verify |
+//! | `no-dir-sync` | a file's name is synced before anything relies on it |
+//! | `early-tombstone-drop` | a tombstone stays until nothing older lies below it |
+
+/// All of them.
+pub const ALL: [&str; 5] =
+    ["ack-before-sync", "no-synced-to-check", "no-salt", "no-dir-sync", "early-tombstone-drop"];
+
+#[cfg(feature = "mutants")]
+static CHOSEN: std::sync::OnceLock<&'static str> = std::sync::OnceLock::new();
+
+/// Chooses the rule to leave out, for the rest of the process. The first choice stays.
+#[cfg(feature = "mutants")]
+pub fn choose(name: &'static str) {
+    let _ = CHOSEN.set(name);
+}
+
+/// Returns whether the rule is left out.
+#[cfg(feature = "mutants")]
+pub fn is(name: &str) -> bool {
+    CHOSEN.get() == Some(&name)
+}
+
+/// Returns whether the rule is left out: never, in a build without the feature.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub fn is(_name: &str) -> bool {
+    false
+}

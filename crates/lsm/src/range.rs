@@ -1,0 +1,217 @@
+//! Iterating over keys, from both ends.
+
+use std::sync::Arc;
+
+use atoll_env::block_on;
+
+use crate::error::{Error, Result};
+use crate::iter::scan::Bounds;
+use crate::iter::{Direction, Scan};
+use crate::key::SeqNo;
+use crate::keyspace::Keyspace;
+use crate::read::Stored;
+use crate::slice::Slice;
+use crate::table::PrefixRule;
+use crate::view::View;
+
+/// An async two-ended iterator over the keys of a range, as of the moment it was made.
+///
+/// It pins tables and memtables: drop it when you are done. After an error it ends: every further
+/// call returns that error.
+pub struct Cursor {
+    pinned: Arc<Pinned>,
+    snapshot: SeqNo,
+    now: u64,
+    bounds: Bounds,
+    /// A key prefix known to the filters that the whole range has.
+    filter: Option<(PrefixRule, Vec<u8>)>,
+    front: Option<Box<Scan>>,
+    back: Option<Box<Scan>>,
+    /// Every key of the range was returned from one end or the other.
+    met: bool,
+    error: Option<Error>,
+}
+
+/// What a cursor and its guards keep alive.
+struct Pinned {
+    keyspace: Keyspace,
+    view: Arc<View>,
+}
+
+impl Cursor {
+    pub(crate) fn new(
+        keyspace: Keyspace,
+        bounds: Bounds,
+        filter: Option<(PrefixRule, Vec<u8>)>,
+        (view, snapshot): (Arc<View>, SeqNo),
+    ) -> Cursor {
+        let now = keyspace.db.store.now();
+        let error = keyspace.check_alive().err();
+        let met = bounds.start >= bounds.end;
+        let pinned = Arc::new(Pinned { keyspace, view });
+        Cursor { pinned, snapshot, now, bounds, filter, front: None, back: None, met, error }
+    }
+
+    /// Returns the next key from the front.
+    pub async fn next(&mut self) -> Result<Option<Guard>> {
+        self.step(Direction::Forward).await
+    }
+
+    /// Returns the next key from the back.
+    pub async fn next_back(&mut self) -> Result<Option<Guard>> {
+        self.step(Direction::Backward).await
+    }
+
+    async fn step(&mut self, direction: Direction) -> Result<Option<Guard>> {
+        if let Some(error) = &self.error {
+            return Err(error.clone());
+        }
+        let step = self.try_step(direction).await;
+        if let Err(e) = &step {
+            self.error = Some(e.clone());
+        }
+        step
+    }
+
+    async fn try_step(&mut self, direction: Direction) -> Result<Option<Guard>> {
+        if self.met {
+            return Ok(None);
+        }
+        let scan = match direction {
+            Direction::Forward => &mut self.front,
+            Direction::Backward => &mut self.back,
+        };
+        let scan = match scan {
+            Some(scan) => scan,
+            none => none.insert(Box::new(
+                self.pinned
+                    .view
+                    .scan(
+                        &self.pinned.keyspace.db.store.tables,
+                        direction,
+                        self.bounds.clone(),
+                        self.snapshot,
+                        self.now,
+                        self.filter.as_ref().map(|(rule, prefix)| (rule, &prefix[..])),
+                    )
+                    .await?,
+            )),
+        };
+        let Some(entry) = scan.next().await? else {
+            self.met = true;
+            return Ok(None);
+        };
+        let stored = Stored { trailer: entry.trailer, value: entry.value.clone() };
+        let user_key = entry.user_key.clone();
+        // The two ends meet where one returns a key that the other has passed.
+        match direction {
+            Direction::Forward => {
+                if self.back.as_ref().is_some_and(|b| b.last().is_some_and(|k| k <= &user_key[..]))
+                {
+                    self.met = true;
+                    return Ok(None);
+                }
+            }
+            Direction::Backward => {
+                if self.front.as_ref().is_some_and(|f| f.last().is_some_and(|k| k >= &user_key[..]))
+                {
+                    self.met = true;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(Guard { pinned: self.pinned.clone(), user_key, stored }))
+    }
+}
+
+/// A key of an iteration; its value is read, if it is long, only when asked for.
+pub struct Guard {
+    pinned: Arc<Pinned>,
+    user_key: Vec<u8>,
+    stored: Stored,
+}
+
+impl Guard {
+    /// Returns the key.
+    pub fn key(&self) -> &[u8] {
+        &self.user_key[4..]
+    }
+
+    /// Returns the length of the value, without reading it.
+    pub fn size(&self) -> usize {
+        self.stored.len()
+    }
+
+    /// Returns the value.
+    pub fn value(&self) -> Result<Slice> {
+        block_on(self.value_async())
+    }
+
+    /// Async twin of [`Guard::value`].
+    pub async fn value_async(&self) -> Result<Slice> {
+        Ok(self.record_async().await?.value)
+    }
+
+    /// Returns the value with its deadline.
+    pub async fn record_async(&self) -> Result<crate::read::Record> {
+        let Pinned { keyspace, view } = &*self.pinned;
+        keyspace.db.complete(view, &self.user_key, self.stored.clone()).await
+    }
+
+    /// Returns the key and the value.
+    pub fn into_inner(self) -> Result<(Vec<u8>, Slice)> {
+        let value = self.value()?;
+        let mut key = self.user_key;
+        key.drain(..4);
+        Ok((key, value))
+    }
+
+    /// Returns the key and the value if `wanted` accepts the key; a long value is not read
+    /// otherwise.
+    pub fn into_inner_if(
+        self,
+        wanted: impl FnOnce(&[u8]) -> bool,
+    ) -> Result<Option<(Vec<u8>, Slice)>> {
+        if wanted(self.key()) { self.into_inner().map(Some) } else { Ok(None) }
+    }
+}
+
+/// A two-ended iterator over the keys of a range, as of the moment it was made.
+///
+/// Yields an error once and then ends.
+pub struct Range {
+    cursor: Cursor,
+    ended: bool,
+}
+
+impl Range {
+    pub(crate) fn new(cursor: Cursor) -> Range {
+        Range { cursor, ended: false }
+    }
+
+    fn yielded(&mut self, step: Result<Option<Guard>>) -> Option<Result<Guard>> {
+        self.ended = !matches!(step, Ok(Some(_)));
+        step.transpose()
+    }
+}
+
+impl Iterator for Range {
+    type Item = Result<Guard>;
+    fn next(&mut self) -> Option<Result<Guard>> {
+        if self.ended {
+            return None;
+        }
+        let step = block_on(self.cursor.next());
+        self.yielded(step)
+    }
+}
+
+impl DoubleEndedIterator for Range {
+    fn next_back(&mut self) -> Option<Result<Guard>> {
+        if self.ended {
+            return None;
+        }
+        let step = block_on(self.cursor.next_back());
+        self.yielded(step)
+    }
+}

@@ -1,0 +1,201 @@
+//! What the engine did: counters and latency histograms.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+
+use crate::pool::PoolStats;
+use crate::version::LEVELS;
+
+/// Counters and histograms as the engine keeps them.
+pub(crate) struct Recorder {
+    batches: AtomicU64,
+    batch_bytes: AtomicU64,
+    syncs: Mutex<Histogram<u64>>,
+    flushes: Mutex<Histogram<u64>>,
+    flushed_bytes: AtomicU64,
+    compactions: Mutex<Histogram<u64>>,
+    compaction_read: AtomicU64,
+    compaction_written: AtomicU64,
+    stalls: AtomicU64,
+    stall_micros: AtomicU64,
+    delay_micros: AtomicU64,
+    gets: AtomicU64,
+}
+
+impl Default for Recorder {
+    fn default() -> Recorder {
+        Recorder {
+            batches: AtomicU64::new(0),
+            batch_bytes: AtomicU64::new(0),
+            syncs: Mutex::new(micros()),
+            flushes: Mutex::new(micros()),
+            flushed_bytes: AtomicU64::new(0),
+            compactions: Mutex::new(micros()),
+            compaction_read: AtomicU64::new(0),
+            compaction_written: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
+            stall_micros: AtomicU64::new(0),
+            delay_micros: AtomicU64::new(0),
+            gets: AtomicU64::new(0),
+        }
+    }
+}
+
+/// A histogram of microseconds up to ten minutes, to two digits.
+fn micros() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 600_000_000, 2).expect("constant bounds")
+}
+
+fn record(histogram: &Mutex<Histogram<u64>>, took: Duration) {
+    histogram.lock().saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+impl Recorder {
+    pub(crate) fn wrote(&self, bytes: usize) {
+        add(&self.batches, 1);
+        add(&self.batch_bytes, bytes as u64);
+    }
+    pub(crate) fn read(&self) {
+        add(&self.gets, 1);
+    }
+    pub(crate) fn synced(&self, took: Duration) {
+        record(&self.syncs, took);
+    }
+    pub(crate) fn flushed(&self, bytes: u64, took: Duration) {
+        add(&self.flushed_bytes, bytes);
+        record(&self.flushes, took);
+    }
+    pub(crate) fn compacted(&self, read: u64, written: u64, took: Duration) {
+        add(&self.compaction_read, read);
+        add(&self.compaction_written, written);
+        record(&self.compactions, took);
+    }
+    pub(crate) fn stalled(&self, took: Duration) {
+        add(&self.stalls, 1);
+        add(&self.stall_micros, took.as_micros() as u64);
+    }
+    pub(crate) fn delayed(&self, took: Duration) {
+        add(&self.delay_micros, took.as_micros() as u64);
+    }
+
+    pub(crate) fn snapshot(&self) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            batches: get(&self.batches),
+            batch_bytes: get(&self.batch_bytes),
+            gets: get(&self.gets),
+            syncs: Latency::of(&self.syncs),
+            flushes: Latency::of(&self.flushes),
+            flushed_bytes: get(&self.flushed_bytes),
+            compactions: Latency::of(&self.compactions),
+            compaction_read_bytes: get(&self.compaction_read),
+            compaction_written_bytes: get(&self.compaction_written),
+            stalls: get(&self.stalls),
+            stall_seconds: get(&self.stall_micros) as f64 / 1e6,
+            delay_seconds: get(&self.delay_micros) as f64 / 1e6,
+            ..Stats::default()
+        }
+    }
+}
+
+/// A summary of a latency histogram, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    /// Operations.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Longest.
+    pub max: u64,
+}
+
+impl Latency {
+    fn of(histogram: &Mutex<Histogram<u64>>) -> Latency {
+        let h = histogram.lock();
+        Latency {
+            count: h.len(),
+            p50: h.value_at_quantile(0.5),
+            p99: h.value_at_quantile(0.99),
+            p999: h.value_at_quantile(0.999),
+            max: h.max(),
+        }
+    }
+}
+
+/// One level of tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LevelStats {
+    /// Tables.
+    pub tables: usize,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    /// Records in them, shadowed ones and tombstones included.
+    pub entries: u64,
+}
+
+/// What the engine did since it was opened, and what it holds now.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Batches written.
+    pub batches: u64,
+    /// Their encoded bytes.
+    pub batch_bytes: u64,
+    /// Point reads.
+    pub gets: u64,
+    /// Syncs of the log.
+    pub syncs: Latency,
+    /// Flushes of memtables.
+    pub flushes: Latency,
+    /// Bytes of tables they wrote.
+    pub flushed_bytes: u64,
+    /// Merges.
+    pub compactions: Latency,
+    /// Bytes of tables they read.
+    pub compaction_read_bytes: u64,
+    /// Bytes of tables they wrote.
+    pub compaction_written_bytes: u64,
+    /// Times a writer waited for memory.
+    pub stalls: u64,
+    /// How long they waited in all.
+    pub stall_seconds: f64,
+    /// How long writers were slowed down in all.
+    pub delay_seconds: f64,
+    /// Bytes in memtables.
+    pub memtable_bytes: u64,
+    /// Sealed memtables that wait for their flush.
+    pub sealed_memtables: usize,
+    /// Live snapshots.
+    pub snapshots: usize,
+    /// Per level, what it holds.
+    pub levels: [LevelStats; LEVELS],
+    /// Tables in quarantine.
+    pub quarantined: usize,
+    /// The block cache.
+    pub cache: PoolStats,
+    /// Why writes are refused, if they are.
+    pub refusal: Option<String>,
+}
+
+impl Stats {
+    /// Returns the bytes of all tables.
+    pub fn table_bytes(&self) -> u64 {
+        self.levels.iter().map(|l| l.bytes).sum()
+    }
+
+    /// Returns how many bytes of tables were written for each byte of a batch.
+    pub fn write_amplification(&self) -> f64 {
+        let written = self.flushed_bytes + self.compaction_written_bytes;
+        written as f64 / self.batch_bytes.max(1) as f64
+    }
+}

@@ -1,0 +1,636 @@
+//! The store: one log lane, one set of memtables, one tree of tables.
+//!
+//! ```text
+//!             leader (one at a time)                background
+//!   batch -> log -> active memtable -> sealed memtable -> table in L0 -> compaction
+//!                        |                   |                 |
+//!                        +------- View (what readers pin) -----+
+//! ```
+//!
+//! # Lock order
+//! `commit queue` | `view_update` before `snapshots`; the catalog gate is taken by background work
+//! only, and never while holding one of the others. No lock is held across an await but the gate.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use atoll_env::Instant;
+use atoll_env::disk::{IoClass, IoTag};
+use atoll_env::sync::Notify;
+use event_listener::Event;
+use parking_lot::Mutex;
+
+use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records};
+use crate::commit::{Queue, Request, Work};
+use crate::error::{Error, Result};
+use crate::key::{InternalKey, Kind, SeqNo, Trailer};
+use crate::log::{EntryId, FRAME_WRITE, Log};
+use crate::memtable::{self, Full, Memtable};
+use crate::mutants;
+use crate::options::{Durability, Options};
+use crate::stats::Recorder;
+use crate::tables::Tables;
+use crate::version::manifest::{Manifest, State};
+use crate::version::{Garbage, Paths, Version};
+use crate::view::View;
+
+/// The group whose entries are the database's own batches.
+pub(crate) const GROUP: u64 = 0;
+/// Its only term: nobody is elected in an embedded database.
+const TERM: u64 = 1;
+/// Site of a log write with a range delete in it: the crash harness counts it apart.
+const RANGE_DELETE: IoTag = IoTag::new(IoClass::Log, "range delete");
+/// Bytes a writer may put at once, relative to the memory budget.
+const BATCH_SHARE_MAX: usize = 2;
+
+/// One store and what its readers, writers and background work share.
+pub(crate) struct Store {
+    pub(crate) options: Options,
+    pub(crate) paths: Paths,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) garbage: Arc<Garbage>,
+    /// What readers pin.
+    view: ArcSwap<View>,
+    /// Guards the replacement of `view`: rotation, flush and compaction each change a part of it.
+    view_update: Mutex<()>,
+    /// Every record at or below it may be read.
+    visible: AtomicU64,
+    /// Live snapshots, counted by sequence number.
+    snapshots: Mutex<BTreeMap<SeqNo, usize>>,
+    pub(crate) queue: Queue,
+    /// The writing half; the leader takes it out while it works.
+    writer: Mutex<Option<Box<Writer>>>,
+    /// Sealed memtables, oldest first, waiting for their flush.
+    pub(crate) sealed: Mutex<VecDeque<Sealed>>,
+    pub(crate) catalog: Gate<Catalog>,
+    /// A memtable was sealed, or the store stops.
+    pub(crate) flush_due: Notify,
+    /// The levels changed, or the store stops.
+    pub(crate) compaction_due: Notify,
+    /// Memory or space was freed, or the store stops.
+    pub(crate) relief: Event,
+    /// An unsynced frame waits for the interval's sync.
+    pub(crate) unsynced: AtomicBool,
+    health: Mutex<Health>,
+    pub(crate) stopping: AtomicBool,
+    pub(crate) stats: Recorder,
+}
+
+/// The manifest and what it adds up to.
+pub(crate) struct Catalog {
+    pub(crate) manifest: Manifest,
+    pub(crate) state: State,
+}
+
+/// What only the leader touches.
+pub(crate) struct Writer {
+    pub(crate) log: Log,
+    pub(crate) active: memtable::Writer,
+    /// Index of the last entry that was appended and applied.
+    pub(crate) applied: u64,
+    /// One above the last sequence number in it.
+    pub(crate) position: u64,
+    /// Delay that is owed to back-pressure but was too short to sleep yet.
+    owed: Duration,
+}
+
+impl Writer {
+    pub(crate) fn new(log: Log, active: memtable::Writer, applied: u64, position: u64) -> Writer {
+        Writer { log, active, applied, position, owed: Duration::ZERO }
+    }
+}
+
+/// A memtable that takes no writes any more.
+#[derive(Clone)]
+pub(crate) struct Sealed {
+    pub(crate) memtable: Arc<Memtable>,
+    /// Index of the last entry in it.
+    pub(crate) applied: u64,
+    /// One above the last sequence number in it: a lane position inside that entry.
+    pub(crate) position: u64,
+}
+
+/// Whether the store may be written.
+#[derive(Default)]
+struct Health {
+    /// Why nothing is promised any more.
+    stopped: Option<Error>,
+    /// Why writes are refused for now.
+    no_space: Option<Error>,
+}
+
+/// The parts a recovered store is made of.
+pub(crate) struct Parts {
+    pub(crate) options: Options,
+    pub(crate) paths: Paths,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) garbage: Arc<Garbage>,
+    pub(crate) version: Arc<Version>,
+    /// Newest first, the active one first of all.
+    pub(crate) memtables: Vec<Arc<Memtable>>,
+    pub(crate) sealed: VecDeque<Sealed>,
+    pub(crate) visible: SeqNo,
+    pub(crate) writer: Writer,
+    pub(crate) catalog: Catalog,
+}
+
+impl Store {
+    pub(crate) fn new(parts: Parts) -> Arc<Store> {
+        let view = View { memtables: parts.memtables, version: parts.version };
+        Arc::new(Store {
+            options: parts.options,
+            paths: parts.paths,
+            tables: parts.tables,
+            garbage: parts.garbage,
+            view: ArcSwap::from_pointee(view),
+            view_update: Mutex::new(()),
+            visible: AtomicU64::new(parts.visible),
+            snapshots: Mutex::new(BTreeMap::new()),
+            queue: Queue::default(),
+            writer: Mutex::new(Some(Box::new(parts.writer))),
+            sealed: Mutex::new(parts.sealed),
+            catalog: Gate::new(parts.catalog),
+            flush_due: Notify::new(),
+            compaction_due: Notify::new(),
+            relief: Event::new(),
+            unsynced: AtomicBool::new(false),
+            health: Mutex::new(Health::default()),
+            stopping: AtomicBool::new(false),
+            stats: Recorder::default(),
+        })
+    }
+
+    /// Pins what is visible now: the view first, the sequence number after it (see [`View`]).
+    pub(crate) fn pin(&self) -> (arc_swap::Guard<Arc<View>>, SeqNo) {
+        let view = self.view.load();
+        let visible = self.visible.load(Ordering::Acquire);
+        (view, visible)
+    }
+
+    /// Returns the wall clock, in milliseconds since the Unix epoch.
+    pub(crate) fn now(&self) -> u64 {
+        self.options.env.clock.wall().0
+    }
+
+    // ---- snapshots ----
+
+    /// Registers a snapshot of the present.
+    pub(crate) fn open_snapshot(&self) -> SeqNo {
+        let mut snapshots = self.snapshots.lock();
+        let seqno = self.visible.load(Ordering::Acquire);
+        *snapshots.entry(seqno).or_default() += 1;
+        seqno
+    }
+
+    /// Releases a snapshot.
+    pub(crate) fn close_snapshot(&self, seqno: SeqNo) {
+        let mut snapshots = self.snapshots.lock();
+        if let Some(count) = snapshots.get_mut(&seqno) {
+            *count -= 1;
+            if *count == 0 {
+                snapshots.remove(&seqno);
+                drop(snapshots);
+                self.compaction_due.notify();
+            }
+        }
+    }
+
+    /// Returns the live snapshots, ascending, with the present as the last.
+    pub(crate) fn live_snapshots(&self) -> Vec<SeqNo> {
+        let snapshots = self.snapshots.lock();
+        let present = self.visible.load(Ordering::Acquire);
+        let mut live: Vec<SeqNo> = snapshots.keys().copied().filter(|s| *s < present).collect();
+        live.push(present);
+        live
+    }
+
+    // ---- health ----
+
+    /// Returns the error that every write gets now, if any.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        let health = self.health.lock();
+        health.stopped.clone().or_else(|| health.no_space.clone())
+    }
+
+    /// Returns why the store stopped, if it did.
+    pub(crate) fn stopped(&self) -> Option<Error> {
+        self.health.lock().stopped.clone()
+    }
+
+    /// Stops the store for good: nothing can be promised any more.
+    pub(crate) fn stop(&self, why: &Error) {
+        let error = match why {
+            Error::Stopped(_) => why.clone(),
+            other => Error::Stopped(other.to_string()),
+        };
+        self.health.lock().stopped.get_or_insert(error);
+        self.wake_everybody();
+    }
+
+    /// Refuses writes until [`Store::space_returned`].
+    pub(crate) fn run_out_of_space(&self, why: &Error) {
+        self.health.lock().no_space = Some(why.clone());
+        self.relief.notify(usize::MAX);
+    }
+
+    /// Returns whether writes are refused for lack of space.
+    pub(crate) fn lacks_space(&self) -> bool {
+        self.health.lock().no_space.is_some()
+    }
+
+    /// Accepts writes again.
+    pub(crate) fn space_returned(&self) {
+        if self.health.lock().no_space.take().is_some() {
+            self.relief.notify(usize::MAX);
+        }
+    }
+
+    /// Asks the background work to end.
+    pub(crate) fn begin_shutdown(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wake_everybody();
+    }
+
+    /// Returns whether background work is to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire) || self.stopped().is_some()
+    }
+
+    fn wake_everybody(&self) {
+        self.flush_due.notify();
+        self.compaction_due.notify();
+        self.relief.notify(usize::MAX);
+    }
+
+    // ---- the view ----
+
+    /// Replaces the view by what `change` makes of it.
+    pub(crate) fn update_view(&self, change: impl FnOnce(&View) -> View) {
+        let _guard = self.view_update.lock();
+        let next = change(&self.view.load());
+        self.view.store(Arc::new(next));
+    }
+
+    // ---- the leader ----
+
+    /// Carries a group through. Called by one leader at a time.
+    pub(crate) async fn commit(&self, group: VecDeque<Request>) {
+        let Some(mut writer) = self.writer.lock().take() else {
+            // Only a leader whose task was torn down leaves the slot empty.
+            let why = Error::Stopped("a commit was torn down half-way".to_owned());
+            group.iter().for_each(|r| r.ticket.answer(Err(why.clone())));
+            return;
+        };
+        let results = self.carry_out(&mut writer, &group).await;
+        // The writer goes back before anybody is answered: who is answered may lead at once.
+        *self.writer.lock() = Some(writer);
+        for (request, result) in group.iter().zip(results) {
+            request.ticket.answer(result);
+        }
+    }
+
+    /// Returns one result per request.
+    async fn carry_out(&self, writer: &mut Writer, group: &VecDeque<Request>) -> Vec<Result<()>> {
+        let mut results: Vec<Result<()>> = Vec::with_capacity(group.len());
+        let mut sync = false;
+        let mut site = FRAME_WRITE;
+        let mut writes: Vec<(usize, &Payload, u64)> = Vec::with_capacity(group.len());
+        let mut index = writer.applied;
+        let refusal = self.make_sure_of_space(writer, group).await;
+        for (at, request) in group.iter().enumerate() {
+            let Work::Write { payload, durability } = &request.work else {
+                sync |= matches!(request.work, Work::Sync);
+                results.push(Ok(()));
+                continue;
+            };
+            if let Some(refusal) = &refusal {
+                results.push(Err(refusal.clone()));
+                continue;
+            }
+            let id = EntryId { group: GROUP, index: index + 1, term: TERM };
+            match writer.log.append(id, &[&payload.bytes]) {
+                Ok(position) => {
+                    index += 1;
+                    writes.push((at, payload, position));
+                    sync |= *durability == Durability::Synced;
+                    if payload.removes_range {
+                        site = RANGE_DELETE;
+                    }
+                    results.push(Ok(()));
+                }
+                Err(e) => results.push(Err(e)),
+            }
+        }
+        if let Err(e) = self.persist(writer, site, sync && !mutants::is("ack-before-sync")).await {
+            self.fail_group(&e, &mut results);
+            return results;
+        }
+        for &(at, payload, position) in &writes {
+            if let Err(e) = self.apply(writer, payload, position).await {
+                results[at] = Err(e);
+            }
+        }
+        for (at, request) in group.iter().enumerate() {
+            let outcome = match &request.work {
+                Work::Write { .. } | Work::Sync => continue,
+                Work::Seal => {
+                    self.seal(writer, self.options.memtable_capacity());
+                    Ok(())
+                }
+                Work::Release { index } => self.release(writer, *index).await,
+                Work::Probe => writer.log.prepare_next().await,
+            };
+            results[at] = outcome;
+        }
+        results
+    }
+
+    /// Reserves log space for the writes of a group; returns why they are refused, if they are.
+    ///
+    /// It comes before anything is staged: a full disk then refuses the writes, and what was
+    /// answered before stays as it is.
+    async fn make_sure_of_space(
+        &self,
+        writer: &mut Writer,
+        group: &VecDeque<Request>,
+    ) -> Option<Error> {
+        if let Some(refusal) = self.refusal() {
+            return Some(refusal);
+        }
+        let payload_lens = group.iter().filter_map(|request| match &request.work {
+            Work::Write { payload, .. } => Some(payload.bytes.len()),
+            _ => None,
+        });
+        let payload_lens: Vec<usize> = payload_lens.collect();
+        match writer.log.reserve(payload_lens).await {
+            Ok(()) => None,
+            Err(e @ Error::NoSpace(_)) => {
+                self.run_out_of_space(&e);
+                Some(e)
+            }
+            Err(e) => {
+                self.stop(&e);
+                self.stopped()
+            }
+        }
+    }
+
+    async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
+        writer.log.write(site).await?;
+        if sync {
+            let started = self.options.env.clock.now();
+            writer.log.sync().await?;
+            self.stats.synced(self.options.env.clock.now().since(started));
+            self.unsynced.store(false, Ordering::Release);
+        } else {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Tells every writer of a group that its batch was not logged, and stops the store unless
+    /// the log says that nothing was lost.
+    fn fail_group(&self, e: &Error, results: &mut [Result<()>]) {
+        self.stop(e);
+        let answer = self.stopped().unwrap_or_else(|| e.clone());
+        for result in results.iter_mut().filter(|r| r.is_ok()) {
+            *result = Err(answer.clone());
+        }
+    }
+
+    /// Applies a logged batch to the active memtable and makes it visible.
+    async fn apply(&self, writer: &mut Writer, payload: &Payload, position: u64) -> Result<()> {
+        let needed = arena_bytes(&payload.bytes)?;
+        if needed > writer.active.free() {
+            self.make_room(writer, needed).await?;
+        }
+        self.slow_down(writer, payload.bytes.len()).await;
+        let last = insert(&mut writer.active, &payload.bytes, position)?;
+        writer.applied += 1;
+        writer.position = last + 1;
+        self.visible.store(last, Ordering::Release);
+        self.stats.wrote(payload.bytes.len());
+        Ok(())
+    }
+
+    /// Seals the full memtable, after waiting for a flush if too many are sealed already.
+    async fn make_room(&self, writer: &mut Writer, needed: usize) -> Result<()> {
+        let mut stalled: Option<Instant> = None;
+        loop {
+            let relief = self.relief.listen();
+            if let Some(why) = self.stopped() {
+                return Err(why);
+            }
+            if self.sealed.lock().len() < self.options.sealed_memtables_max {
+                break;
+            }
+            stalled.get_or_insert_with(|| self.options.env.clock.now());
+            relief.await;
+        }
+        if let Some(since) = stalled {
+            self.stats.stalled(self.options.env.clock.now().since(since));
+        }
+        // A batch that is larger than a memtable gets one of its own size.
+        let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
+        self.seal(writer, capacity);
+        Ok(())
+    }
+
+    /// Puts an empty memtable of `capacity` in the place of the active one, unless that is empty
+    /// and large enough.
+    pub(crate) fn seal(&self, writer: &mut Writer, capacity: usize) {
+        let (active, memtable) = Memtable::new(capacity);
+        let sealed = std::mem::replace(&mut writer.active, active).memtable().clone();
+        let was_empty = sealed.is_empty();
+        if !was_empty {
+            let (applied, position) = (writer.applied, writer.position);
+            self.sealed.lock().push_back(Sealed { memtable: sealed, applied, position });
+        }
+        self.update_view(|view| {
+            let keep = view.memtables.iter().skip(usize::from(was_empty)).cloned();
+            View {
+                memtables: std::iter::once(memtable).chain(keep).collect(),
+                version: view.version.clone(),
+            }
+        });
+        self.flush_due.notify();
+    }
+
+    /// Delays the writer when compaction falls behind: smoothly, so that writers feel a slope and
+    /// not a wall.
+    async fn slow_down(&self, writer: &mut Writer, bytes: usize) {
+        let tables = self.view.load().version.levels[0].len();
+        let excess = tables.saturating_sub(self.options.level0_slowdown);
+        if excess == 0 {
+            return;
+        }
+        // 64 MiB/s at the threshold, a quarter less with every further table.
+        let nanos_per_byte = 15.0 * 1.25f64.powi(excess.min(40) as i32);
+        writer.owed += Duration::from_nanos((bytes as f64 * nanos_per_byte) as u64);
+        if writer.owed >= Duration::from_millis(1) {
+            let delay = std::mem::take(&mut writer.owed).min(Duration::from_millis(100));
+            self.stats.delayed(delay);
+            self.options.env.clock.sleep(delay).await;
+        }
+    }
+
+    /// Lets the log forget entries that are in tables, and recycles its segments.
+    async fn release(&self, writer: &mut Writer, index: u64) -> Result<()> {
+        let mut released = writer.log.release(GROUP, index + 1);
+        if released.is_ok() {
+            released = writer.log.reclaim().await.map(|_| ());
+        }
+        match released {
+            // Space for the log is the next write's concern.
+            Err(Error::NoSpace(_)) | Ok(()) => Ok(()),
+            Err(e) => {
+                self.stop(&e);
+                Err(e)
+            }
+        }
+    }
+
+    /// Refuses batches that could not be held in memory.
+    pub(crate) fn check_size(&self, payload: &Payload) -> Result<()> {
+        let most = self.options.memory / BATCH_SHARE_MAX;
+        if payload.bytes.len() > most {
+            return Err(Error::InvalidInput(format!(
+                "a batch of {} bytes does not fit: with this memory budget the limit is {most}; \
+                 write it in parts or raise the budget",
+                payload.bytes.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Returns an upper bound for the arena bytes that a payload takes.
+pub(crate) fn arena_bytes(payload: &[u8]) -> Result<usize> {
+    let mut bytes = 0;
+    for record in Records::new(payload).map_err(malformed)? {
+        let record = record.map_err(malformed)?;
+        bytes += match record {
+            Record::Insert { key, value, .. } => {
+                let seqnos = record.seqnos() as usize;
+                // Beside the value itself a deadline or the head of a chunked one.
+                seqnos * Memtable::record_bytes(key.len(), 20) + value.len()
+            }
+            Record::Remove { key } => Memtable::record_bytes(key.len(), 0),
+            Record::RemoveRange { start, end } => Memtable::range_bytes(start.len(), end.len()),
+        };
+    }
+    Ok(bytes)
+}
+
+/// Inserts the records of an entry at lane position `position`; returns the last sequence number.
+pub(crate) fn insert(
+    active: &mut memtable::Writer,
+    payload: &[u8],
+    position: u64,
+) -> Result<SeqNo> {
+    let mut seqno = position;
+    for record in Records::new(payload).map_err(malformed)? {
+        let record = record.map_err(malformed)?;
+        let head = seqno + record.seqnos() - 1;
+        let key = |seqno, kind| Trailer::new(seqno, kind);
+        match record {
+            Record::Insert { key: user_key, value, deadline } if value.len() > CHUNKED_ABOVE => {
+                let chunks = value.chunks(CHUNK_LEN);
+                let mut about = [0; 20];
+                about[..8].copy_from_slice(&deadline.unwrap_or(0).to_le_bytes());
+                about[8..16].copy_from_slice(&(value.len() as u64).to_le_bytes());
+                about[16..].copy_from_slice(&(chunks.len() as u32).to_le_bytes());
+                for (chunk, seqno) in chunks.zip((seqno..head).rev()) {
+                    put(active, user_key, key(seqno, Kind::Chunk), [chunk, b""])?;
+                }
+                put(active, user_key, key(head, Kind::ChunkedValue), [&about, b""])?;
+            }
+            Record::Insert { key: user_key, value, deadline: Some(deadline) } => {
+                let trailer = key(head, Kind::ExpiringValue);
+                put(active, user_key, trailer, [&deadline.to_le_bytes(), value])?;
+            }
+            Record::Insert { key: user_key, value, deadline: None } => {
+                put(active, user_key, key(head, Kind::Value), [value, b""])?;
+            }
+            Record::Remove { key: user_key } => {
+                put(active, user_key, key(head, Kind::Tombstone), [b"", b""])?;
+            }
+            Record::RemoveRange { start, end } => {
+                active.delete_range(start, end, head).map_err(too_full)?;
+            }
+        }
+        seqno = head + 1;
+    }
+    Ok(seqno - 1)
+}
+
+fn put(
+    active: &mut memtable::Writer,
+    user_key: &[u8],
+    trailer: Trailer,
+    value: [&[u8]; 2],
+) -> Result<()> {
+    active.insert_parts(InternalKey::new(user_key, trailer), value).map_err(too_full)
+}
+
+/// Room was made for the whole batch before its first record: this is a program error.
+fn too_full(_: Full) -> Error {
+    Error::Stopped("a memtable was fuller than it said".to_owned())
+}
+
+/// A payload of ours that does not decode: a program error, since frames are checksummed.
+fn malformed(what: atoll_encoding::Malformed) -> Error {
+    Error::Stopped(format!("a logged batch does not decode: {what}"))
+}
+
+/// A mutual exclusion that may be held across awaits.
+pub(crate) struct Gate<T> {
+    value: Mutex<Option<T>>,
+    freed: Event,
+}
+
+impl<T> Gate<T> {
+    pub(crate) fn new(value: T) -> Gate<T> {
+        Gate { value: Mutex::new(Some(value)), freed: Event::new() }
+    }
+
+    /// Waits for the value and takes it out until the guard is dropped.
+    pub(crate) async fn enter(&self) -> GateGuard<'_, T> {
+        loop {
+            let listener = self.freed.listen();
+            if let Some(value) = self.value.lock().take() {
+                return GateGuard { gate: self, value: Some(value) };
+            }
+            listener.await;
+        }
+    }
+}
+
+/// Holds the value of a [`Gate`].
+pub(crate) struct GateGuard<'g, T> {
+    gate: &'g Gate<T>,
+    value: Option<T>,
+}
+
+impl<T> std::ops::Deref for GateGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("held until drop")
+    }
+}
+
+impl<T> std::ops::DerefMut for GateGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().expect("held until drop")
+    }
+}
+
+impl<T> Drop for GateGuard<'_, T> {
+    fn drop(&mut self) {
+        *self.gate.value.lock() = self.value.take();
+        self.gate.freed.notify(1);
+    }
+}

@@ -1,0 +1,115 @@
+//! Opening and reading live tables, and putting those that do not verify into quarantine.
+//!
+//! A table is opened by the first reader. When stored bytes do not verify, the read is repeated
+//! once (a bit may have flipped on the way), then the whole table is quarantined: every get or
+//! scan that would consult it answers `Corruption`, because what it would have said is unknown.
+//! The background work writes the quarantine into the manifest, so that it survives a restart.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use atoll_env::Env;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::key::SeqNo;
+use crate::pool::Pool;
+use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
+use crate::tombstone::Fragmented;
+use crate::version::{OpenTable, Paths, TableHandle};
+
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadMode {
+    /// A client's scan.
+    Scan,
+    /// A merge or a check: long reads past the cache.
+    Bulk,
+}
+
+/// The tables of a database, as readers use them.
+pub(crate) struct Tables {
+    env: Env,
+    paths: Paths,
+    pool: Arc<dyn Pool>,
+    /// Tables found corrupt since the background work last looked.
+    suspects: Mutex<Vec<u64>>,
+}
+
+impl Tables {
+    pub(crate) fn new(env: Env, paths: Paths, pool: Arc<dyn Pool>) -> Tables {
+        Tables { env, paths, pool, suspects: Mutex::new(Vec::new()) }
+    }
+
+    /// Returns the cache that holds their blocks.
+    pub(crate) fn pool(&self) -> &Arc<dyn Pool> {
+        &self.pool
+    }
+
+    /// Returns the newest record of `user_key` in the table at or below `snapshot`.
+    pub(crate) async fn get(
+        &self,
+        handle: &TableHandle,
+        user_key: &[u8],
+        hash: u64,
+        snapshot: SeqNo,
+    ) -> Result<Option<Found>> {
+        let table = &self.open(handle).await?.table;
+        match table.get(user_key, snapshot, hash).await {
+            Err(e) if e.is_corruption() => {
+                let again = table.get(user_key, snapshot, hash).await;
+                again.inspect_err(|e| self.suspect(handle, e))
+            }
+            result => result,
+        }
+    }
+
+    /// Returns an iterator over the table.
+    pub(crate) async fn iter(&self, handle: &TableHandle, mode: ReadMode) -> Result<TableIter> {
+        let table = self.open(handle).await?.table.clone();
+        let options = match mode {
+            ReadMode::Scan => ReadOptions::SCAN,
+            ReadMode::Bulk => ReadOptions::COMPACTION,
+        };
+        Ok(TableIter::new(table, options))
+    }
+
+    /// Returns the open table, or the corruption that keeps it closed.
+    pub(crate) async fn open<'h>(&self, handle: &'h TableHandle) -> Result<&'h OpenTable> {
+        if handle.is_quarantined() {
+            return Err(Error::corruption(
+                &self.paths.table(handle.desc.id),
+                0,
+                "the table is in quarantine since stored bytes did not verify: restore the file \
+                 or run `atoll repair`",
+            ));
+        }
+        if let Some(table) = handle.opened() {
+            return Ok(table);
+        }
+        let path = self.paths.table(handle.desc.id);
+        let expected = Expected { size: handle.desc.size, salt: handle.desc.salt };
+        let open = || {
+            Table::open(self.env.disk.as_ref(), &path, handle.desc.id, expected, self.pool.clone())
+        };
+        let opened = match open().await {
+            Err(e) if e.is_corruption() => open().await,
+            result => result,
+        };
+        let table = opened.inspect_err(|e| self.suspect(handle, e))?;
+        let range_tombstones = Arc::new(Fragmented::new(table.range_tombstones().iter().cloned()));
+        Ok(handle.set_opened(OpenTable { table, range_tombstones }))
+    }
+
+    /// Quarantines a table that `error` came from, if it is about stored bytes.
+    pub(crate) fn suspect(&self, handle: &TableHandle, error: &Error) {
+        if error.is_corruption() && !handle.quarantined.swap(true, Ordering::AcqRel) {
+            self.suspects.lock().push(handle.desc.id);
+        }
+    }
+
+    /// Takes the tables that were quarantined since the last call.
+    pub(crate) fn take_suspects(&self) -> Vec<u64> {
+        std::mem::take(&mut self.suspects.lock())
+    }
+}

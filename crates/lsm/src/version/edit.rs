@@ -1,0 +1,268 @@
+//! Edits: what changes from one version to the next, and their encoding in the manifest.
+//!
+//! An edit is a list of tagged fields, so that a later version of the format can add one; an
+//! unknown tag is refused, because a field that is not understood may be a table that is not read.
+
+use std::collections::BTreeMap;
+
+use atoll_encoding::{Malformed, Reader, varint};
+
+use crate::key::SeqNo;
+use crate::version::LEVELS;
+
+/// What the version knows of a table without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TableDesc {
+    /// File number; part of every checksum in the file.
+    pub(crate) id: u64,
+    /// Random number in the file's checksums: a stale file of the same number does not verify.
+    pub(crate) salt: u64,
+    /// File length in bytes.
+    pub(crate) size: u64,
+    /// Smallest user key, range tombstones included.
+    pub(crate) smallest: Vec<u8>,
+    /// Largest user key, or the end of the last range tombstone.
+    pub(crate) largest: Vec<u8>,
+    /// Whether `largest` is the (exclusive) end of a range tombstone.
+    pub(crate) largest_exclusive: bool,
+    /// Smallest and largest sequence number.
+    pub(crate) seqnos: (SeqNo, SeqNo),
+    /// Records, point and range tombstones included.
+    pub(crate) entries: u64,
+    /// Point tombstones.
+    pub(crate) tombstones: u64,
+    /// Range tombstones.
+    pub(crate) range_tombstones: u64,
+    /// Records with a deadline.
+    pub(crate) expiring: u64,
+    /// Latest deadline among them, 0 without any.
+    pub(crate) deadline_max: u64,
+}
+
+impl TableDesc {
+    /// Returns whether the table's range ends after `user_key` begins: it holds or could hold
+    /// keys at or above it.
+    pub(crate) fn ends_at_or_after(&self, user_key: &[u8]) -> bool {
+        if self.largest_exclusive {
+            self.largest.as_slice() > user_key
+        } else {
+            self.largest.as_slice() >= user_key
+        }
+    }
+
+    /// Returns whether the table overlaps one that starts at `smallest`.
+    pub(crate) fn ends_after(&self, smallest: &[u8]) -> bool {
+        self.ends_at_or_after(smallest)
+    }
+
+    /// Returns whether the two key ranges meet.
+    pub(crate) fn overlaps(&self, other: &TableDesc) -> bool {
+        self.ends_at_or_after(&other.smallest) && other.ends_at_or_after(&self.smallest)
+    }
+
+    /// Returns whether every key of the table lies in `[start, end)`.
+    pub(crate) fn within(&self, start: &[u8], end: &[u8]) -> bool {
+        let ends_before = if self.largest_exclusive {
+            self.largest.as_slice() <= end
+        } else {
+            self.largest.as_slice() < end
+        };
+        start <= self.smallest.as_slice() && ends_before
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for n in [self.id, self.salt, self.size] {
+            varint::put(out, n);
+        }
+        varint::put_bytes(out, &self.smallest);
+        varint::put_bytes(out, &self.largest);
+        out.push(u8::from(self.largest_exclusive));
+        for n in [
+            self.seqnos.0,
+            self.seqnos.1,
+            self.entries,
+            self.tombstones,
+            self.range_tombstones,
+            self.expiring,
+            self.deadline_max,
+        ] {
+            varint::put(out, n);
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<TableDesc, Malformed> {
+        let (id, salt, size) =
+            (r.varint("a table number")?, r.varint("a salt")?, r.varint("a table size")?);
+        let smallest = r.bytes("a smallest key")?.to_vec();
+        let largest = r.bytes("a largest key")?.to_vec();
+        let largest_exclusive = r.u8("a bound kind")? != 0;
+        let mut next = || r.varint("a table count");
+        Ok(TableDesc {
+            id,
+            salt,
+            size,
+            smallest,
+            largest,
+            largest_exclusive,
+            seqnos: (next()?, next()?),
+            entries: next()?,
+            tombstones: next()?,
+            range_tombstones: next()?,
+            expiring: next()?,
+            deadline_max: next()?,
+        })
+    }
+}
+
+/// How far the tables have caught up with the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flushed {
+    /// One above the largest sequence number in tables: the log was durable up to here.
+    pub(crate) position: u64,
+    /// Per group, the index of the last entry that is in tables.
+    pub(crate) applied: BTreeMap<u64, u64>,
+}
+
+/// The difference of two versions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Edit {
+    /// New tables with their level.
+    pub(crate) added: Vec<(u8, TableDesc)>,
+    /// Tables that are gone.
+    pub(crate) removed: Vec<u64>,
+    /// Tables that change level as they are.
+    pub(crate) moved: Vec<(u64, u8)>,
+    /// Tables whose bytes did not verify.
+    pub(crate) quarantined: Vec<u64>,
+    /// New progress, if this is a flush.
+    pub(crate) flushed: Option<Flushed>,
+    /// File numbers below this one are taken.
+    pub(crate) next_file: u64,
+}
+
+const ADD: u8 = 1;
+const REMOVE: u8 = 2;
+const MOVE: u8 = 3;
+const QUARANTINE: u8 = 4;
+const FLUSHED: u8 = 5;
+const NEXT_FILE: u8 = 6;
+
+impl Edit {
+    /// Appends the encoding.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        for (level, desc) in &self.added {
+            out.extend_from_slice(&[ADD, *level]);
+            desc.encode(out);
+        }
+        for id in &self.removed {
+            out.push(REMOVE);
+            varint::put(out, *id);
+        }
+        for (id, level) in &self.moved {
+            out.extend_from_slice(&[MOVE, *level]);
+            varint::put(out, *id);
+        }
+        for id in &self.quarantined {
+            out.push(QUARANTINE);
+            varint::put(out, *id);
+        }
+        if let Some(flushed) = &self.flushed {
+            out.push(FLUSHED);
+            varint::put(out, flushed.position);
+            varint::put(out, flushed.applied.len() as u64);
+            for (group, index) in &flushed.applied {
+                varint::put(out, *group);
+                varint::put(out, *index);
+            }
+        }
+        out.push(NEXT_FILE);
+        varint::put(out, self.next_file);
+    }
+
+    /// Decodes a whole edit.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Edit, Malformed> {
+        let mut r = Reader::new(bytes);
+        let mut edit = Edit::default();
+        let level = |r: &mut Reader<'_>| {
+            let wrong = r.malformed("a level below 7");
+            let level = r.u8("a level")?;
+            if usize::from(level) < LEVELS { Ok(level) } else { Err(wrong) }
+        };
+        while !r.is_empty() {
+            let unknown = r.malformed("a known field");
+            match r.u8("a field")? {
+                ADD => edit.added.push((level(&mut r)?, TableDesc::decode(&mut r)?)),
+                REMOVE => edit.removed.push(r.varint("a table number")?),
+                MOVE => {
+                    let level = level(&mut r)?;
+                    edit.moved.push((r.varint("a table number")?, level));
+                }
+                QUARANTINE => edit.quarantined.push(r.varint("a table number")?),
+                FLUSHED => {
+                    let mut flushed =
+                        Flushed { position: r.varint("a position")?, applied: BTreeMap::new() };
+                    for _ in 0..r.varint("a group count")? {
+                        flushed.applied.insert(r.varint("a group")?, r.varint("an index")?);
+                    }
+                    edit.flushed = Some(flushed);
+                }
+                NEXT_FILE => edit.next_file = r.varint("a file number")?,
+                _ => return Err(unknown),
+            }
+        }
+        Ok(edit)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn desc(id: u64, smallest: &str, largest: &str) -> TableDesc {
+        TableDesc {
+            id,
+            salt: id * 7,
+            size: 1000,
+            smallest: smallest.into(),
+            largest: largest.into(),
+            largest_exclusive: false,
+            seqnos: (1, 9),
+            entries: 10,
+            tombstones: 0,
+            range_tombstones: 0,
+            expiring: 0,
+            deadline_max: 0,
+        }
+    }
+
+    #[test]
+    fn an_edit_round_trips_and_no_cut_of_it_panics() {
+        let edit = Edit {
+            added: vec![(0, desc(5, "a", "m")), (6, desc(6, "", "z"))],
+            removed: vec![1, 300],
+            moved: vec![(4, 3)],
+            quarantined: vec![2],
+            flushed: Some(Flushed { position: 1 << 40, applied: [(0, 17), (9, 2)].into() }),
+            next_file: 301,
+        };
+        let mut bytes = Vec::new();
+        edit.encode(&mut bytes);
+        assert_eq!(Edit::decode(&bytes).unwrap(), edit);
+        for len in 0..bytes.len() {
+            let cut = Edit::decode(&bytes[..len]);
+            assert!(cut.map_or(true, |e| e != edit));
+        }
+        assert!(Edit::decode(&[ADD, 7]).is_err(), "a level that does not exist");
+        assert!(Edit::decode(&[99]).is_err(), "a field of a later version");
+    }
+
+    #[test]
+    fn an_exclusive_end_touches_its_neighbour_without_overlap() {
+        let mut left = desc(1, "a", "m");
+        let right = desc(2, "m", "z");
+        assert!(left.overlaps(&right));
+        left.largest_exclusive = true;
+        assert!(!left.overlaps(&right) && !right.overlaps(&left));
+        assert!(left.within(b"a", b"m") && !right.within(b"a", b"z"));
+    }
+}

@@ -1,0 +1,342 @@
+//! The manifest: a log of edits from which the live tables are rebuilt.
+//!
+//! ```text
+//!   CURRENT          "manifest-000003 <crc32c of the name, hex>\n"
+//!   manifest-000003  +--------+-------+-------+-------+
+//!                    | header | edit  | edit  | ...   |     the first edit is the whole state
+//!                    +--------+-------+-------+-------+
+//!   edit             | magic u32 | length u32 | checksum u32 | payload |
+//! ```
+//!
+//! An edit is synced before it takes effect; only then may the files it removes go. A file that
+//! has grown to several times its first edit is replaced: the new one is written and synced, its
+//! name is synced, then `CURRENT` is replaced by a rename and the directory synced again.
+//!
+//! # Recovery
+//! A bad edit that nothing valid follows is the torn end of an append that was never acknowledged,
+//! and is dropped. (Were it an acknowledged one that rotted, the tables it removed are gone or the
+//! log starts after the flush that is now missing: both are found when the files are opened.) A
+//! bad edit with a valid one behind it is corruption.
+//!
+//! The page on the format is docs/formats/manifest.md.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_encoding::checksum::{Place, seeded};
+use atoll_env::disk::{IoClass, IoTag};
+use atoll_env::{Disk, Env, File, IoBuf, OpenMode};
+
+use crate::error::{Error, Result};
+use crate::mutants;
+use crate::version::{Edit, Flushed, Garbage, Paths, Version, misfit};
+
+const MAGIC: &[u8; 8] = b"ATOLLMAN";
+const VERSION: u32 = 1;
+const HEADER_LEN: usize = 32;
+const EDIT_MAGIC: u32 = 0x7469_6445;
+const EDIT_HEADER_LEN: usize = 12;
+/// Length below which a manifest is never replaced.
+const REPLACE_ABOVE: u64 = 1 << 20;
+
+/// Site of the append of an edit by a flush.
+pub(crate) const FLUSH_INSTALL: IoTag = IoTag::new(IoClass::Flush, "flush install");
+/// Site of the append of an edit by a compaction.
+pub(crate) const COMPACTION_INSTALL: IoTag = IoTag::new(IoClass::Compaction, "compaction install");
+/// Site of the replacement of the file.
+pub(crate) const SWAP: IoTag = IoTag::new(IoClass::Flush, "manifest swap");
+
+/// The state that the edits so far add up to.
+pub(crate) struct State {
+    pub(crate) version: Version,
+    pub(crate) flushed: Flushed,
+    pub(crate) next_file: u64,
+}
+
+impl State {
+    fn apply(&mut self, edit: &Edit, garbage: &Arc<Garbage>) -> Result<(), String> {
+        self.version = self.version.after(edit, garbage)?;
+        if let Some(flushed) = &edit.flushed {
+            self.flushed = flushed.clone();
+        }
+        self.next_file = self.next_file.max(edit.next_file);
+        Ok(())
+    }
+}
+
+/// The open manifest.
+pub(crate) struct Manifest {
+    env: Env,
+    paths: Paths,
+    file: Arc<dyn File>,
+    path: PathBuf,
+    id: u64,
+    salt: u64,
+    /// Where the next edit goes.
+    end: u64,
+    /// Length at which the file is replaced.
+    replace_at: u64,
+    /// Set by a failed sync: nothing may be appended any more.
+    failed: bool,
+}
+
+impl Manifest {
+    /// Opens the manifest that `CURRENT` names, or makes the first one in a new directory.
+    pub(crate) async fn open(
+        env: &Env,
+        paths: &Paths,
+        garbage: &Arc<Garbage>,
+    ) -> Result<(Manifest, State)> {
+        let mut state =
+            State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 };
+        let Some(id) = read_current(env, paths).await? else {
+            let manifest = Manifest::create(env, paths, 1, &snapshot_edit(&state)).await?;
+            return Ok((manifest, state));
+        };
+        let path = paths.manifest(id);
+        let bytes = read_file(env, &path).await?;
+        let salt = decode_header(&path, id, &bytes)?;
+        let mut end = HEADER_LEN;
+        while let Some((payload, next)) = edit_at(&bytes, id, salt, end) {
+            let edit = Edit::decode(payload)
+                .map_err(|e| Error::corruption(&path, end as u64, e.to_string()))?;
+            state.apply(&edit, garbage).map_err(|what| misfit(&path, end as u64, what))?;
+            end = next;
+        }
+        if end == HEADER_LEN {
+            return Err(Error::corruption(&path, end as u64, "the first edit does not verify"));
+        }
+        if let Some(later) =
+            (end + 1..bytes.len()).find(|&at| edit_at(&bytes, id, salt, at).is_some())
+        {
+            return Err(Error::corruption(
+                &path,
+                end as u64,
+                format!("an edit does not verify, but a later one at offset {later} does"),
+            ));
+        }
+        let file = env
+            .disk
+            .open(&path, OpenMode::ReadWrite)
+            .await
+            .map_err(|e| Error::io("opening", &path, e))?;
+        let mut manifest = Manifest {
+            env: env.clone(),
+            paths: paths.clone(),
+            file,
+            path,
+            id,
+            salt,
+            end: end as u64,
+            replace_at: 0,
+            failed: false,
+        };
+        if end < bytes.len() {
+            // Behind a torn end the file is not appended to: its bytes could be taken for an edit
+            // of the new history. A fresh file starts from the state that was read.
+            manifest.replace(&state).await?;
+        }
+        Ok((manifest, state))
+    }
+
+    /// Appends `edit` durably. `state` is the state before it, for a replacement of the file.
+    ///
+    /// After `NoSpace` nothing happened and the call may be repeated.
+    pub(crate) async fn append(&mut self, tag: IoTag, edit: &Edit, state: &State) -> Result<()> {
+        if self.failed {
+            return Err(Error::Stopped("an earlier write of the manifest failed".to_owned()));
+        }
+        if self.end >= self.replace_at && self.replace_at != 0 {
+            self.replace(state).await?;
+        }
+        let mut payload = Vec::new();
+        edit.encode(&mut payload);
+        let bytes = encode_edit(self.id, self.salt, self.end, &payload);
+        let len = bytes.len() as u64;
+        let context = |e| Error::io("appending to", &self.path, e);
+        self.file.write_at(tag, self.end, IoBuf::from(&bytes[..])).await.map_err(context)?;
+        if let Err(e) = self.file.sync(tag).await {
+            self.failed = true;
+            return Err(Error::Stopped(format!("syncing {} failed: {e}", self.path.display())));
+        }
+        if self.replace_at == 0 {
+            self.replace_at = REPLACE_ABOVE.max(4 * self.end);
+        }
+        self.end += len;
+        Ok(())
+    }
+
+    /// Returns the file's number.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    async fn replace(&mut self, state: &State) -> Result<()> {
+        let next =
+            Manifest::create(&self.env, &self.paths, self.id + 1, &snapshot_edit(state)).await?;
+        let old = std::mem::replace(self, next);
+        // Only tidiness hangs on the removal: a left-over is removed at the next open.
+        let _ = self.env.disk.remove(SWAP, &old.path).await;
+        Ok(())
+    }
+
+    async fn create(env: &Env, paths: &Paths, id: u64, first: &Edit) -> Result<Manifest> {
+        let path = paths.manifest(id);
+        let salt = env.random.next_u64();
+        let mut payload = Vec::new();
+        first.encode(&mut payload);
+        let mut bytes = encode_header(id, salt);
+        bytes.extend_from_slice(&encode_edit(id, salt, HEADER_LEN as u64, &payload));
+
+        let disk = &env.disk;
+        let context = |e| Error::io("writing", &path, e);
+        // A crash or a full disk may have left an unfinished one under this number.
+        let _ = disk.remove(SWAP, &path).await;
+        let file = disk.open(&path, OpenMode::CreateNew).await.map_err(context)?;
+        file.write_at(SWAP, 0, IoBuf::from(&bytes[..])).await.map_err(context)?;
+        file.sync(SWAP).await.map_err(context)?;
+        sync_dir(disk.as_ref(), SWAP, &paths.root).await?;
+        write_current(env, paths, id).await?;
+        let end = bytes.len() as u64;
+        Ok(Manifest {
+            env: env.clone(),
+            paths: paths.clone(),
+            file,
+            path,
+            id,
+            salt,
+            end,
+            replace_at: REPLACE_ABOVE.max(4 * end),
+            failed: false,
+        })
+    }
+}
+
+/// Returns the edit that makes `state` from nothing.
+fn snapshot_edit(state: &State) -> Edit {
+    let tables = || state.version.tables();
+    Edit {
+        added: tables().map(|(level, t)| (level as u8, t.desc.clone())).collect(),
+        quarantined: tables().filter(|(_, t)| t.is_quarantined()).map(|(_, t)| t.desc.id).collect(),
+        flushed: Some(state.flushed.clone()),
+        next_file: state.next_file,
+        ..Edit::default()
+    }
+}
+
+fn encode_header(id: u64, salt: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_LEN);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&id.to_le_bytes());
+    bytes.extend_from_slice(&salt.to_le_bytes());
+    let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes]);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+fn decode_header(path: &Path, id: u64, bytes: &[u8]) -> Result<u64> {
+    if bytes.len() < HEADER_LEN {
+        return Err(Error::corruption(path, 0, "the header is cut short"));
+    }
+    if &bytes[..8] != MAGIC {
+        return Err(Error::corruption(path, 0, "this is no manifest: the magic bytes differ"));
+    }
+    let u32_at =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes[..HEADER_LEN - 4]]);
+    if u32_at(HEADER_LEN - 4) != sum {
+        return Err(Error::corruption(path, 0, "the header does not verify"));
+    }
+    if u32_at(8) != VERSION {
+        return Err(Error::Foreign {
+            path: path.to_owned(),
+            what: format!(
+                "the manifest has format version {}, this program reads {VERSION}: use a newer one",
+                u32_at(8)
+            ),
+        });
+    }
+    let mut salt = [0; 8];
+    salt.copy_from_slice(&bytes[20..28]);
+    Ok(u64::from_le_bytes(salt))
+}
+
+fn encode_edit(id: u64, salt: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(EDIT_HEADER_LEN + payload.len());
+    bytes.extend_from_slice(&EDIT_MAGIC.to_le_bytes());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    let sum = seeded(Place { file: id, salt, offset }, &[&bytes, payload]);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Returns the payload of a valid edit at `offset` and the offset behind it.
+fn edit_at(bytes: &[u8], id: u64, salt: u64, offset: usize) -> Option<(&[u8], usize)> {
+    let header = bytes.get(offset..offset + EDIT_HEADER_LEN)?;
+    if header[..4] != EDIT_MAGIC.to_le_bytes() {
+        return None;
+    }
+    let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
+    let end = (offset + EDIT_HEADER_LEN).checked_add(len)?;
+    let payload = bytes.get(offset + EDIT_HEADER_LEN..end)?;
+    let sum = seeded(Place { file: id, salt, offset: offset as u64 }, &[&header[..8], payload]);
+    (header[8..] == sum.to_le_bytes()).then_some((payload, end))
+}
+
+/// Returns the number of the manifest that `CURRENT` names, or `None` if there is no `CURRENT`.
+pub(crate) async fn read_current(env: &Env, paths: &Paths) -> Result<Option<u64>> {
+    let path = paths.current();
+    let bytes = match read_file(env, &path).await {
+        Ok(bytes) => bytes,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let id = std::str::from_utf8(&bytes).ok().and_then(|text| {
+        let (name, sum) = text.strip_suffix('\n')?.split_once(' ')?;
+        (sum == format!("{:08x}", name_sum(name)))
+            .then(|| name.strip_prefix("manifest-")?.parse().ok())
+            .flatten()
+    });
+    id.map(Some).ok_or_else(|| Error::corruption(&path, 0, "it does not name a manifest"))
+}
+
+async fn write_current(env: &Env, paths: &Paths, id: u64) -> Result<()> {
+    let (path, temp) = (paths.current(), paths.root.join("CURRENT.new"));
+    let name = format!("manifest-{id:06}");
+    let text = format!("{name} {:08x}\n", name_sum(&name));
+    let disk = &env.disk;
+    let context = |e| Error::io("writing", &temp, e);
+    let _ = disk.remove(SWAP, &temp).await;
+    let file = disk.open(&temp, OpenMode::CreateNew).await.map_err(context)?;
+    file.write_at(SWAP, 0, IoBuf::from(text.as_bytes())).await.map_err(context)?;
+    file.sync(SWAP).await.map_err(context)?;
+    disk.rename(SWAP, &temp, &path).await.map_err(|e| Error::io("replacing", &path, e))?;
+    sync_dir(disk.as_ref(), SWAP, &paths.root).await
+}
+
+fn name_sum(name: &str) -> u32 {
+    seeded(Place { file: 0, salt: 0, offset: 0 }, &[name.as_bytes()])
+}
+
+/// Makes the names in a directory durable.
+pub(crate) async fn sync_dir(disk: &dyn Disk, tag: IoTag, path: &Path) -> Result<()> {
+    if mutants::is("no-dir-sync") {
+        return Ok(());
+    }
+    disk.sync_dir(tag, path).await.map_err(|e| Error::io("syncing the directory", path, e))
+}
+
+/// Reads a whole file.
+pub(crate) async fn read_file(env: &Env, path: &Path) -> Result<IoBuf> {
+    const READ: IoTag = IoTag::new(IoClass::Read, "open");
+    let context = |e| Error::io("reading", path, e);
+    let file = env.disk.open(path, OpenMode::Read).await.map_err(context)?;
+    let len = file.len().await.map_err(context)?;
+    let len =
+        usize::try_from(len).map_err(|_| Error::corruption(path, 0, "the file is too long"))?;
+    file.read_at(READ, 0, IoBuf::zeroed(len)).await.map_err(context)
+}

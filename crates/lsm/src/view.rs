@@ -1,0 +1,169 @@
+//! What a reader pins: the memtables and the version of one moment.
+//!
+//! ```text
+//!   newest                                                        oldest
+//!   active memtable | sealed memtables | L0 newest first | L1 | ... | L6
+//! ```
+//!
+//! A reader loads the view first and the visible sequence number after it. Then nothing it may
+//! see can be missing: an entry at or below that number was applied to a memtable of this view, or
+//! of a later one - and in that case the whole view is simply a moment earlier, between two
+//! entries. The other order could pair an old number with a version from which a compaction has
+//! already dropped what that number would see.
+
+use std::sync::Arc;
+
+use atoll_encoding::hash::hash64;
+
+use crate::error::Result;
+use crate::iter::scan::{Bounds, is_dead, key_kind};
+use crate::iter::{Direction, Merge, Scan, Source};
+use crate::key::{Kind, SeqNo, Trailer};
+use crate::memtable::Memtable;
+use crate::slice::Slice;
+use crate::table::PrefixRule;
+use crate::tables::{ReadMode, Tables};
+use crate::tombstone::Fragmented;
+use crate::version::{LEVELS, Version};
+
+/// The sources of one moment. Immutable, but for the active memtable, which grows at its end.
+pub(crate) struct View {
+    /// Newest first; the first is the active one.
+    pub(crate) memtables: Vec<Arc<Memtable>>,
+    pub(crate) version: Arc<Version>,
+}
+
+/// A record that answers a point read.
+pub(crate) struct Hit {
+    pub(crate) trailer: Trailer,
+    pub(crate) value: Slice,
+}
+
+impl View {
+    /// Returns the live record of `user_key` that `snapshot` sees at time `now`.
+    pub(crate) async fn get(
+        &self,
+        tables: &Tables,
+        user_key: &[u8],
+        snapshot: SeqNo,
+        now: u64,
+    ) -> Result<Option<Hit>> {
+        let found = self.find(tables, user_key, snapshot).await?;
+        Ok(found.and_then(|(covering, hit)| {
+            let dead =
+                covering > hit.trailer.seqno() || is_dead(key_kind(hit.trailer), &hit.value, now);
+            (!dead).then_some(hit)
+        }))
+    }
+
+    /// Returns the chunk of `user_key` with exactly this sequence number.
+    pub(crate) async fn chunk(
+        &self,
+        tables: &Tables,
+        user_key: &[u8],
+        seqno: SeqNo,
+    ) -> Result<Option<Slice>> {
+        let wanted = Trailer::new(seqno, Kind::Chunk);
+        let found = self.find(tables, user_key, seqno).await?;
+        Ok(found.and_then(|(_, hit)| (hit.trailer == wanted).then_some(hit.value)))
+    }
+
+    /// Returns the newest record of `user_key` at or below `snapshot`, with the newest range
+    /// tombstone over it in the sources down to that record.
+    async fn find(
+        &self,
+        tables: &Tables,
+        user_key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<Option<(SeqNo, Hit)>> {
+        // The newest range tombstone over the key in the sources passed so far. Older sources
+        // hold only older records, so the first record found decides together with it.
+        let mut covering = 0;
+        for memtable in &self.memtables {
+            if let Some(tombstones) = memtable.range_tombstones() {
+                covering = covering.max(tombstones.max_covering(user_key, snapshot));
+            }
+            if let Some((trailer, value)) = memtable.get(user_key, snapshot) {
+                return Ok(Some((covering, Hit { trailer, value: value.to_slice() })));
+            }
+        }
+        let hash = hash64(user_key);
+        for handle in &self.version.levels[0] {
+            let in_range = handle.desc.smallest.as_slice() <= user_key
+                && handle.desc.ends_at_or_after(user_key);
+            if !in_range {
+                continue;
+            }
+            if handle.desc.range_tombstones > 0 {
+                let newest =
+                    tables.open(handle).await?.range_tombstones.max_covering(user_key, snapshot);
+                covering = covering.max(newest);
+            }
+            if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
+                return Ok(Some((covering, Hit { trailer: found.trailer, value: found.value })));
+            }
+        }
+        for level in 1..LEVELS {
+            let Some(handle) = self.version.covering(level, user_key) else { continue };
+            if handle.desc.range_tombstones > 0 {
+                let newest =
+                    tables.open(handle).await?.range_tombstones.max_covering(user_key, snapshot);
+                covering = covering.max(newest);
+            }
+            if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
+                return Ok(Some((covering, Hit { trailer: found.trailer, value: found.value })));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns a scan of `bounds`. `prefix` is a key prefix that the filters know and that every
+    /// key of the range begins with: tables without it are left out.
+    pub(crate) async fn scan(
+        &self,
+        tables: &Arc<Tables>,
+        direction: Direction,
+        bounds: Bounds,
+        snapshot: SeqNo,
+        now: u64,
+        prefix: Option<(&PrefixRule, &[u8])>,
+    ) -> Result<Scan> {
+        let mut sources = Vec::new();
+        let mut tombstones: Vec<Arc<Fragmented>> = Vec::new();
+        for memtable in &self.memtables {
+            tombstones.extend(memtable.range_tombstones());
+            // The active one still grows: nothing can be said of what is newest in it.
+            sources.push(Source::memtable(memtable.iter(), SeqNo::MAX));
+        }
+        for (level, handles) in self.version.levels.iter().enumerate() {
+            let mut inside = Vec::new();
+            for handle in handles {
+                let desc = &handle.desc;
+                let meets = desc.smallest.as_slice() < bounds.end.as_slice()
+                    && desc.ends_at_or_after(&bounds.start);
+                if !meets {
+                    continue;
+                }
+                if desc.range_tombstones > 0 {
+                    tombstones.push(tables.open(handle).await?.range_tombstones.clone());
+                }
+                if let Some((rule, prefix)) = prefix
+                    && !tables.open(handle).await?.table.may_contain_prefix(rule, prefix).await?
+                {
+                    continue;
+                }
+                inside.push(handle.clone());
+            }
+            if level > 0 && !inside.is_empty() {
+                sources.push(Source::level(tables.clone(), inside, ReadMode::Scan));
+            } else {
+                for handle in inside {
+                    let iter = tables.iter(&handle, ReadMode::Scan).await?;
+                    sources.push(Source::table(iter, handle.desc.seqnos.1));
+                }
+            }
+        }
+        let merge = Merge::new(sources, direction);
+        Ok(Scan::new(merge, direction, bounds, snapshot, now, tombstones))
+    }
+}
