@@ -38,8 +38,6 @@ const TURN_COMMANDS: usize = 1024;
 const TURN_OUTPUT: usize = 1 << 20;
 /// Bytes of staged writes after which a turn takes no further command.
 const TURN_WRITES: usize = 8 << 20;
-/// Memory of an input buffer that is kept once it is empty.
-const KEPT_INPUT: usize = 64 << 10;
 
 /// Who answers: what HELLO and INFO tell about the process.
 #[derive(Clone, Debug)]
@@ -55,10 +53,12 @@ pub struct Identity {
 /// How far a client's input was executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Everything complete is executed; bytes of an incomplete request may be left.
+    /// Everything complete is executed.
     Idle {
-        /// Whether a request has begun and not ended.
-        partial: bool,
+        /// Bytes of a request that has begun and not ended.
+        partial: usize,
+        /// Requests executed by this call.
+        executed: usize,
     },
     /// The client's share of the turn is used up; complete commands may be left.
     More,
@@ -233,7 +233,9 @@ impl<S: Store> Executor<S> {
             }
             let unread = &input[consumed..];
             match parser.parse(unread, session.limits()) {
-                Ok(None) => break Progress::Idle { partial: !unread.is_empty() },
+                Ok(None) => {
+                    break Progress::Idle { partial: unread.len(), executed: commands };
+                }
                 Ok(Some(len)) => {
                     let request = parser.request(&unread[..len]);
                     if !request.is_empty() {
@@ -248,7 +250,7 @@ impl<S: Store> Executor<S> {
         session.parser = parser;
         session.input = input;
         session.consumed = consumed;
-        session.trim_input(KEPT_INPUT);
+        session.trim_input();
         self.sessions.insert(id, session);
         progress
     }

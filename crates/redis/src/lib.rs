@@ -16,8 +16,8 @@
 //! - No reply that depends on a write leaves before the write is as durable as the mode promises.
 //!   When the commit fails, every reply that wrote or saw a staged write becomes an error instead.
 //! - A command takes effect wholly or not at all, and in the order it was sent on its connection.
-//! - A key is expired when its deadline is at or before the turn's time; the time is read once per
-//!   turn, so one turn never sees a key both present and gone.
+//! - A key is absent for every command once its deadline is at or before the turn's time, which is
+//!   read once per turn; storage reclaims its space later.
 //! - A client can make the server hold at most its input limit and its output limit.
 //!
 //! Syncing each command's write was rejected: on a disk that takes 4 ms for it, fifty clients

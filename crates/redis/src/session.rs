@@ -11,6 +11,9 @@ pub type ClientId = u64;
 /// Most bytes of replies held for one client; a client that would need more is closed.
 pub const MAX_OUTPUT: usize = 256 << 20;
 
+/// Memory of an input buffer that is kept once it is empty.
+const KEPT_INPUT: usize = 1 << 20;
+
 /// The state of one connection.
 pub(crate) struct Session {
     pub id: ClientId,
@@ -93,12 +96,12 @@ impl Session {
     }
 
     /// Drops what is executed from the input, without moving a long rest for a short gain.
-    pub fn trim_input(&mut self, kept: usize) {
+    pub fn trim_input(&mut self) {
         if self.consumed == self.input.len() {
             self.input.clear();
             self.consumed = 0;
-            if self.input.capacity() > kept {
-                self.input.shrink_to(kept);
+            if self.input.capacity() > KEPT_INPUT {
+                self.input = Vec::new();
             }
         } else if self.consumed > self.input.len() / 2 {
             self.input.drain(..self.consumed);

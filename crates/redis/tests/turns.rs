@@ -169,7 +169,7 @@ fn a_long_pipeline_takes_turns_with_others() {
     bench.executor.feed(short, &mut b"GET n\r\n".to_vec());
     bench.executor.begin_turn();
     assert_eq!(block_on(bench.executor.execute(long)), Progress::More);
-    assert_eq!(block_on(bench.executor.execute(short)), Progress::Idle { partial: false });
+    assert_eq!(block_on(bench.executor.execute(short)), Progress::Idle { partial: 0, executed: 1 });
     assert_eq!(block_on(bench.executor.commit()), Commit::Done);
     let mut output = Vec::new();
     bench.executor.take_output(short, &mut output);
