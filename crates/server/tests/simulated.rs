@@ -57,7 +57,7 @@ fn each_client_gets_its_replies_in_the_order_it_asked() {
 #[test]
 fn what_was_acknowledged_is_there_after_a_power_cut_at_any_disk_operation() {
     let mut crashes = 0;
-    for n in 1..400 {
+    for n in 1..200 {
         let sim = Sim::new(n);
         let (node, clients) = (sim.node("server"), sim.node("clients"));
         let network = LoopNetwork::new(n);

@@ -29,7 +29,9 @@ fn start(dir: &std::path::Path, config: Config) -> Running {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let env = os::env().unwrap();
-            let options = Options { memory: 16 << 20, ..Options::new(env.clone()) };
+            let log_segment_size = 4 << 20;
+            let options =
+                Options { memory: 16 << 20, log_segment_size, ..Options::new(env.clone()) };
             let database = Database::builder(&dir).options(options).open_async().await.unwrap();
             let store = EngineStore::open(database.clone()).await.unwrap();
             let identity = Identity { version: "test", process_id: 1, run_id: 1 };
@@ -128,7 +130,8 @@ fn an_address_in_use_is_one_clear_sentence() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     let error = tokio::task::LocalSet::new().block_on(&runtime, async {
         let env = os::env().unwrap();
-        let options = Options { memory: 16 << 20, ..Options::new(env.clone()) };
+        let log_segment_size = 4 << 20;
+        let options = Options { memory: 16 << 20, log_segment_size, ..Options::new(env.clone()) };
         let database = Database::builder(other.path()).options(options).open_async().await.unwrap();
         let store = EngineStore::open(database.clone()).await.unwrap();
         let identity = Identity { version: "test", process_id: 1, run_id: 1 };

@@ -212,7 +212,10 @@ pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
     tasks.spawn_local(
         "server",
         Box::pin(async move {
-            let options = Options { memory: 8 << 20, ..Options::new(env.clone()) };
+            // Small segments: each is written whole when it is made.
+            let log_segment_size = 256 << 10;
+            let options =
+                Options { memory: 8 << 20, log_segment_size, ..Options::new(env.clone()) };
             let builder = Database::builder("data").options(options);
             let database = builder.open_async().await.expect("the database opens");
             let store = EngineStore::open(database.clone()).await.expect("keyspaces");
