@@ -38,12 +38,15 @@ impl Default for Config {
     }
 }
 
+/// Changes a parameter, or says what is wrong with the value.
+type Setter = fn(&mut Config, &[u8]) -> Result<(), String>;
+
 /// A parameter.
 pub(crate) struct Parameter {
     pub name: &'static str,
     pub get: fn(&Config) -> Vec<u8>,
-    /// Changes the parameter or says what is wrong with the value; `None` if it is fixed.
-    pub set: Option<fn(&mut Config, &[u8]) -> Result<(), String>>,
+    /// `None` if it is fixed while the server runs.
+    pub set: Option<Setter>,
 }
 
 /// The parameters, sorted by name.

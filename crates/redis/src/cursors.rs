@@ -47,11 +47,11 @@ impl Cursors {
         let index = (cursor & ID_MASK).checked_sub(self.first);
         let entry = index.and_then(|index| self.entries.get(usize::try_from(index).ok()?));
         key.clear();
-        if let Some(entry) = entry {
-            if entry.db == db && entry.storage_key.starts_with(&slot.to_be_bytes()) {
-                key.extend_from_slice(&entry.storage_key);
-                return Bound::Excluded(());
-            }
+        let mine =
+            |entry: &&Entry| entry.db == db && entry.storage_key.starts_with(&slot.to_be_bytes());
+        if let Some(entry) = entry.filter(mine) {
+            key.extend_from_slice(&entry.storage_key);
+            return Bound::Excluded(());
         }
         key.extend_from_slice(&slot.to_be_bytes());
         Bound::Included(())

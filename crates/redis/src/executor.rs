@@ -28,7 +28,7 @@ use crate::error::{self, CommandError, Outcome};
 use crate::layout::{self, MAX_KEY};
 use crate::session::{ClientId, MAX_OUTPUT, Replies, Session};
 use crate::stats::Stats;
-use crate::store::{DATABASES, Durability, Store, StoreError};
+use crate::store::{DATABASES, Durability, Store, StoreError, Visitor};
 use crate::table::{Command, Index};
 use crate::writes::Writes;
 
@@ -470,7 +470,7 @@ impl<S: Store> Executor<S> {
         &mut self,
         db: usize,
         from: Bound<&[u8]>,
-        visitor: &mut dyn FnMut(&[u8], Option<u64>) -> ControlFlow<()>,
+        visitor: Visitor<'_>,
     ) -> Outcome {
         let changes = self.writes.changes(db);
         self.dependent |= !changes.is_empty();

@@ -2,7 +2,7 @@
 //!
 //! Sixteen ordered byte maps, a point read with deadline, an ordered visit, one atomic commit.
 //! Reads are asynchronous (they may go to disk) and see committed data only; what the turn staged
-//! lies above, in [`Writes`](crate::Writes). Expiry is the caller's business: a store returns
+//! lies above, in [`Writes`]. Expiry is the caller's business: a store returns
 //! records with their deadlines, due or not, and may drop due ones whenever it likes.
 
 use std::fmt;

@@ -51,6 +51,13 @@ impl Desk {
         }
     }
 
+    /// Puts clients that a turn had no room for before those that became ready meanwhile.
+    fn list_first(&self, mut clients: VecDeque<ClientId>) {
+        let mut ready = self.ready.borrow_mut();
+        clients.append(&mut ready);
+        *ready = clients;
+    }
+
     /// Makes a client ready, once.
     pub fn list(&self, id: ClientId, pipe: &mut Pipe) {
         if !std::mem::replace(&mut pipe.listed, true) {
@@ -160,12 +167,7 @@ impl<S: Store> Core<S> {
                 executed.push((id, progress));
             }
         }
-        // Those the turn had no room for come first in the next one.
-        let mut waiting = self.desk.ready.borrow_mut();
-        while let Some(id) = ready.pop_back() {
-            waiting.push_front(id);
-        }
-        drop(waiting);
+        self.desk.list_first(ready);
         self.executor.commit().await;
         for (id, progress) in executed {
             self.answer(id, progress, now);

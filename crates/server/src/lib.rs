@@ -10,7 +10,7 @@
 //! ```
 //!
 //! One thread owns one store. A connection task only moves bytes between its socket and its
-//! [pipe](connection); the core takes what all clients have sent, executes it in order, commits
+//! pipe; the core takes what all clients have sent, executes it in order, commits
 //! once, and gives the replies back. Nothing is locked, and no command waits for another one's
 //! sync: those that arrive while a turn is being synced are the next turn.
 //!

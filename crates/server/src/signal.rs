@@ -16,10 +16,9 @@ pub(crate) struct Signal {
 impl Signal {
     /// Raises the flag.
     pub fn raise(&self) {
-        if !self.raised.replace(true) {
-            if let Some(waiter) = self.waiter.borrow_mut().take() {
-                waiter.wake();
-            }
+        self.raised.set(true);
+        if let Some(waiter) = self.waiter.borrow_mut().take() {
+            waiter.wake();
         }
     }
 

@@ -154,7 +154,7 @@ impl<S: Store> Call<'_, S> {
     }
 
     pub fn config_set(&mut self) -> Outcome {
-        if self.request.len() % 2 != 0 {
+        if !self.request.len().is_multiple_of(2) {
             return Err(error::SYNTAX);
         }
         // Set on a copy, so that all take effect or none.

@@ -101,7 +101,7 @@ impl<S: Store> Call<'_, S> {
     }
 
     pub fn mset(&mut self) -> Outcome {
-        if self.request.len() % 2 == 0 {
+        if self.request.len().is_multiple_of(2) {
             return Err(error::wrong_arity(self.command.name));
         }
         // All are checked before the first is staged: the command takes effect wholly or not.

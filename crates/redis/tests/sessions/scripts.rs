@@ -15,12 +15,10 @@
 //!
 //! `UPDATE_SCRIPTS=1 cargo test -p atoll-redis` writes the replies as they are: read the diff.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::{Bench, replies_of};
 use atoll_redis::Config;
-use support::{Bench, replies_of};
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the scripts are files of the source tree")]

@@ -1,15 +1,13 @@
 //! The server in the simulator: virtual time, a disk that crashes, streams that are cut anywhere.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::support::{Client, LoopNetwork, bulk, error, simple, spawn, start};
 use atoll_env::sim::{CrashTiming, Fault, FaultKind, OpKind, Sim};
 use atoll_env::sync::timeout;
 use atoll_redis::Config;
 use atoll_resp::Value;
-use support::{Client, LoopNetwork, bulk, error, simple, spawn, start};
 
 #[test]
 fn each_client_gets_its_replies_in_the_order_it_asked() {
@@ -295,7 +293,7 @@ fn a_stop_executes_what_has_arrived_and_closes() {
                     assert_eq!(reply, Value::Int(replies));
                 }
                 ended.await.expect("the server ends");
-                assert!(network.open(support::address()).is_err(), "nobody listens");
+                assert!(network.open(crate::support::address()).is_err(), "nobody listens");
                 let _running = spawn(&node, &network, Config::default());
                 let mut client = Client::connect(&env, &network).await;
                 (replies, client.ask(&["GET", "n"]).await)

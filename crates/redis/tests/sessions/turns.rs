@@ -1,13 +1,11 @@
 //! What must hold for any input: how commands are grouped into turns, and how bytes are cut into
 //! reads, changes no answer; iteration misses no key.
 
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::support::{Bench, replies_of};
 use atoll_env::block_on;
 use atoll_redis::{Commit, Config, Durability, Progress};
-use support::{Bench, replies_of};
 
 /// A seeded generator (splitmix64), so that a failing case has a name.
 struct Random(u64);
