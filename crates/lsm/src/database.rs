@@ -435,7 +435,9 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
         Err(e) => return Err(Error::io("removing", &current, e)),
     }
     Manifest::open(env, paths, &Arc::new(Garbage::default())).await?;
-    if let Some(parent) = paths.root.parent().filter(|p| !p.as_os_str().is_empty()) {
+    if let Some(parent) = paths.root.parent() {
+        // A name without a folder is in the working directory.
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await?;
     }
     let id = env.random.next_u64();
