@@ -451,7 +451,9 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
     let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
     Log::open(env, &paths.log(), first, 0).await?.finish().await?;
     // Directories above it may have been made with it.
-    for above in paths.root.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+    for above in paths.root.ancestors().skip(1) {
+        // A name without a folder is in the working directory.
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match env.disk.sync_dir(SWAP, above).await {
             // Who may not read a directory did not make it.
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
