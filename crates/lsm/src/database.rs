@@ -133,6 +133,8 @@ impl Database {
         let env = &options.env;
         let context = |e| Error::io("making the directory", &paths.root, e);
         env.disk.create_dir(&paths.root).await.map_err(context)?;
+        // Looked at before the lock file is made: somebody else's directory stays as it is.
+        identity::read(env, &paths).await?;
         let lock = lock(env, &paths).await?;
         let identity = match identity::read(env, &paths).await? {
             Some(id) => id,
