@@ -68,6 +68,8 @@ impl Cursor {
         }
         let step = self.try_step(direction).await;
         if let Err(e) = &step {
+            let Pinned { keyspace, view } = &*self.pinned;
+            keyspace.db.store.tables.confirm(&view.version, e).await;
             self.error = Some(e.clone());
         }
         step

@@ -64,7 +64,7 @@ pub async fn verify(
         }
     })
     .await?;
-    let torn_frames = chain.judge(&segments, 0).await?;
+    let torn_frames = chain.judge(&directory, &segments, 0).await?;
     Ok(LaneSummary {
         segments: segments.len(),
         frames: chain.frames,
@@ -98,7 +98,7 @@ pub async fn repair_cut(
     let segments: Arc<[Segment]> = segments.into();
     let chain = Chain::follow(&segments, |_| {}).await?;
     let judged = match opened {
-        Ok(()) => chain.judge(&segments, known_durable).await.map(|_| ()),
+        Ok(()) => chain.judge(&directory, &segments, known_durable).await.map(|_| ()),
         Err(e) => Err(e),
     };
     let mut report =
