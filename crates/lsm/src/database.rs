@@ -133,6 +133,8 @@ impl Database {
         let env = &options.env;
         let context = |e| Error::io("making the directory", &paths.root, e);
         env.disk.create_dir(&paths.root).await.map_err(context)?;
+        // Looked at before the lock file is made: somebody else's directory stays as it is.
+        identity::read(env, &paths).await?;
         let lock = lock(env, &paths).await?;
         let identity = match identity::read(env, &paths).await? {
             Some(id) => id,
@@ -451,7 +453,9 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
     let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
     Log::open(env, &paths.log(), first, 0).await?.finish().await?;
     // Directories above it may have been made with it.
-    for above in paths.root.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()) {
+    for above in paths.root.ancestors().skip(1) {
+        // A name without a folder is in the working directory.
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match env.disk.sync_dir(SWAP, above).await {
             // Who may not read a directory did not make it.
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
@@ -475,6 +479,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
     let log_options = LogOptions {
         lane: identity,
         segment_capacity: options.log_segment_size,
+        fill: options.durability == Durability::Synced,
         ..LogOptions::default()
     };
     let mut replay = Replay::open(&env, &paths, log_options, &contents.state.flushed).await?;

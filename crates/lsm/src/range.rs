@@ -144,6 +144,12 @@ impl Guard {
         self.stored.len()
     }
 
+    /// Returns when the key expires, in milliseconds since the Unix epoch, without reading the
+    /// value.
+    pub fn deadline(&self) -> Option<u64> {
+        self.stored.deadline()
+    }
+
     /// Returns the value.
     pub fn value(&self) -> Result<Slice> {
         block_on(self.value_async())

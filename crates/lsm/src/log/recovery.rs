@@ -294,7 +294,8 @@ impl Recovery {
         options: LogOptions,
         known_durable: u64,
     ) -> Result<Recovery> {
-        let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+        let directory =
+            Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: options.fill };
         directory.disk.create_dir(dir).await.map_err(|e| Error::io("create", dir, e))?;
         let listing = directory.list().await?;
         let opened = open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;

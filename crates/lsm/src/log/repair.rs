@@ -53,7 +53,7 @@ pub async fn verify(
     lane: u64,
     mut visit: impl FnMut(&Path, &FrameHeader, &[u8]),
 ) -> Result<LaneSummary> {
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: false };
     let listing = directory.list().await?;
     let (segments, opened) = open_segments(&directory, &listing, lane, OpenMode::Read).await;
     opened?;
@@ -88,7 +88,7 @@ pub async fn repair_cut(
     known_durable: u64,
 ) -> Result<CutReport> {
     options.check()?;
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: false };
     let listing = directory.list().await?;
     let (segments, opened) =
         open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;
