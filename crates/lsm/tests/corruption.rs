@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sim::{DiskSnapshot, Node, Sim};
+use atoll_env::sim::{CrashMode, CrashTiming, DiskSnapshot, Node, Sim};
 use atoll_lsm::log::{self, FrameHeader};
 use atoll_lsm::{
     Database, Error, Keyspace, RepairOptions, WriteOptions, repair_async, verify_async,
@@ -75,7 +75,7 @@ impl Fixture {
         let node = sim.node("a");
         let mut model = Model::default();
         run(&sim, &node, "build", async { drop(build(&node.env(), &mut model).await) });
-        node.crash_with(atoll_env::sim::CrashMode::DropAll);
+        node.crash_with(CrashMode::DropAll);
         node.restart();
         let sound = node.disk().snapshot();
         Fixture { sim, node, sound, model }
@@ -369,7 +369,7 @@ fn a_part_that_is_older_than_the_rest_is_noticed() {
         db.compact_async().await.unwrap();
         put(&ks, &mut model, 1, 999).await;
     });
-    node.crash_with(atoll_env::sim::CrashMode::DropAll);
+    node.crash_with(CrashMode::DropAll);
     node.restart();
     let sound = node.disk().snapshot();
     let fixture = Fixture { sim, node, sound, model };
@@ -616,6 +616,44 @@ fn a_log_that_was_cut_goes_on_and_a_running_database_is_not_repaired() {
             assert!(report.is_sound(), "{what}: {:?}", report.problems);
         });
     }
+}
+
+#[test]
+fn a_repair_that_a_power_cut_interrupts_is_run_again() {
+    let fixture = Fixture::new();
+    let (sim, node) = (&fixture.sim, &fixture.node);
+    let table = fixture.named(".sst").pop().unwrap();
+    let frames = fixture.frames();
+    let (log, offset, _) = &frames[frames.len() - 4];
+    let options = RepairOptions { cut_log: true, drop_corrupt_tables: true };
+    let mut points = 0;
+    for point in 0.. {
+        fixture.heal();
+        assert!(node.disk().corrupt(&table, 50, 1) && node.disk().corrupt(log, *offset, 1));
+        let env = node.env();
+        node.disk().crash_at(node.disk().mutations() + point, CrashTiming::Any);
+        let repaired = sim.block_on(node, repair_async(&env, &dir(), options, &mut |_| {}));
+        if let Some(repaired) = repaired.ok() {
+            assert!(repaired.is_ok() && node.disk().cancel_crash());
+            break;
+        }
+        points += 1;
+        node.restart();
+        let env = node.env();
+        let what = format!("interrupted at {point}");
+        run(sim, node, &what, async {
+            let repaired = repair_async(&env, &dir(), options, &mut |_| {}).await;
+            repaired.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let report = verify_async(&env, &dir(), &mut |_| {}).await.unwrap();
+            assert!(report.is_sound(), "{what}: {:?}", report.problems);
+            let (db, ks) = open(&env).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            ks.insert_async("a", "b", SYNCED).await.unwrap();
+            db.compact_async().await.unwrap();
+        });
+        let corrupt = files(node).into_keys().filter(|f| f.contains(".sst.corrupt")).count();
+        assert_eq!(corrupt, 1, "{what}: the file is kept");
+    }
+    assert!(points > 10, "{points} points");
 }
 
 #[test]
