@@ -137,7 +137,7 @@ impl Database {
         })?;
         let identity = match identity::read(env, &paths).await? {
             Some(id) => id,
-            None => make(env, &paths).await?,
+            None => make(env, &paths, options.manifest_size).await?,
         };
         let (store, next_file) = recover(options, paths, identity).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
@@ -405,7 +405,7 @@ impl Snapshot {
 // ---- opening ----
 
 /// Makes the files of a new database; the identity comes last.
-async fn make(env: &Env, paths: &Paths) -> Result<u64> {
+async fn make(env: &Env, paths: &Paths, replace_above: u64) -> Result<u64> {
     for dir in [paths.log(), paths.tables()] {
         env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
     }
@@ -421,7 +421,7 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io("removing", &current, e)),
     }
-    Manifest::open(env, paths, &Arc::new(Garbage::default())).await?;
+    Manifest::open(env, paths, &Arc::new(Garbage::default()), replace_above).await?;
     if let Some(parent) = paths.root.parent().filter(|p| !p.as_os_str().is_empty()) {
         sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await?;
     }
@@ -437,7 +437,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
     if crate::version::manifest::read_current(&env, &paths).await?.is_none() {
         return Err(Error::corruption(&paths.current(), 0, "the file is missing"));
     }
-    let (manifest, state) = Manifest::open(&env, &paths, &garbage).await?;
+    let (manifest, state) = Manifest::open(&env, &paths, &garbage, options.manifest_size).await?;
     sweep(&env, &paths, &manifest, &state.version).await?;
 
     let log_options = LogOptions {

@@ -36,8 +36,6 @@ const VERSION: u32 = 1;
 const HEADER_LEN: usize = 32;
 const EDIT_MAGIC: u32 = 0x7469_6445;
 const EDIT_HEADER_LEN: usize = 12;
-/// Length below which a manifest is never replaced.
-const REPLACE_ABOVE: u64 = 1 << 20;
 
 /// Site of the append of an edit by a flush.
 pub(crate) const FLUSH_INSTALL: IoTag = IoTag::new(IoClass::Flush, "flush install");
@@ -74,6 +72,8 @@ pub(crate) struct Manifest {
     salt: u64,
     /// Where the next edit goes.
     end: u64,
+    /// Length below which a manifest is never replaced.
+    replace_above: u64,
     /// Length at which the file is replaced.
     replace_at: u64,
     /// Set by a failed sync: nothing may be appended any more.
@@ -86,11 +86,13 @@ impl Manifest {
         env: &Env,
         paths: &Paths,
         garbage: &Arc<Garbage>,
+        replace_above: u64,
     ) -> Result<(Manifest, State)> {
         let mut state =
             State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 };
         let Some(id) = read_current(env, paths).await? else {
-            let manifest = Manifest::create(env, paths, 1, &snapshot_edit(&state)).await?;
+            let first = snapshot_edit(&state);
+            let manifest = Manifest::create(env, paths, 1, &first, replace_above).await?;
             return Ok((manifest, state));
         };
         let path = paths.manifest(id);
@@ -128,6 +130,7 @@ impl Manifest {
             id,
             salt,
             end: end as u64,
+            replace_above,
             replace_at: 0,
             failed: false,
         };
@@ -160,7 +163,7 @@ impl Manifest {
             return Err(Error::Stopped(format!("syncing {} failed: {e}", self.path.display())));
         }
         if self.replace_at == 0 {
-            self.replace_at = REPLACE_ABOVE.max(4 * self.end);
+            self.replace_at = self.replace_above.max(4 * self.end);
         }
         self.end += len;
         Ok(())
@@ -172,15 +175,21 @@ impl Manifest {
     }
 
     async fn replace(&mut self, state: &State) -> Result<()> {
-        let next =
-            Manifest::create(&self.env, &self.paths, self.id + 1, &snapshot_edit(state)).await?;
+        let (id, first) = (self.id + 1, snapshot_edit(state));
+        let next = Manifest::create(&self.env, &self.paths, id, &first, self.replace_above).await?;
         let old = std::mem::replace(self, next);
         // Only tidiness hangs on the removal: a left-over is removed at the next open.
         let _ = self.env.disk.remove(SWAP, &old.path).await;
         Ok(())
     }
 
-    async fn create(env: &Env, paths: &Paths, id: u64, first: &Edit) -> Result<Manifest> {
+    async fn create(
+        env: &Env,
+        paths: &Paths,
+        id: u64,
+        first: &Edit,
+        replace_above: u64,
+    ) -> Result<Manifest> {
         let path = paths.manifest(id);
         let salt = env.random.next_u64();
         let mut payload = Vec::new();
@@ -206,7 +215,8 @@ impl Manifest {
             id,
             salt,
             end,
-            replace_at: REPLACE_ABOVE.max(4 * end),
+            replace_above,
+            replace_at: replace_above.max(4 * end),
             failed: false,
         })
     }
