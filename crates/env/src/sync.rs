@@ -142,12 +142,14 @@ pub mod oneshot {
         type Output = Result<T, Canceled>;
 
         fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+            // The waker of the last poll is foreign code and dropped after the lock is released.
+            let _replaced;
             let mut state = self.shared.lock();
             match state.value.take() {
                 Some(value) => Poll::Ready(Ok(value)),
                 None if state.closed => Poll::Ready(Err(Canceled)),
                 None => {
-                    state.waker = Some(cx.waker().clone());
+                    _replaced = state.waker.replace(cx.waker().clone());
                     Poll::Pending
                 }
             }

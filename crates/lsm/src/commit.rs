@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 
 use crate::batch::Payload;
 use crate::error::Result;
+use crate::log::Prepared;
 use crate::options::Durability;
 use crate::store::Store;
 
@@ -48,6 +49,8 @@ pub(crate) enum Work {
     Release { index: u64 },
     /// Make the log's next segment, to learn whether there is space again.
     Probe,
+    /// Take the log's next segment, which was made aside.
+    Adopt(Mutex<Option<Result<Prepared>>>),
 }
 
 /// Who waits for the work, and what for.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_env::{Env, block_on, os};
+use parking_lot::Mutex;
 
 use crate::background::Background;
 use crate::batch::Batch;
@@ -66,8 +67,8 @@ pub(crate) struct Inner {
     naming: Gate<()>,
     /// Whether dropping the last handle may wait for background work on the calling thread.
     may_wait: bool,
-    /// Held as long as anything writes the directory.
-    _lock: Box<dyn Send + Sync>,
+    /// Held as long as anything may write the directory.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 /// How to open a database.
@@ -142,8 +143,14 @@ impl Database {
         let (store, next_file) = recover(options, paths, identity).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
-        let inner =
-            Inner { store, keyspaces, background, naming: Gate::new(()), may_wait, _lock: lock };
+        let inner = Inner {
+            store,
+            keyspaces,
+            background,
+            naming: Gate::new(()),
+            may_wait,
+            lock: Mutex::new(Some(lock)),
+        };
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -309,11 +316,20 @@ impl Inner {
         }
         let payload = batch.into_payload()?;
         self.store.check_size(&payload)?;
-        if self.store.is_stopping() {
-            return Err(self.store.stopped().unwrap_or_else(closed));
+        self.check_open()?;
+        if let Some(stopped) = self.store.stopped() {
+            return Err(stopped);
         }
         let durability = options.durability.unwrap_or(self.store.options.durability);
         commit::submit(&self.store, Work::Write { payload, durability }).await
+    }
+
+    /// Refuses calls after [`Database::close`].
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.store.is_closed() {
+            return Err(Error::Stopped("the database was closed".to_owned()));
+        }
+        Ok(())
     }
 
     async fn shut_down(&self) {
@@ -321,21 +337,18 @@ impl Inner {
         let _ = commit::submit(&self.store, Work::Sync).await;
         self.store.begin_shutdown();
         self.background.ended().await;
+        self.lock.lock().take();
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.may_wait && !self.store.is_stopping() {
+        if self.may_wait && !self.store.is_closed() {
             block_on(self.shut_down());
         } else {
             self.store.begin_shutdown();
         }
     }
-}
-
-fn closed() -> Error {
-    Error::Stopped("the database was closed".to_owned())
 }
 
 /// A view of one moment. Cheap to clone; keeps what it sees from being compacted away, so drop it

@@ -46,7 +46,7 @@ impl Cursor {
         (view, snapshot): (Arc<View>, SeqNo),
     ) -> Cursor {
         let now = keyspace.db.store.now();
-        let error = keyspace.check_alive().err();
+        let error = keyspace.check_alive().and(keyspace.db.check_open()).err();
         let met = bounds.start >= bounds.end;
         let pinned = Arc::new(Pinned { keyspace, view });
         Cursor { pinned, snapshot, now, bounds, filter, front: None, back: None, met, error }

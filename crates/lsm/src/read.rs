@@ -65,6 +65,7 @@ impl Inner {
         key: &[u8],
         snapshot: SeqNo,
     ) -> Result<Option<Record>> {
+        self.check_open()?;
         check_key(key)?;
         self.store.stats.read();
         // Keys are short: most fit a buffer on the stack.

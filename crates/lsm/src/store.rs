@@ -24,10 +24,10 @@ use event_listener::Event;
 use parking_lot::Mutex;
 
 use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records};
-use crate::commit::{Queue, Request, Work};
+use crate::commit::{self, Queue, Request, Work};
 use crate::error::{Error, Result};
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
-use crate::log::{EntryId, FRAME_WRITE, Log};
+use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
 use crate::memtable::{self, Full, Memtable};
 use crate::mutants;
 use crate::options::{Durability, Options};
@@ -93,13 +93,15 @@ pub(crate) struct Writer {
     pub(crate) applied: u64,
     /// One above the last sequence number in it.
     pub(crate) position: u64,
+    /// The next segment is being made aside, or could not be.
+    preparing: bool,
     /// Delay that is owed to back-pressure but was too short to sleep yet.
     owed: Duration,
 }
 
 impl Writer {
     pub(crate) fn new(log: Log, active: memtable::Writer, applied: u64, position: u64) -> Writer {
-        Writer { log, active, applied, position, owed: Duration::ZERO }
+        Writer { log, active, applied, position, preparing: false, owed: Duration::ZERO }
     }
 }
 
@@ -254,6 +256,11 @@ impl Store {
         self.wake_everybody();
     }
 
+    /// Returns whether the owner closed the store.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// Returns whether background work is to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire) || self.stopped().is_some()
@@ -277,7 +284,7 @@ impl Store {
     // ---- the leader ----
 
     /// Carries a group through. Called by one leader at a time.
-    pub(crate) async fn commit(&self, group: VecDeque<Request>) {
+    pub(crate) async fn commit(self: &Arc<Self>, group: VecDeque<Request>) {
         let Some(mut writer) = self.writer.lock().take() else {
             // Only a leader whose task was torn down leaves the slot empty.
             let why = Error::Stopped("a commit was torn down half-way".to_owned());
@@ -285,6 +292,7 @@ impl Store {
             return;
         };
         let results = self.carry_out(&mut writer, &group).await;
+        self.prepare_segment(&mut writer);
         // The writer goes back before anybody is answered: who is answered may lead at once.
         *self.writer.lock() = Some(writer);
         for (request, result) in group.iter().zip(results) {
@@ -299,7 +307,7 @@ impl Store {
         let mut site = FRAME_WRITE;
         let mut writes: Vec<(usize, &Payload, u64)> = Vec::with_capacity(group.len());
         let mut index = writer.applied;
-        let refusal = self.make_sure_of_space(writer, group).await;
+        let refusal = self.make_ready(writer, group).await.err();
         for (at, request) in group.iter().enumerate() {
             let Work::Write { payload, durability } = &request.work else {
                 sync |= matches!(request.work, Work::Sync);
@@ -341,41 +349,69 @@ impl Store {
                     Ok(())
                 }
                 Work::Release { index } => self.release(writer, *index).await,
-                Work::Probe => writer.log.prepare_next().await,
+                Work::Probe => {
+                    writer.preparing = false;
+                    writer.log.prepare_next().await
+                }
+                Work::Adopt(prepared) => {
+                    let prepared = prepared.lock().take();
+                    self.adopt(writer, prepared).await
+                }
             };
             results[at] = outcome;
         }
         results
     }
 
-    /// Reserves log space for the writes of a group; returns why they are refused, if they are.
+    /// Sees to it that the writes of a group have room in memory and in the log, or says why they
+    /// are refused.
     ///
-    /// It comes before anything is staged: a full disk then refuses the writes, and what was
-    /// answered before stays as it is.
-    async fn make_sure_of_space(
-        &self,
-        writer: &mut Writer,
-        group: &VecDeque<Request>,
-    ) -> Option<Error> {
-        if let Some(refusal) = self.refusal() {
-            return Some(refusal);
-        }
-        let payload_lens = group.iter().filter_map(|request| match &request.work {
-            Work::Write { payload, .. } => Some(payload.bytes.len()),
-            _ => None,
-        });
-        let payload_lens: Vec<usize> = payload_lens.collect();
-        match writer.log.reserve(payload_lens).await {
-            Ok(()) => None,
-            Err(e @ Error::NoSpace(_)) => {
-                self.run_out_of_space(&e);
-                Some(e)
-            }
-            Err(e) => {
-                self.stop(&e);
-                self.stopped()
+    /// All waiting and refusing is done here, before anything is staged: an entry that is in the
+    /// log can only be applied, however long that takes.
+    async fn make_ready(&self, writer: &mut Writer, group: &VecDeque<Request>) -> Result<()> {
+        let mut arena = 0;
+        let mut payload_lens = Vec::with_capacity(group.len());
+        for request in group {
+            if let Work::Write { payload, .. } = &request.work {
+                arena += arena_bytes(&payload.bytes)?;
+                payload_lens.push(payload.bytes.len());
             }
         }
+        if payload_lens.is_empty() {
+            return Ok(());
+        }
+        if arena > writer.active.free() {
+            self.wait_for_memory().await?;
+        } else if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let reserved = writer.log.reserve(payload_lens).await;
+        match &reserved {
+            Ok(()) => {}
+            Err(e @ Error::NoSpace(_)) => self.run_out_of_space(e),
+            Err(e) => self.stop(e),
+        }
+        reserved
+    }
+
+    /// Waits until a memtable may be sealed.
+    async fn wait_for_memory(&self) -> Result<()> {
+        let mut stalled: Option<Instant> = None;
+        loop {
+            let relief = self.relief.listen();
+            if let Some(refusal) = self.refusal() {
+                return Err(refusal);
+            }
+            if self.sealed.lock().len() < self.options.sealed_memtables_max {
+                break;
+            }
+            stalled.get_or_insert_with(|| self.options.env.clock.now());
+            relief.await;
+        }
+        if let Some(since) = stalled {
+            self.stats.stalled(self.options.env.clock.now().since(since));
+        }
+        Ok(())
     }
 
     async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
@@ -389,6 +425,40 @@ impl Store {
             self.unsynced.store(true, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// Has the log's next segment made aside, so that no commit waits for its zeroes.
+    fn prepare_segment(self: &Arc<Self>, writer: &mut Writer) {
+        if writer.preparing || self.is_stopping() || self.lacks_space() {
+            return;
+        }
+        let Some(preparation) = writer.log.prepare() else { return };
+        writer.preparing = true;
+        let store = self.clone();
+        self.options.env.tasks.spawn(
+            "log segment",
+            Box::pin(async move {
+                let prepared = preparation.run().await;
+                let work = Work::Adopt(Mutex::new(Some(prepared)));
+                // Adopting answers by itself: a failure is the next rotation's concern.
+                let _ = commit::submit(&store, work).await;
+            }),
+        );
+    }
+
+    async fn adopt(&self, writer: &mut Writer, prepared: Option<Result<Prepared>>) -> Result<()> {
+        let adopted = match prepared {
+            Some(Ok(prepared)) => writer.log.adopt(prepared).await,
+            Some(Err(e)) => Err(e),
+            None => Ok(()),
+        };
+        if let Err(e @ Error::Stopped(_)) = &adopted {
+            self.stop(e);
+        }
+        // After another failure nothing is tried again aside: the write that needs the segment
+        // makes it, or is refused with the reason.
+        writer.preparing = adopted.is_err();
+        adopted
     }
 
     /// Tells every writer of a group that its batch was not logged, and stops the store unless
@@ -405,7 +475,9 @@ impl Store {
     async fn apply(&self, writer: &mut Writer, payload: &Payload, position: u64) -> Result<()> {
         let needed = arena_bytes(&payload.bytes)?;
         if needed > writer.active.free() {
-            self.make_room(writer, needed).await?;
+            // A batch that is larger than a memtable gets one of its own size.
+            let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
+            self.seal(writer, capacity);
         }
         self.slow_down(writer, payload.bytes.len()).await;
         let last = insert(&mut writer.active, &payload.bytes, position)?;
@@ -413,29 +485,6 @@ impl Store {
         writer.position = last + 1;
         self.visible.store(last, Ordering::Release);
         self.stats.wrote(payload.bytes.len());
-        Ok(())
-    }
-
-    /// Seals the full memtable, after waiting for a flush if too many are sealed already.
-    async fn make_room(&self, writer: &mut Writer, needed: usize) -> Result<()> {
-        let mut stalled: Option<Instant> = None;
-        loop {
-            let relief = self.relief.listen();
-            if let Some(why) = self.stopped() {
-                return Err(why);
-            }
-            if self.sealed.lock().len() < self.options.sealed_memtables_max {
-                break;
-            }
-            stalled.get_or_insert_with(|| self.options.env.clock.now());
-            relief.await;
-        }
-        if let Some(since) = stalled {
-            self.stats.stalled(self.options.env.clock.now().since(since));
-        }
-        // A batch that is larger than a memtable gets one of its own size.
-        let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
-        self.seal(writer, capacity);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 //! What a user of the library sees, on a real disk.
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
 use std::time::Duration;
 
@@ -141,7 +142,7 @@ fn values_expire_by_key_and_by_keyspace() {
 #[test]
 fn long_values_are_stored_in_chunks_and_come_back_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let value: Vec<u8> = (0..3_000_001u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let value: Vec<u8> = (0..3_000_001u32).map(|n| ((n * 7) >> 3) as u8).collect();
     {
         let db = Database::builder(dir.path()).memory(64 << 20).open().unwrap();
         let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();

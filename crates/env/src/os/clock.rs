@@ -84,7 +84,9 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.timer.state.lock().sleepers.remove(&(self.deadline, id));
+            // Dropping a waker may drop a task and its sleepers: not under the lock.
+            let waker = self.timer.state.lock().sleepers.remove(&(self.deadline, id));
+            drop(waker);
         }
     }
 }
@@ -95,12 +97,14 @@ impl Timer {
     }
 
     fn register(self: &Arc<Timer>, deadline: Instant, id: Option<u64>, waker: &Waker) -> u64 {
+        // The waker of the last poll, which is dropped after the lock is released.
+        let _replaced;
         let mut state = self.state.lock();
         let id = id.unwrap_or_else(|| {
             state.next_id += 1;
             state.next_id
         });
-        state.sleepers.insert((deadline, id), waker.clone());
+        _replaced = state.sleepers.insert((deadline, id), waker.clone());
         let is_first = state.sleepers.keys().next() == Some(&(deadline, id));
         if !state.running {
             let timer = self.clone();

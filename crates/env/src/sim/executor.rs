@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 
 use crate::random::Prng;
 use crate::sim::disk::SimDisk;
+use crate::sim::net::Wires;
 use crate::sim::trace::Trace;
 use crate::task::{BoxFuture, LocalBoxFuture};
 use crate::time::Instant;
@@ -44,6 +45,8 @@ pub(super) type EventKey = (Instant, u64);
 pub(super) struct Shared {
     pub(super) seed: u64,
     pub(super) state: Mutex<State>,
+    /// Locked before `state`, never after it.
+    pub(super) wires: Mutex<Wires>,
 }
 
 pub(super) struct State {
@@ -110,6 +113,7 @@ impl Shared {
     pub(super) fn new(seed: u64) -> Arc<Shared> {
         let mut prng = Prng::new(seed);
         let schedule = prng.fork("schedule");
+        let wires = Mutex::new(Wires::new(prng.fork("network")));
         let state = State {
             now: Instant::default(),
             trace: Trace::default(),
@@ -123,7 +127,7 @@ impl Shared {
             spawned: Vec::new(),
             reap: false,
         };
-        Arc::new(Shared { seed, state: Mutex::new(state) })
+        Arc::new(Shared { seed, state: Mutex::new(state), wires })
     }
 
     pub(super) fn now(&self) -> Instant {
@@ -156,6 +160,7 @@ impl Shared {
         };
         drop(events);
         disk.power_cut(mode);
+        Wires::crash(self, node);
     }
 
     fn take_ready(&self, id: TaskId) {
@@ -452,16 +457,17 @@ impl Futures {
 
 impl Drop for Futures {
     fn drop(&mut self) {
-        // Futures first: they take back their events and hold environments, whose destructors may
-        // still look at the state. Then the rest, which would otherwise keep the state alive.
+        // Handles that outlive the simulation, and the destructors below, find every node down:
+        // nothing is added any more that would keep the state alive in a cycle.
+        for node in &mut self.shared.state.lock().nodes {
+            node.up = false;
+            node.epoch += 1;
+        }
         self.adopt();
         let futures = std::mem::take(&mut *self.futures.borrow_mut());
-        drop(futures);
-        let (events, spawned) = {
-            let mut state = self.shared.state.lock();
-            (std::mem::take(&mut state.events), std::mem::take(&mut state.spawned))
-        };
-        drop((events, spawned));
+        let events = std::mem::take(&mut self.shared.state.lock().events);
+        drop((futures, events));
+        Wires::close(&self.shared);
     }
 }
 

@@ -33,6 +33,21 @@ pub enum CrashTiming {
     Any,
 }
 
+/// Where a planned crash happened, for the report of a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrashPoint {
+    /// The number of the mutation, from 0.
+    pub mutation: u64,
+    /// Never [`CrashTiming::Any`].
+    pub timing: CrashTiming,
+    /// The operation.
+    pub op: OpKind,
+    /// Its path.
+    pub path: String,
+    /// Its site, empty for operations without a tag.
+    pub site: &'static str,
+}
+
 /// How a simulated disk behaves. The default is a sound disk of usual speed.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
@@ -240,27 +255,28 @@ impl Fault {
 impl DiskFaults {
     /// Draws what goes wrong with one operation.
     pub(super) fn draw(&self, op: OpKind, prng: &mut Prng) -> Option<FaultKind> {
-        let mut chances = vec![(self.slow, FaultKind::Slow), (self.hang, FaultKind::Hang)];
-        match op {
+        let never = (0.0, FaultKind::Error);
+        let of_op = match op {
             OpKind::Read => {
-                chances.push((self.read_error, FaultKind::Error));
-                chances.push((self.read_flip, FaultKind::Flip));
+                let flip = (self.read_flip, FaultKind::Flip);
+                [(self.read_error, FaultKind::Error), flip, never, never]
             }
-            OpKind::Write => {
-                chances.push((self.write_error, FaultKind::Error));
-                chances.push((self.short_write, FaultKind::Short));
-                chances.push((self.lost_write, FaultKind::Lost));
-                chances.push((self.misdirected_write, FaultKind::Misdirected));
-            }
-            OpKind::Sync => chances.push((self.sync_error, FaultKind::SyncLoses)),
-            OpKind::SyncDir => chances.push((self.sync_error, FaultKind::Error)),
+            OpKind::Write => [
+                (self.write_error, FaultKind::Error),
+                (self.short_write, FaultKind::Short),
+                (self.lost_write, FaultKind::Lost),
+                (self.misdirected_write, FaultKind::Misdirected),
+            ],
+            OpKind::Sync => [(self.sync_error, FaultKind::SyncLoses), never, never, never],
+            OpKind::SyncDir => [(self.sync_error, FaultKind::Error), never, never, never],
             OpKind::Allocate | OpKind::Truncate | OpKind::Rename | OpKind::Remove => {
-                chances.push((self.write_error, FaultKind::Error));
+                [(self.write_error, FaultKind::Error), never, never, never]
             }
-            _ => {}
-        }
+            _ => [never; 4],
+        };
+        let of_all = [(self.slow, FaultKind::Slow), (self.hang, FaultKind::Hang)];
         let mut hit = None;
-        for (chance, kind) in chances {
+        for (chance, kind) in of_op.into_iter().chain(of_all) {
             if chance > 0.0 && prng.chance(chance) {
                 hit = hit.or(Some(kind));
             }

@@ -26,13 +26,18 @@ mod clock;
 mod disk;
 mod executor;
 mod faults;
+mod medium;
 mod net;
+#[cfg(test)]
+mod net_tests;
+mod node_disk;
 mod pages;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod tree;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +47,10 @@ use crate::time::Instant;
 pub use clock::WALL_START;
 pub use disk::{DiskSnapshot, Mutation, SimDisk};
 pub use executor::Deadlock;
-pub use faults::{CrashMode, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, OpKind};
+pub use faults::{
+    CrashMode, CrashPoint, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, OpKind,
+};
+pub use net::NetOptions;
 
 use executor::{Futures, Handle, NodeId, NodeState, Shared};
 
@@ -147,6 +155,26 @@ impl Sim {
         self.shared.now()
     }
 
+    /// Changes how the network behaves from now on.
+    pub fn set_net_options(&self, options: NetOptions) {
+        self.shared.wires.lock().options = options;
+    }
+
+    /// Cuts the link between two nodes: their streams stall, connecting times out.
+    pub fn cut_link(&self, a: &Node, b: &Node) {
+        self.shared.wires.lock().cut(a.id, b.id);
+    }
+
+    /// Heals a link that was cut: what was sent meanwhile arrives.
+    pub fn heal_link(&self, a: &Node, b: &Node) {
+        net::Wires::heal(&self.shared, a.id, b.id);
+    }
+
+    /// Resets the streams that are open between two nodes.
+    pub fn reset_links(&self, a: &Node, b: &Node) {
+        net::Wires::reset_between(&self.shared, a.id, b.id);
+    }
+
     /// Returns the hash of everything that has happened: equal for equal runs only.
     pub fn trace_hash(&self) -> u64 {
         self.shared.state.lock().trace.hash()
@@ -196,8 +224,8 @@ impl Node {
         Env {
             clock: Arc::new(handle.clone()),
             random: Arc::new(handle.clone()),
-            disk: Arc::new(disk::NodeDisk::new(handle.clone(), self.disk.clone())),
-            network: Arc::new(net::SimNetwork),
+            disk: Arc::new(node_disk::NodeDisk::new(handle.clone(), self.disk.clone())),
+            network: Arc::new(net::SimNetwork::new(handle.clone())),
             tasks: Arc::new(handle),
         }
     }
@@ -205,6 +233,11 @@ impl Node {
     /// Returns the name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the network address.
+    pub fn ip(&self) -> IpAddr {
+        net::ip(self.id)
     }
 
     /// Returns the disk, for counting, faults and tampering.

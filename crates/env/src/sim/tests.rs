@@ -288,6 +288,8 @@ mod crashes {
                 });
                 assert_eq!(outcome, Outcome::Crashed);
                 assert_eq!(node.disk().mutations(), 2);
+                let point = node.disk().last_crash().unwrap();
+                assert_eq!((point.mutation, point.timing, point.site), (1, timing, "test"));
                 written.insert(node.disk().read_file("/file").unwrap().len());
             }
             match timing {

@@ -106,16 +106,18 @@ impl Tree {
 
     /// Renames a file, replacing a file.
     pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-        let inode = self.find(from)?;
+        // In the order of Linux: both parents, then the file.
         let (from_dir, from_name) = self.parent(from)?;
         let (to_dir, to_name) = self.parent(to)?;
+        let inode = self.find(from)?;
         let target = self.entries(to_dir)?.get(to_name).copied();
         if self.entries(inode).is_ok() {
             let message = "the simulated disk renames files, not directories";
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
         if target.is_some_and(|target| self.entries(target).is_ok()) {
-            return Err(Errno::ISDIR.into());
+            let holds_the_file = from.starts_with(to);
+            return Err(if holds_the_file { Errno::NOTEMPTY } else { Errno::ISDIR }.into());
         }
         if target == Some(inode) {
             return Ok(());
@@ -230,13 +232,15 @@ impl Tree {
 
     /// Leaves what the medium holds after a power cut.
     pub(super) fn power_cut(&mut self, mode: CrashMode, torn: f64, prng: &mut Prng) {
+        // As with the sectors of a file: sometimes nearly all, sometimes nearly none.
+        let keep = [0.05, 0.5, 0.95][prng.index(3)];
         let mut fate = (0, false);
         for change in std::mem::take(&mut self.pending) {
             if fate.0 != change.group {
                 let kept = match mode {
                     CrashMode::KeepAll => true,
                     CrashMode::DropAll => false,
-                    CrashMode::Random => prng.chance(0.5),
+                    CrashMode::Random => prng.chance(keep),
                 };
                 fate = (change.group, kept);
             }

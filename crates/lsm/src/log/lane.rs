@@ -88,9 +88,16 @@ impl Window {
 /// A frame of the chain, lent by a [`Cursor`].
 pub(super) struct Frame<'a> {
     pub header: FrameHeader,
-    pub payload: &'a [u8],
+    /// Header and payload as they are in the file.
+    pub bytes: &'a [u8],
     /// The segment it lies in, as an index into the cursor's segments.
     pub segment: usize,
+}
+
+impl<'a> Frame<'a> {
+    pub fn payload(&self) -> &'a [u8] {
+        self.bytes.get(HEADER_LEN..).unwrap_or(&[])
+    }
 }
 
 /// Follows the chain of frames through the segments of a lane.
@@ -127,6 +134,11 @@ impl Cursor {
         self.prev = None;
     }
 
+    /// Forgets what is in memory: the next frame is read from the file again.
+    pub fn read_afresh(&mut self) {
+        self.window = Window { piece: self.window.piece, ..Window::new() };
+    }
+
     /// Makes reads of the file at least `len` bytes long, instead of a whole window.
     pub fn read_pieces_of(&mut self, len: u64) {
         self.window.piece = len.clamp(BLOCK, WINDOW as u64) as usize;
@@ -136,10 +148,9 @@ impl Cursor {
     pub async fn next(&mut self) -> Result<Option<Frame<'_>>> {
         let Some((header, offset)) = self.advance().await? else { return Ok(None) };
         let Some(segment) = self.segments.get(self.at) else { return Ok(None) };
-        let start = offset + HEADER_LEN as u64;
-        let payload = self.window.covered(segment, start);
-        let payload = payload.get(..header.len as usize).unwrap_or(&[]);
-        Ok(Some(Frame { header, payload, segment: self.at }))
+        let bytes = self.window.covered(segment, offset);
+        let bytes = bytes.get(..HEADER_LEN + header.len as usize).unwrap_or(&[]);
+        Ok(Some(Frame { header, bytes, segment: self.at }))
     }
 
     /// Returns the lane position behind the last frame, or the start of a segment without frames.
@@ -171,9 +182,10 @@ impl Cursor {
             }
             let Some(next) = next else { return Ok(None) };
             let continues = match cut {
+                // After `seek` the checksum of the last frame is unknown.
                 Some(cut) => {
-                    let here = Cut { position: self.position(), prev: self.prev.unwrap_or(0) };
-                    here == cut
+                    let prev = self.prev.unwrap_or(cut.prev);
+                    cut == Cut { position: self.position(), prev }
                 }
                 // Only the chain can tell that nothing was lost before the next segment.
                 None if self.entered => {

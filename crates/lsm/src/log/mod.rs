@@ -75,7 +75,7 @@ pub use segment::{LOG_READ, Preparation, Prepared, SEGMENT_CREATE, SEGMENT_REUSE
 use crate::error::{Error, Result};
 use frame::{BLOCK, FrameKind as Kind};
 use groups::{Group, Location};
-use lane::{Cursor, Frame};
+use lane::Cursor;
 use recovery::Assembly;
 use writer::Writer;
 
@@ -140,7 +140,7 @@ impl Default for LogOptions {
 impl LogOptions {
     fn check(&self) -> Result<()> {
         let capacity = self.segment_capacity;
-        if capacity % BLOCK != 0 || !(16 << 10..=1 << 30).contains(&capacity) {
+        if !capacity.is_multiple_of(BLOCK) || !(16 << 10..=1 << 30).contains(&capacity) {
             return Err(Error::InvalidInput(format!(
                 "a log segment of {capacity} bytes: choose a multiple of 4 KiB from 16 KiB to 1 GiB"
             )));
@@ -317,7 +317,7 @@ impl Log {
         let start = self.writer.appended_bytes;
         let mut assembly = Assembly::default();
         while self.writer.appended_bytes - start < limit {
-            let Some(Frame { header, payload, .. }) = cursor.next().await? else {
+            let Some(frame) = cursor.next().await? else {
                 if cursor.position() < newest {
                     let (path, offset) = self.writer.file_at(cursor.position());
                     let what = "frames that were good when the log was opened do not verify";
@@ -325,6 +325,7 @@ impl Log {
                 }
                 break;
             };
+            let header = frame.header;
             if header.position >= newest && !assembly.is_open() {
                 self.copied_to = newest;
                 break;
@@ -336,7 +337,7 @@ impl Log {
                 }
             } else {
                 let live = group.is_some_and(|g| g.is_live(header.index, header.origin));
-                if let Some(whole) = assembly.feed(&header, payload, live)
+                if let Some(whole) = assembly.feed(&frame, live)
                     && live
                 {
                     let (id, origin) = (whole.id, whole.origin);

@@ -21,9 +21,9 @@ use std::sync::Arc;
 use atoll_env::disk::IoClass;
 use atoll_env::{Env, IoBuf, IoTag, OpenMode};
 
-use super::frame::{BLOCK, FrameHeader, FrameKind, MAX_FRAME};
+use super::frame::{ALIGN, BLOCK, FrameHeader, FrameKind, MAX_FRAME};
 use super::groups::{Group, GroupState, Location};
-use super::lane::{Cursor, Search};
+use super::lane::{Cursor, Frame, Search};
 use super::segment::{
     Cut, Directory, FIRST_FRAME, Listing, Preparation, Segment, SegmentHeader, stopped,
 };
@@ -92,7 +92,9 @@ pub(super) struct Assembly {
 impl Assembly {
     /// Takes the next frame of the chain; `keep` says whether its payload is wanted. Returns the
     /// entry that ends with it.
-    pub fn feed(&mut self, frame: &FrameHeader, payload: &[u8], keep: bool) -> Option<Whole> {
+    pub fn feed(&mut self, frame: &Frame<'_>, keep: bool) -> Option<Whole> {
+        let payload = frame.payload();
+        let frame = &frame.header;
         if frame.first {
             self.open = Some(*frame);
             self.payload.clear();
@@ -132,7 +134,7 @@ pub(super) async fn read_entry(cursor: &mut Cursor, position: u64) -> Result<Opt
     cursor.seek(position);
     let mut assembly = Assembly::default();
     while let Some(frame) = cursor.next().await? {
-        if let Some(whole) = assembly.feed(&frame.header, frame.payload, true) {
+        if let Some(whole) = assembly.feed(&frame, true) {
             let payload = std::mem::take(&mut assembly.payload);
             return Ok(Some(Entry { id: whole.id, position: whole.origin, payload }));
         }
@@ -160,11 +162,8 @@ struct Chain {
 }
 
 impl Chain {
-    /// Follows the chain and shows each frame to `visit`, with the index of its segment.
-    async fn follow(
-        segments: &Arc<[Segment]>,
-        mut visit: impl FnMut(usize, &FrameHeader, &[u8]),
-    ) -> Result<Chain> {
+    /// Follows the chain and shows each frame to `visit`.
+    async fn follow(segments: &Arc<[Segment]>, mut visit: impl FnMut(&Frame<'_>)) -> Result<Chain> {
         let first = segments.first().map(|s| s.header);
         let mut cursor = Cursor::new(segments.clone());
         let mut chain = Chain {
@@ -176,7 +175,17 @@ impl Chain {
             frames: 0,
             frame_bytes: 0,
         };
-        while let Some(frame) = cursor.next().await? {
+        let mut doubted = None;
+        loop {
+            let Some(frame) = cursor.next().await? else {
+                // A bit that flipped on the way from the disk must not end the lane for ever.
+                if doubted == Some(cursor.position()) {
+                    break;
+                }
+                doubted = Some(cursor.position());
+                cursor.read_afresh();
+                continue;
+            };
             let header = &frame.header;
             chain.end = header.position + header.extent();
             chain.last = Some(frame.segment);
@@ -184,7 +193,7 @@ impl Chain {
             chain.proven = chain.proven.max(header.synced_to());
             chain.frames += 1;
             chain.frame_bytes += header.extent();
-            visit(frame.segment, header, frame.payload);
+            visit(&frame);
         }
         chain.expected = (cursor.segment(), cursor.position());
         Ok(chain)
@@ -309,18 +318,19 @@ impl Recovery {
         let mut contents = vec![Content::new(); segments.len()];
         let mut moved = BTreeMap::new();
         let mut assembly = Assembly::default();
-        let chain = Chain::follow(&segments, |at, frame, payload| {
-            if let Some(content) = contents.get_mut(at) {
+        let chain = Chain::follow(&segments, |read| {
+            let frame = &read.header;
+            if let Some(content) = contents.get_mut(read.segment) {
                 note_content(content, frame);
             }
             let indexed = (options.indexed)(frame.group);
             let group = groups.entry(frame.group).or_insert_with(|| Group::new(indexed));
             if frame.kind == FrameKind::State {
-                let (state, first) = decode_state(frame, payload);
+                let (state, first) = decode_state(frame, read.payload());
                 group.set_state(state, first, frame.position);
                 return;
             }
-            let Some(Whole { id, origin, span }) = assembly.feed(frame, &[], false) else { return };
+            let Some(Whole { id, origin, span }) = assembly.feed(read, false) else { return };
             let place = Location { position: span.0, end: span.1, term: id.term };
             if frame.kind == FrameKind::Append {
                 group.append(id, place);
@@ -375,7 +385,7 @@ impl Recovery {
             }
             let group = self.groups.get(&header.group);
             let live = group.is_some_and(|g| g.is_live(header.index, header.origin));
-            if let Some(whole) = self.assembly.feed(&header, frame.payload, live)
+            if let Some(whole) = self.assembly.feed(&frame, live)
                 && live
             {
                 let payload = self.assembly.payload();
@@ -405,7 +415,7 @@ impl Recovery {
     /// been read to its end.
     pub async fn finish(self) -> Result<Log> {
         let Recovery { env, directory, options, listing, segments, chain, .. } = self;
-        settle_tail(&segments, &chain).await?;
+        settle_tail(&directory, &segments, &chain).await?;
         let mut spares = tidy(&directory, &listing, &options).await?;
 
         // Segments behind the last frame go. Where the header of one is the only memory of the
@@ -446,14 +456,8 @@ impl Recovery {
         Ok(Log { options, writer, groups: self.groups, copied_to: 0, copied_bytes: 0 })
     }
 
-    /// The error of a second reading that differs from the first.
     fn changed(&self) -> Error {
-        let position = self.cursor.position();
-        let at = self.segments.iter().rfind(|s| s.header.base <= position);
-        let (path, offset) = at.map_or((self.directory.path.as_path(), 0), |s| {
-            (&*s.path, position.saturating_sub(s.header.base))
-        });
-        Error::corruption(path, offset, "a frame verified at first and does not any more")
+        changed(&self.directory, &self.segments, self.cursor.position())
     }
 }
 
@@ -475,22 +479,54 @@ fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
 }
 
 /// Makes the unproven end of the chain durable, see the module's text.
-async fn settle_tail(segments: &[Segment], chain: &Chain) -> Result<()> {
-    let Some(segment) = chain.last.and_then(|at| segments.get(at)) else { return Ok(()) };
+async fn settle_tail(
+    directory: &Directory,
+    segments: &Arc<[Segment]>,
+    chain: &Chain,
+) -> Result<()> {
+    let Some(at) = chain.last else { return Ok(()) };
+    let Some(segment) = segments.get(at) else { return Ok(()) };
     let base = segment.header.base;
-    let fail = |doing| move |e| Error::io(doing, &segment.path, e);
-    // After a sync frames start in a new block, so a block that is proven durable is not touched.
-    let proven = chain.proven.max(base + FIRST_FRAME) - base;
-    let mut offset = proven.next_multiple_of(BLOCK);
-    let end = chain.end - base;
-    while offset < end {
-        let len = (end - offset).min(MAX_FRAME as u64);
-        let bytes = segment.file.read_at(RECOVERY, offset, IoBuf::zeroed(len as usize)).await;
-        let bytes = bytes.map_err(fail("read"))?;
-        segment.file.write_at(RECOVERY, offset, bytes).await.map_err(fail("write"))?;
-        offset += len;
+    // Rotation syncs, so all of it lies in the last segment. After a sync frames start in a new
+    // block, so a block that is proven durable is not touched.
+    let start = chain.proven.max(base + FIRST_FRAME) - base;
+    let start = base + start.next_multiple_of(BLOCK);
+    // Only verified bytes are written back: one bit that flips while they are read would otherwise
+    // become permanent.
+    let mut cursor = Cursor::new(segments.clone());
+    cursor.seek(start);
+    let (mut run, mut run_at) = (IoBuf::new(), start - base);
+    while start < chain.end && cursor.position() < chain.end {
+        let Some(frame) = cursor.next().await? else {
+            return Err(changed(directory, segments, cursor.position()));
+        };
+        let offset = frame.header.position - base;
+        if offset != run_at + run.len() as u64 || run.len() >= MAX_FRAME {
+            write_back(segment, run_at, std::mem::take(&mut run)).await?;
+            run_at = offset;
+        }
+        run.extend_from_slice(frame.bytes);
+        run.resize((run.len() as u64).next_multiple_of(ALIGN) as usize);
     }
+    write_back(segment, run_at, run).await?;
     segment.file.sync(RECOVERY).await.map_err(|e| stopped(&segment.path, &e))
+}
+
+async fn write_back(segment: &Segment, offset: u64, bytes: IoBuf) -> Result<()> {
+    if !bytes.is_empty() {
+        let written = segment.file.write_at(RECOVERY, offset, bytes).await;
+        written.map_err(|e| Error::io("write", &segment.path, e))?;
+    }
+    Ok(())
+}
+
+/// The error of a second reading that differs from the first.
+fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error {
+    let at = segments.iter().rfind(|s| s.header.base <= position);
+    let (path, offset) = at.map_or((directory.path.as_path(), 0), |s| {
+        (&*s.path, position.saturating_sub(s.header.base))
+    });
+    Error::corruption(path, offset, "a frame verified at first and does not any more")
 }
 
 /// Removes what is neither a segment nor a usable spare, and returns the spares.
@@ -552,9 +588,9 @@ pub async fn verify(
     let (segments, opened) = open_segments(&directory, &listing, lane, OpenMode::Read).await;
     opened?;
     let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |at, frame, payload| {
-        if let Some(segment) = segments.get(at) {
-            visit(&segment.path, frame, payload);
+    let chain = Chain::follow(&segments, |frame| {
+        if let Some(segment) = segments.get(frame.segment) {
+            visit(&segment.path, &frame.header, frame.payload());
         }
     })
     .await?;
@@ -588,7 +624,7 @@ pub async fn repair_cut(
         return Err(foreign);
     }
     let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |_, _, _| {}).await?;
+    let chain = Chain::follow(&segments, |_| {}).await?;
     let judged = match opened {
         Ok(()) => chain.judge(&segments, known_durable).await.map(|_| ()),
         Err(e) => Err(e),
@@ -634,7 +670,7 @@ pub async fn repair_cut(
         epoch: all.iter().map(|s| s.header.epoch).max().unwrap_or(0) + 1,
         cut: after.cut,
     };
-    settle_tail(&segments, &chain).await?;
+    settle_tail(&directory, &segments, &chain).await?;
     let mut spares = tidy(&directory, &listing, &options).await?;
     let source = spares.source();
     let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;

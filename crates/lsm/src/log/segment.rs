@@ -132,7 +132,10 @@ impl SegmentHeader {
                 ),
             });
         }
-        if capacity % BLOCK != 0 || capacity < 2 * BLOCK || base.checked_add(capacity).is_none() {
+        if !capacity.is_multiple_of(BLOCK)
+            || capacity < 2 * BLOCK
+            || base.checked_add(capacity).is_none()
+        {
             return Err(Error::corruption(
                 path,
                 32,

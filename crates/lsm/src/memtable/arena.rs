@@ -19,38 +19,28 @@
 //! address space and no memory, so each region may be as large as the memtable's whole capacity;
 //! who divides the capacity between them is decided by the data.
 
-use std::alloc::{self, Layout};
-use std::ops::Range;
-use std::ptr::NonNull;
+use std::alloc::{Layout, handle_alloc_error};
+use std::ops::{Deref, Range};
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::slice::Owner;
 
 /// Allocates a region for at most `capacity` bytes and the only handle that can fill it.
 pub(super) fn bytes(capacity: usize) -> (Appender, Arc<Bytes>) {
-    let bytes = Arc::new(Bytes {
-        base: zeroed(layout_of::<u8>(capacity)),
-        capacity,
-        len: AtomicUsize::new(0),
-    });
+    let bytes = Arc::new(Bytes { region: Region::new(capacity), len: AtomicUsize::new(0) });
     (Appender { bytes: bytes.clone() }, bytes)
 }
 
 /// Append-only bytes. Everything below `len` is immutable for the life of the region.
 pub(super) struct Bytes {
-    base: NonNull<u8>,
-    capacity: usize,
+    region: Region,
     /// Starts at 0 and only grows. Written by the [`Appender`] alone, after the bytes below it.
     len: AtomicUsize,
 }
-
-// SAFETY: the memory below `len` is never written again, and the memory above it is touched only
-// by the one `Appender` (`append` takes `&mut self`); `len` is stored with release after the bytes
-// it covers and loaded with acquire before they are read, so no access races with a write.
-unsafe impl Send for Bytes {}
-// SAFETY: as above.
-unsafe impl Sync for Bytes {}
 
 impl Bytes {
     /// Returns how many bytes are written.
@@ -63,10 +53,10 @@ impl Bytes {
     pub(super) fn get(&self, at: usize, len: usize) -> &[u8] {
         let written = self.len.load(Ordering::Acquire);
         assert!(at <= written && len <= written - at, "range beyond the written bytes");
-        // SAFETY: `at + len <= written <= capacity` lies in the allocation, which lives as long as
+        // SAFETY: `at + len <= written <= region.size` lies in the region, which lives as long as
         // `self`; bytes below `written` are initialised and never change, and the acquire load
         // above makes the appender's copy happen before this read.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(at), len) }
+        unsafe { std::slice::from_raw_parts(self.region.base.as_ptr().add(at), len) }
     }
 }
 
@@ -74,13 +64,6 @@ impl Owner for Bytes {
     fn bytes(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end, "a range ends where it starts or behind it");
         self.get(range.start, range.end - range.start)
-    }
-}
-
-impl Drop for Bytes {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `zeroed` with this very layout and is freed only here.
-        unsafe { alloc::dealloc(self.base.as_ptr(), layout_of::<u8>(self.capacity)) }
     }
 }
 
@@ -94,17 +77,17 @@ impl Appender {
     /// having changed nothing, if they do not fit.
     pub(super) fn append(&mut self, parts: &[&[u8]]) -> Option<usize> {
         let start = self.bytes.len();
-        let mut room = self.bytes.capacity - start;
+        let mut room = self.bytes.region.size - start;
         for part in parts {
             room = room.checked_sub(part.len())?;
         }
         let mut end = start;
         for part in parts {
-            // SAFETY: the loop above found room for all parts, so `end + part.len() <= capacity`.
+            // SAFETY: the loop above found room for all parts, so `end + part.len() <= region.size`.
             // Nobody reads at or above `len`, and this is the only appender, exclusively borrowed.
             // `part` cannot overlap: a borrow of the region reaches only below `len`.
             unsafe {
-                let to = self.bytes.base.as_ptr().add(end);
+                let to = self.bytes.region.base.as_ptr().add(end);
                 std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
             }
             end += part.len();
@@ -114,24 +97,79 @@ impl Appender {
     }
 }
 
-/// Allocates `count` atomic words that are all zero.
-pub(super) fn words(count: usize) -> Box<[AtomicU32]> {
-    let base = zeroed(layout_of::<AtomicU32>(count)).cast::<AtomicU32>();
-    let slice = std::ptr::slice_from_raw_parts_mut(base.as_ptr(), count);
-    // SAFETY: the allocation has the layout of `[AtomicU32; count]`, which is what the box frees;
-    // all-zero bytes are a valid `AtomicU32`; nobody else has the pointer.
-    unsafe { Box::from_raw(slice) }
+/// Atomic words, all zero at first.
+pub(super) struct Words {
+    region: Region,
+    count: usize,
 }
 
-fn layout_of<T>(count: usize) -> Layout {
-    Layout::array::<T>(count).expect("invariant: a memtable's capacity is at most 4 GiB")
+impl Words {
+    pub(super) fn new(count: usize) -> Words {
+        Words { region: Region::new(count * size_of::<AtomicU32>()), count }
+    }
 }
 
-fn zeroed(layout: Layout) -> NonNull<u8> {
-    assert!(layout.size() > 0, "a region has a size");
-    // SAFETY: the size is not zero.
-    let base = unsafe { alloc::alloc_zeroed(layout) };
-    NonNull::new(base).unwrap_or_else(|| alloc::handle_alloc_error(layout))
+impl Deref for Words {
+    type Target = [AtomicU32];
+    #[inline]
+    fn deref(&self) -> &[AtomicU32] {
+        // SAFETY: the region holds `count` words and is aligned for them; zeroed bytes are valid
+        // atomics; it lives as long as `self`, and nobody but this slice refers to it.
+        unsafe { std::slice::from_raw_parts(self.region.base.as_ptr().cast(), self.count) }
+    }
+}
+
+/// Zeroed memory straight from the operating system, aligned to a page (to 8 bytes if empty).
+///
+/// Not from the allocator: it would clear a region that it reuses, which touches every page, and
+/// keep one that is given back. Large regions ask for huge pages, because a search is a chain of
+/// cache misses and each would miss the TLB as well.
+struct Region {
+    base: NonNull<u8>,
+    size: usize,
+}
+
+// SAFETY: a region is memory and nothing else; who may touch it is the business of its owners.
+unsafe impl Send for Region {}
+// SAFETY: as above; a shared region gives out nothing but its address.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(size: usize) -> Region {
+        /// Below it, rounding up to 2 MiB pages would be a noticeable part of the memory.
+        const HUGE_MIN: usize = 8 << 20;
+
+        let layout = Layout::array::<u8>(size).expect("invariant: a memtable is at most 4 GiB");
+        if size == 0 {
+            return Region { base: NonNull::<u64>::dangling().cast(), size };
+        }
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: without a fixed address, a new mapping overlaps nothing.
+        let mapped = unsafe { mmap_anonymous(ptr::null_mut(), size, protection, flags) };
+        let Some(base) = mapped.ok().and_then(|base| NonNull::new(base.cast::<u8>())) else {
+            handle_alloc_error(layout)
+        };
+        #[cfg(target_os = "linux")]
+        if size >= HUGE_MIN {
+            use rustix::mm::{Advice, madvise};
+            // SAFETY: the range is the mapping made above; the advice changes no contents.
+            let advised = unsafe { madvise(base.as_ptr().cast(), size, Advice::LinuxHugepage) };
+            // A kernel without huge pages answers an error, and small ones serve.
+            advised.ok();
+        }
+        Region { base, size }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.size == 0 {
+            return;
+        }
+        // SAFETY: `base` and `size` are those of the mapping, which is unmapped only here.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.size) };
+        debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use atoll_encoding::hash::hash64;
 
-use super::arena;
+use super::arena::Words;
 
 /// Bits set for a key.
 const PROBES: u32 = 6;
@@ -24,14 +24,14 @@ const SHARE: usize = 64;
 /// Bits that answer "certainly not here" for most keys that are not here.
 pub(super) struct Filter {
     /// Empty in a memtable too small to have a filter, which then answers "maybe".
-    words: Box<[AtomicU32]>,
+    words: Words,
 }
 
 impl Filter {
     /// Makes an empty filter for a memtable of that capacity.
     pub(super) fn new(capacity: usize) -> Filter {
         let blocks = capacity / SHARE / (BLOCK * 4);
-        Filter { words: if blocks == 0 { Box::new([]) } else { arena::words(blocks * BLOCK) } }
+        Filter { words: Words::new(blocks * BLOCK) }
     }
 
     /// Returns the bytes it takes from the memtable's capacity.

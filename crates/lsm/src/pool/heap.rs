@@ -18,7 +18,9 @@
 //! # Invariants
 //! - The charges of a shard never exceed its share of the capacity, not even for a moment.
 //! - A hit takes a shared lock, and writes one counter of the block while that is below its
-//!   maximum; no list is touched. Rings move only when something is inserted.
+//!   maximum; no list is touched. Rings move only when something is inserted. The counter and the
+//!   handle lie in the hash table's entry, so that a hit does not even read the slot: in a cache
+//!   larger than the processor's, each line it reads costs more than all it computes.
 //! - Every block is in one ring and in the chain of its file, so that both eviction and
 //!   [`Pool::forget`] cost time for the blocks that go.
 //!
@@ -45,7 +47,8 @@ const HEAT_INDEX: u8 = 2;
 const PROBATION_PARTS: usize = 10;
 /// What a kept block costs beside its bytes: its slot and counted frame, its entry in the hash
 /// table at usual load, the ghost it may leave behind, and the allocator's headers.
-const OVERHEAD: usize = size_of::<Slot>() + size_of::<Frame>() + 16 + 48 + 32 + 32;
+const OVERHEAD: usize =
+    size_of::<Slot>() + size_of::<Frame>() + 16 + 2 * size_of::<(BlockKey, Kept)>() + 32 + 32;
 
 /// A cache whose blocks are single allocations.
 pub struct HeapPool {
@@ -145,7 +148,7 @@ const NIL: SlotId = SlotId::MAX;
 /// The content of a shard.
 #[derive(Default)]
 struct Rings {
-    index: HashMap<BlockKey, SlotId>,
+    index: HashMap<BlockKey, Kept>,
     slots: Vec<Slot>,
     free: Vec<SlotId>,
     probation: Ring,
@@ -158,13 +161,17 @@ struct Rings {
     evictions: u64,
 }
 
-struct Slot {
-    key: BlockKey,
-    /// `None` while the slot is free.
-    block: Option<Block>,
-    charge: usize,
+/// What a hit needs of a block.
+struct Kept {
+    block: Block,
     /// How often it was hit since the hand last passed, up to `HEAT_MAX`.
     heat: AtomicU8,
+}
+
+/// What the rings need of a block. A free slot keeps its last content.
+struct Slot {
+    key: BlockKey,
+    charge: usize,
     in_main: bool,
     ring: Links,
     of_file: Links,
@@ -198,15 +205,15 @@ impl Rings {
     }
 
     fn find(&self, key: BlockKey, admit: Admit) -> Option<Block> {
-        let slot = &self.slots[*self.index.get(&key)? as usize];
+        let kept = self.index.get(&key)?;
         if admit != Admit::No {
             // Two racing hits may count as one: the counter is a hint.
-            let heat = slot.heat.load(Relaxed);
+            let heat = kept.heat.load(Relaxed);
             if heat < HEAT_MAX {
-                slot.heat.store(heat + 1, Relaxed);
+                kept.heat.store(heat + 1, Relaxed);
             }
         }
-        slot.block.clone()
+        Some(kept.block.clone())
     }
 
     fn insert(
@@ -227,9 +234,7 @@ impl Rings {
         let at = self.free.pop().unwrap_or(self.slots.len() as SlotId);
         let slot = Slot {
             key,
-            block: Some(block.clone()),
             charge,
-            heat: AtomicU8::new(if admit == Admit::Index { HEAT_INDEX } else { 0 }),
             in_main: self.ghosts.take(key_hash(key)),
             ring: UNLINKED,
             of_file: UNLINKED,
@@ -238,7 +243,8 @@ impl Rings {
             Some(free) => *free = slot,
             None => self.slots.push(slot),
         }
-        self.index.insert(key, at);
+        let heat = AtomicU8::new(if admit == Admit::Index { HEAT_INDEX } else { 0 });
+        self.index.insert(key, Kept { block: block.clone(), heat });
         self.link(at);
         let first = self.files.insert(key.file, at).unwrap_or(NIL);
         self.slots[at as usize].of_file.next = first;
@@ -258,20 +264,22 @@ impl Rings {
                 (true, at, _) if at != NIL => at,
                 (_, at, NIL) | (_, _, at) => at,
             };
-            let slot = &mut self.slots[at as usize];
-            let heat = *slot.heat.get_mut();
-            if heat > 0 {
-                *slot.heat.get_mut() = heat - 1;
-                self.unlink(at);
-                self.slots[at as usize].in_main = true;
-                self.link(at);
-            } else {
-                if !slot.in_main {
-                    let hash = key_hash(slot.key);
-                    self.ghosts.add(hash, self.index.len());
+            let Slot { key, in_main, .. } = self.slots[at as usize];
+            let heat = self.index.get_mut(&key).map(|kept| kept.heat.get_mut());
+            match heat {
+                Some(heat) if *heat > 0 => {
+                    *heat -= 1;
+                    self.unlink(at);
+                    self.slots[at as usize].in_main = true;
+                    self.link(at);
                 }
-                self.evictions += 1;
-                evicted.extend(self.remove(at));
+                _ => {
+                    if !in_main {
+                        self.ghosts.add(key_hash(key), self.index.len());
+                    }
+                    self.evictions += 1;
+                    evicted.extend(self.remove(at));
+                }
             }
         }
     }
@@ -284,9 +292,7 @@ impl Rings {
 
     fn remove(&mut self, at: SlotId) -> Option<Block> {
         self.unlink(at);
-        let slot = &mut self.slots[at as usize];
-        let (key, links) = (slot.key, slot.of_file);
-        let block = slot.block.take();
+        let Slot { key, of_file: links, .. } = self.slots[at as usize];
         if links.next != NIL {
             self.slots[links.next as usize].of_file.prev = links.prev;
         }
@@ -297,9 +303,8 @@ impl Rings {
         } else {
             self.files.remove(&key.file);
         }
-        self.index.remove(&key);
         self.free.push(at);
-        block
+        self.index.remove(&key).map(|kept| kept.block)
     }
 
     /// Puts a slot at the young end of the ring it says it is in.
@@ -399,7 +404,7 @@ mod tests {
         let mut seed = 1;
         for step in 0..50_000 {
             let n = random(&mut seed);
-            let admit = if n % 7 == 0 { Admit::Index } else { Admit::Data };
+            let admit = if n.is_multiple_of(7) { Admit::Index } else { Admit::Data };
             let frame = pool.frame((n % 9000) as usize);
             pool.insert(key(n % 11, n >> 4), frame, admit);
             if step % 5000 == 4999 {

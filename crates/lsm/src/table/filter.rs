@@ -122,6 +122,6 @@ mod tests {
         assert_eq!(may_contain(&[0; 64], 1), None);
         assert_eq!(may_contain(&[0; 65], 1), None, "no probes");
         assert_eq!(may_contain(&[17; 65], 1), None, "too many probes");
-        assert_eq!(may_contain(&[6; 129], 1).is_some(), true);
+        assert!(may_contain(&[6; 129], 1).is_some());
     }
 }

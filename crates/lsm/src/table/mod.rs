@@ -114,8 +114,8 @@ impl Default for TableOptions {
 /// Which part of a user key a prefix filter knows.
 #[derive(Clone)]
 pub struct PrefixRule {
-    /// Name of the rule, not 0. It is stored: a filter written under another rule answers "maybe",
-    /// so that a changed rule never hides a key.
+    /// Name of the rule, not 0; those below 2^32 belong to [`PrefixRule::fixed`]. It is stored: a
+    /// filter written under another rule answers "maybe", so that a changed rule never hides a key.
     pub id: u64,
     /// Returns the length of a user key's prefix, or `None` if it has none.
     pub prefix_len: PrefixLen,

@@ -176,27 +176,21 @@ impl Table {
 
     /// Returns false only if the table has no record of a user key that starts with `prefix`,
     /// which must be the prefix that `rule` gives to such keys. A table that was written under
-    /// another rule, or without filter, may have one.
+    /// another rule, or without filter, may have one. Reads at most one filter partition.
     pub async fn may_contain_prefix(&self, rule: &PrefixRule, prefix: &[u8]) -> Result<bool> {
+        // The first record with the prefix, if there is one, is also the first at or after this
+        // target, and so it is in the partition found: a separator before it is a start of the
+        // prefix at most, because the record before does not have the prefix.
         let target = InternalKey::new(prefix, Trailer::NEWEST);
-        let Some(first) = self.top.locate(target) else { return Ok(false) };
-        if rule.id == 0 || self.properties.prefix_rule != rule.id {
-            return Ok(true);
-        }
-        let hash = hash64(prefix);
-        // The keys may start in the first partition and go on as long as a separator, which lies
-        // behind its partition, still starts with the prefix.
-        for n in first..self.top.len() {
-            let Some(partition) = self.top.partition(n) else { break };
-            match partition.filter {
-                Some(filter) if !self.ask_filter(filter, hash).await? => {}
-                _ => return Ok(true),
+        let Some(partition) = self.top.locate(target).and_then(|n| self.top.partition(n)) else {
+            return Ok(false);
+        };
+        match partition.filter {
+            Some(filter) if rule.id != 0 && self.properties.prefix_rule == rule.id => {
+                self.ask_filter(filter, hash64(prefix)).await
             }
-            if !self.top.separator(n).user_key.starts_with(prefix) {
-                break;
-            }
+            _ => Ok(true),
         }
-        Ok(false)
     }
 
     async fn ask_filter(&self, handle: Handle, hash: u64) -> Result<bool> {

@@ -1,4 +1,6 @@
-//! Tests of the log lane.
+//! Tests of the log lane: named cases on a real directory, histories on the simulator.
 
+mod crash;
+mod history;
 mod recovery;
 mod support;

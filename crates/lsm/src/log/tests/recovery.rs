@@ -222,18 +222,29 @@ fn renamed_swapped_and_foreign_segments_are_refused() {
     write(&lane.segment(2), 0, &one);
     assert_corruption(&lane.refused(0), &lane.segment(1), 24);
 
-    // The same segment number of another time of the same store: its header is good.
-    lane.restore(&whole);
-    let (log, _) = lane.open();
-    drop(log);
-    write(&lane.segment(4), 0, &whole[&lane.segment(3)]);
-    assert_corruption(&lane.refused(0), &lane.segment(4), 24);
-
     lane.restore(&whole);
     let other = LogOptions { lane: 8, ..options() };
     let refused = block_on(Log::open(&lane.env, &lane.path(), other, 0)).map(|_| ());
     let refused = refused.unwrap_err();
     assert!(matches!(refused, Error::Foreign { .. }), "{refused}");
+}
+
+#[test]
+fn a_stale_copy_of_a_segment_is_refused() {
+    let lane = synced_lane(1);
+    let (mut log, _) = lane.open();
+    let stale = lane.files();
+    log.append(id(0, 2, 1), &[b"two"]).unwrap();
+    block_on(log.sync()).unwrap();
+    drop(log);
+    drop(lane.open());
+    // Its header is good and its number right, but the frames of that time are gone.
+    write(&lane.segment(2), 0, &stale[&lane.segment(2)]);
+    assert_corruption(&lane.refused(0), &lane.segment(2), 4096);
+
+    // A segment of this number from before the lane was cut: written under an older epoch.
+    write(&lane.segment(2), 0, &read(&lane.segment(1)));
+    assert_corruption(&lane.refused(0), &lane.segment(2), 24);
 }
 
 #[test]

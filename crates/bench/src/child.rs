@@ -1,0 +1,297 @@
+//! One measurement: joins its cgroup, opens an engine, works, and prints a line of figures.
+
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
+
+use crate::Failure;
+use crate::data;
+use crate::engines::{self, Config, Direction, Engine, Name};
+use crate::process;
+use crate::report::Figures;
+use crate::workload::{Extent, Workload};
+
+/// An operation that takes longer is a stall.
+const STALL: Duration = Duration::from_millis(100);
+
+/// Steps of a scan after its seek.
+const SCAN_STEPS: usize = 100;
+
+/// What the parent asks for.
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, value_enum)]
+    engine: Name,
+    #[arg(long, value_enum)]
+    workload: Workload,
+    #[arg(long, value_enum)]
+    phase: Phase,
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long)]
+    memory: u64,
+    #[arg(long)]
+    size: u64,
+    /// Where to write the process's id before anything else.
+    #[arg(long)]
+    join: Option<PathBuf>,
+}
+
+/// What a child does before it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Phase {
+    /// Writes the records that a later child reads, and closes.
+    Load,
+    /// Writes the records and kills itself.
+    Die,
+    /// Runs the workload and prints its figures.
+    Measure,
+}
+
+impl Phase {
+    /// Returns the word that asks for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Load => "load",
+            Phase::Die => "die",
+            Phase::Measure => "measure",
+        }
+    }
+}
+
+/// Runs the child.
+pub fn run(args: Args) -> Result<(), Failure> {
+    // Nobody is left to read the figures or to stop this process when the parent has ended.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if let Some(processes) = &args.join {
+        fs::write(processes, std::process::id().to_string())
+            .map_err(|e| format!("joining the cgroup by {}: {e}", processes.display()))?;
+    }
+    let extent = args.workload.extent(args.size, args.memory);
+    let config = Config {
+        dir: args.dir.clone(),
+        memory: args.memory,
+        synced: args.workload.synced() && args.phase == Phase::Measure,
+    };
+    match args.phase {
+        Phase::Load => {
+            let engine = engines::open(args.engine, &config)?;
+            load(&*engine, extent)?;
+            engine.close()
+        }
+        Phase::Die => {
+            let engine = engines::open(args.engine, &config)?;
+            load(&*engine, extent)?;
+            Ok(kill_process(getpid(), Signal::KILL)?)
+        }
+        Phase::Measure => {
+            let figures = measure(&args, &config, extent)?;
+            println!("{}", figures.to_line());
+            Ok(())
+        }
+    }
+}
+
+fn load(engine: &dyn Engine, extent: Extent) -> Result<(), Failure> {
+    let all = Extent { operations: extent.records, threads: 1, ..extent };
+    Timings::of(all, |_, n| engine.insert(&data::key(n), &data::value(n)))?;
+    Ok(())
+}
+
+fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Failure> {
+    let started = Instant::now();
+    let engine = engines::open(args.engine, config)?;
+    let opened = started.elapsed();
+    let records = extent.records;
+    let per_thread = extent.operations / extent.threads;
+    let picked = |thread, n| data::key(data::pick(thread, n, records));
+    let found = |key: &[u8]| match engine.get(key)? {
+        Some(_) => Ok(()),
+        None => Err(Failure::from("a key that was written is missing")),
+    };
+    let scan = |thread, n, direction| {
+        engine.scan(&picked(thread, n), direction, SCAN_STEPS + 1).map(drop)
+    };
+
+    let timings = match args.workload {
+        Workload::Fillseq => Timings::of(extent, |_, n| {
+            engine.insert(&data::ascending_key(n), &data::value(n))
+        })?,
+        Workload::Fillrandom | Workload::Fillsync1 | Workload::Fillsync64 => {
+            Timings::of(extent, |thread, n| {
+                let n = thread * per_thread + n;
+                engine.insert(&data::key(n), &data::value(n))
+            })?
+        }
+        Workload::ReadrandomCached => {
+            // Every block is asked for before the clock starts.
+            Timings::of(Extent { operations: records, ..extent }, |_, n| found(&data::key(n)))?;
+            Timings::of(extent, |thread, n| found(&picked(thread, n)))?
+        }
+        Workload::Readrandom4x => {
+            // A quarter as many reads fill the cache with what stays in it.
+            let operations = extent.operations.div_ceil(4);
+            Timings::of(Extent { operations, ..extent }, |_, n| found(&picked(u64::MAX - 1, n)))?;
+            Timings::of(extent, |thread, n| found(&picked(thread, n)))?
+        }
+        Workload::Readmissing => Timings::of(extent, |thread, n| {
+            match engine.get(&data::absent_key(data::pick(thread, n, records)))? {
+                Some(_) => Err("a key that was never written is there".into()),
+                None => Ok(()),
+            }
+        })?,
+        Workload::Seekrandom => Timings::of(extent, |t, n| scan(t, n, Direction::Forward))?,
+        Workload::SeekrandomReverse => Timings::of(extent, |t, n| scan(t, n, Direction::Reverse))?,
+        Workload::Recovery => {
+            let mut missing = 0;
+            for n in 0..1000 {
+                missing += u32::from(engine.get(&picked(0, n))?.is_none());
+            }
+            if missing > 0 {
+                eprintln!(
+                    "    {}: {missing} of 1000 acknowledged records are gone after the kill",
+                    args.engine.name()
+                );
+            }
+            Timings::single(opened)
+        }
+    };
+    engine.close()?;
+
+    let user_bytes = (records * data::RECORD_LEN) as f64;
+    let wrote = !args.workload.reads_loaded_data() && args.workload != Workload::Recovery;
+    let operations = if args.workload == Workload::Recovery { records } else { extent.operations };
+    let mut figures = timings.figures(operations);
+    // Where the kernel counts no bytes (a file system in memory), there is nothing to divide.
+    let written = process::bytes_written().filter(|&bytes| wrote && bytes > 0);
+    figures.write_amp = written.map(|bytes| bytes as f64 / user_bytes);
+    figures.peak_rss_mib = process::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
+    Ok(figures)
+}
+
+/// How long operations took.
+struct Timings {
+    wall: Duration,
+    /// Nanoseconds per operation.
+    latency: Histogram<u64>,
+    stall: Duration,
+}
+
+impl Timings {
+    /// Runs operations `(thread, n)` with `n` counting in each thread, all threads starting
+    /// together.
+    fn of(
+        extent: Extent,
+        operation: impl Fn(u64, u64) -> Result<(), Failure> + Sync,
+    ) -> Result<Timings, Failure> {
+        let per_thread = extent.operations / extent.threads;
+        let done = AtomicU64::new(0);
+        let barrier = Barrier::new(extent.threads as usize);
+        let one = |thread: u64| -> Result<Timings, Failure> {
+            let mut timings = Timings::none();
+            let mut progress = Progress::new(extent.operations, thread == 0);
+            barrier.wait();
+            let start = Instant::now();
+            let mut before = start;
+            for n in 0..per_thread {
+                operation(thread, n)?;
+                let after = Instant::now();
+                timings.add(after - before);
+                // The clock is read once per operation: its end is the next one's start.
+                before = after;
+                progress.step(&done, after);
+            }
+            timings.wall = before - start;
+            Ok(timings)
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..extent.threads).map(|thread| scope.spawn(move || one_of(&one, thread))).collect();
+            let mut sum = one(0)?;
+            for other in others {
+                let other = other.join().map_err(|_| "a benchmark thread panicked")??;
+                sum.wall = sum.wall.max(other.wall);
+                sum.stall += other.stall;
+                sum.latency.add(&other.latency)?;
+            }
+            Ok(sum)
+        })
+    }
+
+    fn single(took: Duration) -> Timings {
+        let mut timings = Timings::none();
+        timings.add(took);
+        timings.wall = took;
+        timings
+    }
+
+    fn none() -> Timings {
+        let latency = Histogram::new(3).expect("invariant: three digits are a valid precision");
+        Timings { wall: Duration::ZERO, latency, stall: Duration::ZERO }
+    }
+
+    fn add(&mut self, took: Duration) {
+        self.latency.saturating_record(took.as_nanos() as u64);
+        if took > STALL {
+            self.stall += took;
+        }
+    }
+
+    fn figures(&self, operations: u64) -> Figures {
+        let us = |nanos: u64| nanos as f64 / 1000.0;
+        Figures {
+            ops_per_s: operations as f64 / self.wall.as_secs_f64(),
+            p50_us: us(self.latency.value_at_quantile(0.5)),
+            p99_us: us(self.latency.value_at_quantile(0.99)),
+            p999_us: us(self.latency.value_at_quantile(0.999)),
+            max_us: us(self.latency.max()),
+            stall_s: self.stall.as_secs_f64(),
+            write_amp: None,
+            space_amp: None,
+            peak_rss_mib: None,
+        }
+    }
+}
+
+/// Lends a closure to a thread.
+fn one_of<T>(one: &(impl Fn(u64) -> T + Sync), thread: u64) -> T {
+    one(thread)
+}
+
+/// A line on a terminal that says how far the work is, once a second.
+struct Progress {
+    total: u64,
+    shown: bool,
+    counted: u64,
+    next: Instant,
+}
+
+impl Progress {
+    /// Operations between two looks at the shared counter.
+    const STRIDE: u64 = 256;
+
+    fn new(total: u64, first: bool) -> Progress {
+        let shown = first && std::io::stderr().is_terminal();
+        Progress { total, shown, counted: 0, next: Instant::now() + Duration::from_secs(1) }
+    }
+
+    fn step(&mut self, done: &AtomicU64, now: Instant) {
+        self.counted += 1;
+        if !self.counted.is_multiple_of(Self::STRIDE) {
+            return;
+        }
+        let done = done.fetch_add(Self::STRIDE, Ordering::Relaxed) + Self::STRIDE;
+        if self.shown && now >= self.next {
+            self.next = now + Duration::from_secs(1);
+            eprint!("\r    {:3} %\r", done * 100 / self.total);
+            // A progress line that cannot be written is no reason to stop.
+            let _ = std::io::stderr().flush();
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `atoll-bench`: what the engine does under load, and what its peers do under the same.
+//!
+//! ```text
+//! cargo run --release -p atoll-bench --features peers-rust -- engine
+//! cargo run --release -p atoll-bench -- engine --workload fillrandom,readrandom-4x --memory 256MiB
+//! ```
+//!
+//! # What is compared
+//!
+//! Every measurement is a process of its own, inside a memory cgroup of the budget plus 64 MiB in
+//! which the page cache counts too: an engine that leaves its memory to the kernel cannot borrow
+//! the machine's. Where no cgroup can be made the row says `not comparable`. Engines take turns,
+//! run by run and in changing order, and the run with the median rate is shown.
+//!
+//! ```text
+//!   parent   cgroup, directory          du, table, JSON
+//!      |  spawn                            ^  one line of figures
+//!      +--> child   join the cgroup, open, run the workload, close, read /proc/self
+//! ```
+//!
+//! | meaning       | atoll          | fjall                    | redb                             |
+//! |---------------|----------------|--------------------------|----------------------------------|
+//! | synced        | `Synced`       | insert, `SyncData`       | one transaction, `Immediate`     |
+//! | in the kernel | `Buffered`     | insert (journal written) | `None`, each 1000th `Immediate`  |
+//! | memory budget | all of it      | half cache, half buffers | all of it is cache               |
+//!
+//! *In the kernel* means that the death of the process loses no acknowledged write. redb has no
+//! such mode: its `None` promises less, and its rows of the unsynced workloads flatter it.
+//!
+//! # Data
+//!
+//! Keys have 16 bytes: 8 of a hash of the record's number (uniform over the key space), then the
+//! number; `fillseq` takes ascending ones. Values have 100 bytes, half of them a repetition of the
+//! other half. Numbers and order derive from fixed seeds: all engines and runs get the same.
+//!
+//! # Columns
+//!
+//! - **ops/s**: operations by the time from the first to the last answer.
+//! - **p50, p99, p99.9, max**: time of one operation. A seek with its 100 steps is one.
+//! - **stall**: time spent in operations that took longer than 100 ms, added up over all threads.
+//! - **write amp**: bytes the process caused to be written to storage, closing included, by the
+//!   bytes of keys and values. Work owed to later compactions is in nobody's figure.
+//! - **space amp**: blocks taken by the directory after closing, by the bytes of keys and values.
+//! - **RSS**: the largest resident set of the process, without page cache.
+//! - **x peer**: our rate by the peer's.
+//!
+//! Left out: long runs with a time series, and peers that are not Rust.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark is a shell: it measures the machine's clock, disk and threads"
+)]
+
+mod cgroup;
+mod child;
+mod data;
+mod engines;
+mod parent;
+mod process;
+mod report;
+mod size;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engines::Name;
+use crate::workload::Workload;
+
+/// Why a benchmark could not be run, as a sentence.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Benchmarks of AtollDB.
+#[derive(Parser)]
+#[command(name = "atoll-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures the storage engine and its peers.
+    #[command(after_help = "\
+Examples:
+  atoll-bench engine                                   everything, at the default size
+  atoll-bench engine --workload fillrandom --size 10M  one workload, ten million records
+  atoll-bench engine --peers fjall --runs 1 --json rows.jsonl
+
+Peers need a build with `--features peers-rust`.")]
+    Engine(EngineArgs),
+    /// Runs one measurement; started by `engine`.
+    #[command(hide = true)]
+    Child(child::Args),
+}
+
+#[derive(Args)]
+struct EngineArgs {
+    /// Workloads to run.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…", default_values_t = Workload::ALL)]
+    workload: Vec<Workload>,
+    /// Engines to compare with.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…", default_values_t = engines::peers())]
+    peers: Vec<Name>,
+    /// Records to write and keys to read, such as 500k or 2M; synced writes are a hundredth of it,
+    /// seeks a twentieth. The data that is read is sized by the memory.
+    #[arg(long, value_name = "SPEC", value_parser = size::count, default_value = "1M")]
+    size: u64,
+    /// Memory budget of an engine, such as 64MiB or 1GiB.
+    #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "64MiB")]
+    memory: u64,
+    /// Times each measurement is taken; the median is shown.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
+    runs: u32,
+    /// Where the databases are made and removed again: choose the disk to measure.
+    #[arg(long, value_name = "PATH", default_value = "atoll-bench-data")]
+    dir: PathBuf,
+    /// Also writes the rows to a file, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Engine(args) => parent::run(args),
+        Command::Child(args) => child::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("atoll-bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

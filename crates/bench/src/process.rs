@@ -1,0 +1,53 @@
+//! What the kernel says about a process and a directory.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{Advice, fadvise};
+
+/// Returns the bytes this process has caused to be written to storage. Pages that it made dirty and
+/// that were never written, because their file was removed before, do not count.
+pub fn bytes_written() -> Option<u64> {
+    let io = fs::read_to_string("/proc/self/io").ok()?;
+    let field = |name| -> Option<u64> {
+        io.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    };
+    Some(field("write_bytes:")?.saturating_sub(field("cancelled_write_bytes:")?))
+}
+
+/// Returns this process's largest resident set so far, in bytes.
+pub fn peak_resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Returns the bytes of storage that the files below a directory take.
+pub fn bytes_on_disk(dir: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    visit(dir, &mut |file| {
+        bytes += file.metadata()?.blocks() * 512;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Writes back the files below a directory and drops them from the page cache, so that the next
+/// process starts cold.
+pub fn drop_page_cache(dir: &Path) -> std::io::Result<()> {
+    visit(dir, &mut |path| {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        Ok(fadvise(&file, 0, None, Advice::DontNeed)?)
+    })
+}
+
+fn visit(dir: &Path, each: &mut dyn FnMut(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() { visit(&path, each)? } else { each(&path)? }
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Figures, and how they are shown: a table for people, JSON lines for programs.
+
+use std::fmt::Write;
+
+use crate::engines::Name;
+use crate::workload::Workload;
+
+/// The figures of one measurement. `None` where the workload has no such figure.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    pub ops_per_s: f64,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
+    pub stall_s: f64,
+    pub write_amp: Option<f64>,
+    pub space_amp: Option<f64>,
+    pub peak_rss_mib: Option<f64>,
+}
+
+impl Figures {
+    /// The line by which a child tells its parent.
+    pub fn to_line(self) -> String {
+        let [a, b, c, d, e, f] = self.always();
+        let [g, h, i] = [self.write_amp, self.space_amp, self.peak_rss_mib]
+            .map(|figure| figure.map_or("-".into(), |figure| figure.to_string()));
+        format!("figures {a} {b} {c} {d} {e} {f} {g} {h} {i}")
+    }
+
+    /// Parses the line.
+    pub fn from_line(line: &str) -> Option<Figures> {
+        let words: Vec<&str> = line.strip_prefix("figures ")?.split_whitespace().collect();
+        let [a, b, c, d, e, f, g, h, i] = words[..] else { return None };
+        let some = |word: &str| if word == "-" { Some(None) } else { word.parse().ok().map(Some) };
+        Some(Figures {
+            ops_per_s: a.parse().ok()?,
+            p50_us: b.parse().ok()?,
+            p99_us: c.parse().ok()?,
+            p999_us: d.parse().ok()?,
+            max_us: e.parse().ok()?,
+            stall_s: f.parse().ok()?,
+            write_amp: some(g)?,
+            space_amp: some(h)?,
+            peak_rss_mib: some(i)?,
+        })
+    }
+
+    fn always(self) -> [f64; 6] {
+        [self.ops_per_s, self.p50_us, self.p99_us, self.p999_us, self.max_us, self.stall_s]
+    }
+}
+
+/// What became of a workload on an engine.
+pub struct Row {
+    pub workload: Workload,
+    pub engine: Name,
+    /// The median run, or why there is none.
+    pub outcome: Result<Figures, String>,
+    /// Whether it ran under a memory limit.
+    pub comparable: bool,
+}
+
+impl Row {
+    /// Returns the row as a JSON object on one line.
+    pub fn to_json(&self) -> String {
+        let mut json = format!(
+            "{{\"workload\":\"{}\",\"engine\":\"{}\"",
+            self.workload.name(),
+            self.engine.name()
+        );
+        match &self.outcome {
+            Ok(figures) => {
+                let names = ["ops_per_s", "p50_us", "p99_us", "p999_us", "max_us", "stall_s"];
+                for (name, figure) in names.into_iter().zip(figures.always()) {
+                    push(&mut json, name, Some(figure));
+                }
+                push(&mut json, "write_amp", figures.write_amp);
+                push(&mut json, "space_amp", figures.space_amp);
+                push(&mut json, "peak_rss_mib", figures.peak_rss_mib);
+            }
+            Err(reason) => {
+                let escaped: String = reason.chars().flat_map(char::escape_default).collect();
+                // Only what both notations write alike is left after Rust's own escapes.
+                let plain = escaped.replace("\\u{", "(").replace('}', ")").replace("\\'", "'");
+                let _ = write!(json, ",\"error\":\"{plain}\"");
+            }
+        }
+        let _ = write!(json, ",\"comparable\":{}}}", self.comparable);
+        json
+    }
+
+    /// Returns the row for the table, with our rate by that of each peer.
+    pub fn to_table(&self, peers: &[(Name, f64)]) -> String {
+        let (workload, engine) = (self.workload.name(), self.engine.name());
+        let figures = match &self.outcome {
+            Ok(figures) => figures,
+            Err(reason) => return format!("{workload:<18} {engine:<6} {reason}"),
+        };
+        let some = |figure: Option<f64>| figure.map_or("-".into(), |figure| format!("{figure:.2}"));
+        let mut row = format!(
+            "{workload:<18} {engine:<6} {:>10.0} {:>9} {:>9} {:>9} {:>9} {:>7.1} {:>7} {:>7} {:>7}",
+            figures.ops_per_s,
+            time(figures.p50_us),
+            time(figures.p99_us),
+            time(figures.p999_us),
+            time(figures.max_us),
+            figures.stall_s,
+            some(figures.write_amp),
+            some(figures.space_amp),
+            figures.peak_rss_mib.map_or("-".into(), |mib| format!("{mib:.0}")),
+        );
+        for (peer, rate) in peers {
+            let _ = write!(row, "  {:.2} x {}", figures.ops_per_s / rate, peer.name());
+        }
+        if !self.comparable {
+            row.push_str("  not comparable");
+        }
+        row
+    }
+}
+
+/// Returns the table's heading.
+pub fn heading() -> String {
+    format!(
+        "{:<18} {:<6} {:>10} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7}",
+        "workload",
+        "engine",
+        "ops/s",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "stall s",
+        "w-amp",
+        "s-amp",
+        "RSS MiB"
+    )
+}
+
+fn push(json: &mut String, name: &str, figure: Option<f64>) {
+    let figure = figure.filter(|figure| figure.is_finite());
+    let text = figure.map_or("null".into(), |figure| format!("{figure:.3}"));
+    let _ = write!(json, ",\"{name}\":{text}");
+}
+
+/// Shows microseconds in the unit that leaves few digits.
+fn time(us: f64) -> String {
+    match us {
+        us if us < 1000.0 => format!("{us:.1} us"),
+        us if us < 1_000_000.0 => format!("{:.1} ms", us / 1000.0),
+        us => format!("{:.2} s", us / 1_000_000.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIGURES: Figures = Figures {
+        ops_per_s: 1234.5,
+        p50_us: 0.25,
+        p99_us: 1500.0,
+        p999_us: 2_500_000.0,
+        max_us: 3_000_000.0,
+        stall_s: 5.5,
+        write_amp: Some(1.5),
+        space_amp: None,
+        peak_rss_mib: Some(70.2),
+    };
+
+    #[test]
+    fn figures_survive_the_line_between_child_and_parent() {
+        assert_eq!(Figures::from_line(&FIGURES.to_line()), Some(FIGURES));
+        for broken in ["", "figures", "figures 1 2 3", "figures 1 2 3 4 5 x - - -"] {
+            assert_eq!(Figures::from_line(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_row_reads_as_json_and_as_a_table() {
+        let (workload, engine) = (Workload::Fillseq, Name::Atoll);
+        let row = Row { workload, engine, outcome: Ok(FIGURES), comparable: false };
+        assert_eq!(
+            row.to_json(),
+            "{\"workload\":\"fillseq\",\"engine\":\"atoll\",\"ops_per_s\":1234.500,\
+             \"p50_us\":0.250,\"p99_us\":1500.000,\"p999_us\":2500000.000,\
+             \"max_us\":3000000.000,\"stall_s\":5.500,\"write_amp\":1.500,\"space_amp\":null,\
+             \"peak_rss_mib\":70.200,\"comparable\":false}"
+        );
+        let table = row.to_table(&[(Name::Fjall, 617.25)]);
+        assert!(table.ends_with("2.00 x fjall  not comparable"), "{table}");
+        assert!(table.contains("1.5 ms    2.50 s"), "{table}");
+
+        let outcome = Err("killed: \"memory\"\n€".into());
+        let row = Row { workload, engine, outcome, comparable: true };
+        assert_eq!(
+            row.to_json(),
+            "{\"workload\":\"fillseq\",\"engine\":\"atoll\",\
+             \"error\":\"killed: \\\"memory\\\"\\n(20ac)\",\"comparable\":true}"
+        );
+    }
+}
