@@ -49,6 +49,8 @@ pub(crate) enum Work {
     Release { index: u64 },
     /// Make the log's next segment, to learn whether there is space again.
     Probe,
+    /// Nothing after this group: the log is given up.
+    End,
     /// Take the log's next segment, which was made aside.
     Adopt(Mutex<Option<Result<Prepared>>>),
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_env::{Env, block_on, os};
-use parking_lot::Mutex;
 
 use crate::background::Background;
 use crate::batch::Batch;
@@ -67,8 +66,6 @@ pub(crate) struct Inner {
     naming: Gate<()>,
     /// Whether dropping the last handle may wait for background work on the calling thread.
     may_wait: bool,
-    /// Held as long as anything may write the directory.
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 /// How to open a database.
@@ -140,17 +137,10 @@ impl Database {
             Some(id) => id,
             None => make(env, &paths, options.manifest_size).await?,
         };
-        let (store, next_file) = recover(options, paths, identity).await?;
+        let (store, next_file) = recover(options, paths, identity, lock).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
-        let inner = Inner {
-            store,
-            keyspaces,
-            background,
-            naming: Gate::new(()),
-            may_wait,
-            lock: Mutex::new(Some(lock)),
-        };
+        let inner = Inner { store, keyspaces, background, naming: Gate::new(()), may_wait };
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -327,7 +317,7 @@ impl Inner {
     /// Refuses calls after [`Database::close`].
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.store.is_closed() {
-            return Err(Error::Stopped("the database was closed".to_owned()));
+            return Err(closed());
         }
         Ok(())
     }
@@ -337,7 +327,9 @@ impl Inner {
         let _ = commit::submit(&self.store, Work::Sync).await;
         self.store.begin_shutdown();
         self.background.ended().await;
-        self.lock.lock().take();
+        // Whoever is still in the queue is answered before the directory is another's.
+        let _ = commit::submit(&self.store, Work::End).await;
+        self.store.unlock().await;
     }
 }
 
@@ -349,6 +341,11 @@ impl Drop for Inner {
             self.store.begin_shutdown();
         }
     }
+}
+
+/// The answer to calls after the end.
+pub(crate) fn closed() -> Error {
+    Error::Stopped("the database was closed".to_owned())
 }
 
 /// A view of one moment. Cheap to clone; keeps what it sees from being compacted away, so drop it
@@ -444,7 +441,12 @@ async fn make(env: &Env, paths: &Paths, replace_above: u64) -> Result<u64> {
 }
 
 /// Rebuilds the store from manifest and log; returns it and the next file number.
-async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<Store>, u64)> {
+async fn recover(
+    options: Options,
+    paths: Paths,
+    identity: u64,
+    lock: Box<dyn Send + Sync>,
+) -> Result<(Arc<Store>, u64)> {
     let env = options.env.clone();
     let garbage = Arc::new(Garbage::default());
     if crate::version::manifest::read_current(&env, &paths).await?.is_none() {
@@ -508,6 +510,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
         memtables,
         sealed,
         visible,
+        lock,
     };
     Ok((Store::new(parts), next_file))
 }

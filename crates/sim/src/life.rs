@@ -16,6 +16,9 @@ use crate::model::{Change, Effect, Value, Window, compare};
 use crate::oracle::Oracle;
 use crate::script::{Edit, FLEETING, NAMES, Op, Phase, Tuning, content, keyspace_options};
 
+/// How often to try to open a database whose last handle was dropped.
+const PATIENCE: usize = 100;
+
 /// Where the database lies on the simulated disk.
 pub const PATH: &str = "data/db";
 
@@ -44,9 +47,7 @@ pub async fn live(
     phase: Option<Phase>,
     settled: Rc<Cell<bool>>,
 ) -> Result<usize, Trouble> {
-    let options = setting.tuning.options(setting.env.clone());
-    let builder = Database::builder(PATH).options(options);
-    let db = builder.open_async().await.map_err(doing("opening"))?;
+    let db = open(&setting).await?;
     let Setting { env, oracle, floor, number, prng, .. } = &mut setting;
     let survived = check(&db, env, oracle, *floor, prng).await?;
     settled.set(true);
@@ -72,6 +73,18 @@ pub async fn live(
         env.clock.sleep(Duration::from_micros(50)).await;
     }
     Ok(survived)
+}
+
+/// Opens the database, waiting for what is left of the life before to let go of it.
+async fn open(setting: &Setting) -> Result<Database, Trouble> {
+    for _ in 0..PATIENCE {
+        let options = setting.tuning.options(setting.env.clone());
+        match Database::builder(PATH).options(options).open_async().await {
+            Err(Error::Locked(_)) => setting.env.clock.sleep(Duration::from_millis(100)).await,
+            opened => return opened.map_err(doing("opening")),
+        }
+    }
+    Err(Trouble::Wrong("the database that was let go of holds on to its lock".to_owned()))
 }
 
 /// A keyspace as the writers know it; it may have been dropped.
