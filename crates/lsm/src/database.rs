@@ -432,12 +432,27 @@ async fn make(env: &Env, paths: &Paths, replace_above: u64) -> Result<u64> {
         Err(e) => return Err(Error::io("removing", &current, e)),
     }
     Manifest::open(env, paths, &Arc::new(Garbage::default()), replace_above).await?;
-    if let Some(parent) = paths.root.parent().filter(|p| !p.as_os_str().is_empty()) {
-        sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await?;
-    }
+    sync_parents(env, &paths.root).await?;
     let id = env.random.next_u64();
     identity::write(env, paths, id).await?;
     Ok(id)
+}
+
+/// Makes the name of `root` durable, and those of the directories above it, which may be as new.
+async fn sync_parents(env: &Env, root: &Path) -> Result<()> {
+    for parent in root.ancestors().skip(1) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        match sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await {
+            // One that we may not even look into is not one that we made.
+            Err(Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                break;
+            }
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 /// Rebuilds the store from manifest and log; returns it and the next file number.
