@@ -75,9 +75,8 @@ impl MemoryCgroup {
             Version::Two => "memory.events",
         };
         fs::read_to_string(self.dir.join(file)).is_ok_and(|text| {
-            text.lines().any(|line| {
-                line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0")
-            })
+            text.lines()
+                .any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
         })
     }
 }
@@ -163,7 +162,8 @@ mod tests {
     fn the_parent_is_found_in_both_versions() {
         let one = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                    35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n";
-        let two = "30 24 0:26 /docker/1f /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let two =
+            "30 24 0:26 /docker/1f /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         for (mounts, memberships, expected) in [
             (one, "4:memory:/a/b\n1:cpu:/\n", vec!["/sys/fs/cgroup/memory/a/b"]),
             (one, "4:cpu:/a\n", vec![]),

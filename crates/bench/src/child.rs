@@ -115,14 +115,13 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
         Some(_) => Ok(()),
         None => Err(Failure::from("a key that was written is missing")),
     };
-    let scan = |thread, n, direction| {
-        engine.scan(&picked(thread, n), direction, SCAN_STEPS + 1).map(drop)
-    };
+    let scan =
+        |thread, n, direction| engine.scan(&picked(thread, n), direction, SCAN_STEPS + 1).map(drop);
 
     let timings = match args.workload {
-        Workload::Fillseq => Timings::of(extent, |_, n| {
-            engine.insert(&data::ascending_key(n), &data::value(n))
-        })?,
+        Workload::Fillseq => {
+            Timings::of(extent, |_, n| engine.insert(&data::ascending_key(n), &data::value(n)))?
+        }
         Workload::Fillrandom | Workload::Fillsync1 | Workload::Fillsync64 => {
             Timings::of(extent, |thread, n| {
                 let n = thread * per_thread + n;
@@ -211,8 +210,9 @@ impl Timings {
             Ok(timings)
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> =
-                (1..extent.threads).map(|thread| scope.spawn(move || one_of(&one, thread))).collect();
+            let others: Vec<_> = (1..extent.threads)
+                .map(|thread| scope.spawn(move || one_of(&one, thread)))
+                .collect();
             let mut sum = one(0)?;
             for other in others {
                 let other = other.join().map_err(|_| "a benchmark thread panicked")??;

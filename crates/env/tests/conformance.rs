@@ -17,7 +17,7 @@ use atoll_env::{Env, File, IoBuf, IoTag, OpenMode, block_on, os};
 
 const TAG: IoTag = IoTag::new(IoClass::Log, "conformance");
 const STEPS: usize = 300;
-const SCRIPTS: u64 = 40;
+const SCRIPTS: u64 = 25;
 
 /// Paths that meet each other: names in two directories, a file used as a directory, a missing one.
 const PATHS: [&str; 10] =
@@ -134,5 +134,5 @@ fn scripts_see_the_same_on_the_real_and_the_simulated_disk() {
         }
         assert_eq!(real.len(), simulated.len());
     }
-    assert!(lines > 10_000 && failures > 1_000, "{lines} lines, {failures} failures");
+    assert!(lines > 8_000 && failures > 800, "{lines} lines, {failures} failures");
 }

@@ -16,9 +16,9 @@ const TAG: IoTag = IoTag::new(IoClass::Log, "determinism");
 const SEED_VARIABLE: &str = "ATOLL_TEST_SEED";
 
 /// Appends to a file of its own and tells the others, from time to time.
-async fn worker(env: Env, number: u64, done: atoll_env::sync::QueueSender<u64>) {
+async fn worker(env: Env, round: u64, number: u64, done: atoll_env::sync::QueueSender<u64>) {
     let mut prng = Prng::new(env.random.next_u64());
-    let path = format!("/file-{number}");
+    let path = format!("/file-{round}-{number}");
     let Ok(file) = env.disk.open(Path::new(&path), OpenMode::CreateNew).await else { return };
     for _ in 0..20 {
         env.clock.sleep(Duration::from_micros(prng.below(300))).await;
@@ -52,12 +52,12 @@ fn run(seed: u64) -> (u64, Vec<String>) {
         env.tasks.spawn_local("serve", Box::pin(serve));
     })
     .done();
-    for _ in 0..2 {
+    for round in 0..2 {
         let env = a.env();
         let outcome = sim.block_on(&a, async {
             let (sender, mut receiver) = queue();
             for number in 0..4 {
-                let task = worker(env.clone(), number, sender.clone());
+                let task = worker(env.clone(), round, number, sender.clone());
                 env.tasks.spawn("worker", Box::pin(task));
             }
             drop(sender);

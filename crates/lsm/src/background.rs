@@ -136,9 +136,6 @@ impl Background {
     async fn flush(&self, sealed: &Sealed) -> Result<()> {
         let store = &self.store;
         let started = store.options.env.clock.now();
-        // What is in a table must not be ahead of the log: after a power cut the log would lack
-        // entries whose effects are there, and others before them.
-        commit::submit(store, Work::Sync).await?;
         let tombstones: Vec<_> = sealed.memtable.range_tombstones().into_iter().collect();
         let newest = sealed.memtable.seqnos().map_or(0, |(_, newest)| newest);
         let source = Source::memtable(sealed.memtable.iter(), newest);

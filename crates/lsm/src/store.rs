@@ -368,10 +368,7 @@ impl Store {
         for (at, request) in group.iter().enumerate() {
             let outcome = match &request.work {
                 Work::Write { .. } | Work::Sync => continue,
-                Work::Seal => {
-                    self.seal(writer, self.options.memtable_capacity());
-                    Ok(())
-                }
+                Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
                 Work::Release { index } => self.release(writer, *index).await,
                 Work::End => Ok(()),
                 Work::Probe => {
@@ -505,7 +502,7 @@ impl Store {
         if needed > writer.active.free() {
             // A batch that is larger than a memtable gets one of its own size.
             let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
-            self.seal(writer, capacity);
+            self.seal(writer, capacity).await?;
         }
         self.slow_down(writer, payload.bytes.len()).await;
         let last = insert(&mut writer.active, &payload.bytes, position)?;
@@ -516,9 +513,15 @@ impl Store {
         Ok(())
     }
 
-    /// Puts an empty memtable of `capacity` in the place of the active one, unless that is empty
-    /// and large enough.
-    pub(crate) fn seal(&self, writer: &mut Writer, capacity: usize) {
+    /// Puts an empty memtable of `capacity` in the place of the active one.
+    ///
+    /// The entries of a sealed memtable are durable in the log: what a flush makes of them is never
+    /// ahead of the log. (The flush itself must not ask for the sync: a leader that waits for the
+    /// flush could not answer it.)
+    async fn seal(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
+        if !writer.active.memtable().is_empty() {
+            self.persist(writer, FRAME_WRITE, true).await.inspect_err(|e| self.stop(e))?;
+        }
         let (active, memtable) = Memtable::new(capacity);
         let sealed = std::mem::replace(&mut writer.active, active).memtable().clone();
         let was_empty = sealed.is_empty();
@@ -534,6 +537,7 @@ impl Store {
             }
         });
         self.flush_due.notify();
+        Ok(())
     }
 
     /// Delays the writer when compaction falls behind: smoothly, so that writers feel a slope and

@@ -34,7 +34,11 @@ struct Redb {
 }
 
 impl Redb {
-    fn commit(&self, durability: Durability, record: Option<(&[u8], &[u8])>) -> Result<(), Failure> {
+    fn commit(
+        &self,
+        durability: Durability,
+        record: Option<(&[u8], &[u8])>,
+    ) -> Result<(), Failure> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_durability(durability)?;
         if let Some((key, value)) = record {

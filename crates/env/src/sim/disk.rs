@@ -113,7 +113,9 @@ impl SimDisk {
     }
 
     /// Makes operation number `n` fail, counted from 0 as [`SimDisk::ops`] does; if `sticky`, all
-    /// after it too.
+    /// after it too. Kinds that touch only some operations ([`FaultKind::Flip`], `Lost`,
+    /// `Misdirected`) count those alone from here on. When [`SimDisk::fault_hits`] stays 0, `n` is
+    /// beyond the end of the run.
     pub fn fail_nth(&self, n: u64, kind: FaultKind, sticky: bool) {
         let mut state = self.state.lock();
         let skip = n.saturating_sub(state.ops);

@@ -163,7 +163,8 @@ impl Shared {
         Wires::crash(self, node);
     }
 
-    fn take_ready(&self, id: TaskId) {
+    /// Puts a woken task among those that can be drawn.
+    fn make_ready(&self, id: TaskId) {
         let mut state = self.state.lock();
         let State { tasks, ready, .. } = &mut *state;
         if let Some(task) = tasks.get_mut(&id)
@@ -271,7 +272,7 @@ impl Wake for TaskWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.take_ready(self.id);
+            shared.make_ready(self.id);
         }
     }
 }
@@ -367,30 +368,32 @@ impl Futures {
         Waker::from(Arc::new(TaskWaker { shared: Arc::downgrade(&self.shared), id }))
     }
 
+    /// Lets one thing happen: the first event if it is due, else a ready task, else the first event
+    /// whenever it comes, up to `limit`.
     fn step(&self, limit: Instant) -> Step {
         self.adopt();
         self.reap();
-        let mut state = self.shared.state.lock();
-        let state_ref = &mut *state;
-        let first = state_ref.events.keys().next().copied();
-        let due = first.is_some_and(|(at, _)| at <= state_ref.now);
-        if !due && !state_ref.ready.is_empty() && state_ref.now < limit {
-            let drawn = state_ref.schedule.index(state_ref.ready.len());
-            let id = state_ref.ready.swap_remove(drawn);
-            let task = state_ref.tasks.get_mut(&id).expect("invariant: ready tasks exist");
+        let mut guard = self.shared.state.lock();
+        let state = &mut *guard;
+        let first = state.events.keys().next().copied();
+        let due = first.is_some_and(|(at, _)| at <= state.now);
+        if !due && !state.ready.is_empty() && state.now < limit {
+            let drawn = state.schedule.index(state.ready.len());
+            let id = state.ready.swap_remove(drawn);
+            let task = state.tasks.get_mut(&id).expect("invariant: ready tasks exist");
             task.queued = false;
-            let name = &state_ref.nodes[task.node].name;
-            state_ref.trace.record(state_ref.now, name, "poll", &[id], || task.name.to_owned());
-            state_ref.now = Instant(state_ref.now.0.saturating_add(POLL_COST));
-            drop(state);
+            let name = &state.nodes[task.node].name;
+            state.trace.record(state.now, name, "poll", &[id], || task.name.to_owned());
+            state.now = Instant(state.now.0.saturating_add(POLL_COST));
+            drop(guard);
             return self.poll(id);
         }
         match first {
             Some(key) if key.0 <= limit => {
-                let event = state_ref.events.remove(&key).expect("invariant: it is the first key");
-                state_ref.now = state_ref.now.max(key.0);
-                let alive = state_ref.nodes[event.node].epoch == event.epoch;
-                drop(state);
+                let event = state.events.remove(&key).expect("invariant: it is the first key");
+                state.now = state.now.max(key.0);
+                let alive = state.nodes[event.node].epoch == event.epoch;
+                drop(guard);
                 match event.action {
                     Action::Wake(waker) if alive => waker.wake(),
                     Action::Call(call) if alive => call(),

@@ -74,7 +74,8 @@ impl Medium<'_> {
             }
             _ => {}
         }
-        // Conservative by up to a page: overwriting needs no room, the rest needs all of it.
+        // What lies in space the file has needs no room. The rest is counted from the start of its
+        // page, as pages are what a file occupies.
         let end = offset + bytes.len() as u64;
         if self.state.options.capacity.is_some() && end > content.space() {
             let needed = (end - content.space().max(offset)) + offset % 4096;

@@ -63,7 +63,8 @@ impl NodeDisk {
             let interrupted = plan.crash == Some(CrashTiming::During);
             effect(&mut Medium { state: &mut state, fault: plan.fault, interrupted })
         };
-        let outcome = result.as_ref().err().map_or(0, |e| 1 + e.kind() as u64);
+        let code = |e: &io::Error| 1 + u64::from(e.raw_os_error().unwrap_or(0).unsigned_abs());
+        let outcome = result.as_ref().err().map_or(0, code);
         let [a, b] = info.numbers;
         let numbers = [xxh3_64(info.path.as_bytes()), a, b, info.content, outcome];
         self.handle.record(info.op.name(), &numbers, || {

@@ -22,8 +22,8 @@ use crate::sim::CrashMode;
 pub(super) const SECTOR: usize = 512;
 const PAGE: usize = 4096;
 
-/// How often a write over an unsynced sector finds that the older version had already reached the
-/// medium: the kernel writes pages back whenever it likes.
+/// How often a write over unsynced sectors sets their present bytes aside as survivors: the kernel
+/// writes pages back whenever it likes, so versions between two syncs may reach the medium too.
 const WRITEBACK: f64 = 0.25;
 
 type Page = Arc<[u8; PAGE]>;
@@ -44,8 +44,16 @@ pub(super) struct Content {
 struct Unsynced {
     /// Bit per sector.
     sectors: u8,
-    /// The page on the medium; `None` is zeros.
+    /// The page at the last sync; `None` is zeros.
     durable: Option<Page>,
+    /// Sectors in versions between the sync and now, with a bit for each.
+    between: Option<(u8, Page)>,
+}
+
+impl Unsynced {
+    fn of(durable: Option<Page>) -> Unsynced {
+        Unsynced { sectors: 0, durable, between: None }
+    }
 }
 
 impl Content {
@@ -99,8 +107,9 @@ impl Content {
                 && prng.chance(WRITEBACK)
                 && let Some(current) = self.pages.get(&number)
             {
-                let durable = Arc::make_mut(unsynced.durable.get_or_insert_with(zeros));
-                copy_sectors(again, current, durable);
+                let (sectors, between) = unsynced.between.get_or_insert_with(|| (0, zeros()));
+                *sectors |= again;
+                copy_sectors(again, current, Arc::make_mut(between));
             }
         }
         self.put(offset, bytes);
@@ -115,7 +124,7 @@ impl Content {
                 std::collections::btree_map::Entry::Occupied(page) => Some(page.get().clone()),
                 std::collections::btree_map::Entry::Vacant(_) => None,
             };
-            let unsynced = self.unsynced.entry(number).or_insert(Unsynced { sectors: 0, durable });
+            let unsynced = self.unsynced.entry(number).or_insert(Unsynced::of(durable));
             unsynced.sectors |= sector_mask(within, range.len());
             let page = Arc::make_mut(page.or_insert_with(zeros));
             page[within..within + range.len()].copy_from_slice(&bytes[range]);
@@ -127,7 +136,7 @@ impl Content {
         if len < self.len {
             let first_gone = len.div_ceil(PAGE as u64);
             for (number, page) in self.pages.split_off(&first_gone) {
-                let unsynced = Unsynced { sectors: 0, durable: Some(page) };
+                let unsynced = Unsynced::of(Some(page));
                 self.unsynced.entry(number).or_insert(unsynced).sectors = u8::MAX;
             }
             let kept = (len % PAGE as u64) as usize;
@@ -181,13 +190,17 @@ impl Content {
         // One chance per file and crash: a fair coin per sector alone would never show a file of
         // which all but one sector arrived.
         let keep = [0.05, 0.5, 0.95][prng.index(3)];
-        for (number, Unsynced { sectors, durable }) in std::mem::take(&mut self.unsynced) {
+        for (number, Unsynced { sectors, durable, between }) in std::mem::take(&mut self.unsynced) {
             let left = match mode {
                 CrashMode::KeepAll => continue,
                 CrashMode::DropAll => durable,
                 CrashMode::Random => {
                     let new = self.pages.get(&number).cloned().unwrap_or_else(zeros);
                     let mut left = durable.unwrap_or_else(zeros);
+                    if let Some((older, between)) = between {
+                        let reached = older & prng.next_u64() as u8;
+                        copy_sectors(reached, &between, Arc::make_mut(&mut left));
+                    }
                     mix_sectors(sectors, &new, Arc::make_mut(&mut left), keep, torn, prng);
                     Some(left)
                 }
@@ -221,6 +234,9 @@ impl Content {
         if let Some(unsynced) = self.unsynced.get_mut(&number) {
             let durable = Arc::make_mut(unsynced.durable.get_or_insert_with(zeros));
             durable[within] ^= 1 << (bit % 8);
+            if let Some((_, between)) = &mut unsynced.between {
+                Arc::make_mut(between)[within] ^= 1 << (bit % 8);
+            }
         }
         true
     }
@@ -405,5 +421,51 @@ mod tests {
         assert!(file.flip(0, 0) && !file.flip(99, 0));
         file.lose_unsynced();
         assert_eq!(file.bytes(), b"nld\0\0\0\0\0\0\0\0\0\0\0");
+    }
+
+    /// The model: all contents since the last sync, oldest (the synced one) first.
+    #[test]
+    fn every_surviving_sector_held_those_bytes_at_some_time_since_the_sync() {
+        const SECTORS: usize = 40;
+        for seed in 0..300 {
+            let mut prng = Prng::new(seed);
+            let mut file = Content::default();
+            let mut versions = vec![Vec::new()];
+            for step in 0..30u8 {
+                let offset = prng.below((SECTORS * SECTOR / 2) as u64);
+                match prng.below(10) {
+                    0 => file.set_len(offset),
+                    1 => file.reserve(offset),
+                    2 => {
+                        file.sync();
+                        versions.clear();
+                    }
+                    _ => {
+                        let len = 1 + prng.index(SECTORS * SECTOR / 2);
+                        file.write(offset, &vec![step + 1; len], &mut prng);
+                    }
+                }
+                versions.push(file.bytes());
+            }
+            let (mut dropped, mut kept) = (file.clone(), file.clone());
+            dropped.power_cut(CrashMode::DropAll, 0.0, &mut prng);
+            kept.power_cut(CrashMode::KeepAll, 0.0, &mut prng);
+            assert!(versions.first() == Some(&dropped.bytes()), "seed {seed}");
+            assert!(versions.last() == Some(&kept.bytes()), "seed {seed}");
+            file.power_cut(CrashMode::Random, 0.0, &mut prng);
+            let left = file.bytes();
+            let held = |version: &Vec<u8>, start: usize, sector: &[u8]| {
+                let mut padded = version.clone();
+                padded.resize(version.len().max(start + SECTOR), 0);
+                padded[start..].starts_with(sector)
+            };
+            for (number, sector) in left.chunks(SECTOR).enumerate() {
+                let start = number * SECTOR;
+                assert!(versions.iter().any(|v| held(v, start, sector)), "seed {seed} @{start}");
+            }
+            let lengths = versions.iter().map(Vec::len);
+            assert!(lengths.clone().min() <= Some(left.len()), "seed {seed}");
+            assert!(lengths.max() >= Some(left.len()), "seed {seed}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::disk::{File, IoClass, IoTag, OpenMode};
@@ -181,8 +182,8 @@ mod executor {
     async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         let mut future = std::pin::Pin::new(future);
         std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
-            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
-            std::task::Poll::Pending => std::task::Poll::Ready(None),
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Poll::Ready(None),
         })
         .await
     }
@@ -341,8 +342,84 @@ mod crashes {
     }
 }
 
+mod operations {
+    use super::*;
+
+    #[test]
+    fn overlapping_writes_land_in_either_order() {
+        let left = |seed| {
+            let (_sim, node, ()) = on_node(seed, |env| async move {
+                let file = create(&env, "/file").await.unwrap();
+                let (mut a, mut b) = (
+                    file.write_at(TAG, 0, IoBuf::from(&b"first"[..])),
+                    file.write_at(TAG, 0, IoBuf::from(&b"again"[..])),
+                );
+                let (mut a_done, mut b_done) = (false, false);
+                std::future::poll_fn(|cx| {
+                    a_done = a_done || a.as_mut().poll(cx).is_ready();
+                    b_done = b_done || b.as_mut().poll(cx).is_ready();
+                    if a_done && b_done { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            });
+            node.disk().read_file("/file").unwrap()
+        };
+        let outcomes: std::collections::BTreeSet<Vec<u8>> = (0..50).map(left).collect();
+        assert_eq!(Vec::from_iter(outcomes), [b"again".to_vec(), b"first".to_vec()]);
+    }
+
+    #[test]
+    fn an_operation_that_was_submitted_has_its_effect_though_nobody_waits() {
+        for seed in 0..20 {
+            let (sim, node, ()) = on_node(seed, |env| async move {
+                let file = create(&env, "/file").await.unwrap();
+                let mut write = file.write_at(TAG, 0, IoBuf::from(&b"x"[..]));
+                std::future::poll_fn(|cx| {
+                    assert!(write.as_mut().poll(cx).is_pending());
+                    Poll::Ready(())
+                })
+                .await;
+            });
+            sim.advance(Duration::from_secs(1));
+            assert_eq!(node.disk().read_file("/file").unwrap(), b"x");
+        }
+    }
+
+    #[test]
+    fn a_removed_file_lives_on_in_its_handles_and_then_frees_its_space() {
+        let (_sim, node, ()) = with_node(1, |sim, node, env| {
+            sim.block_on(node, async {
+                let file = create(&env, "/file").await.unwrap();
+                write(&file, 0, b"content").await.unwrap();
+                env.disk.remove(TAG, Path::new("/file")).await.unwrap();
+                env.disk.sync_dir(TAG, Path::new("/")).await.unwrap();
+                assert_eq!(read(&file, 7).await.unwrap(), b"content");
+                assert_eq!(node.disk().space(), 4096);
+            })
+            .done();
+        });
+        assert_eq!(node.disk().space(), 0);
+    }
+}
+
 mod faults {
     use super::*;
+
+    #[test]
+    fn a_disk_that_lies_about_syncs_loses_what_it_confirmed() {
+        let (_sim, node, ()) = with_node(1, |sim, node, env| {
+            node.disk().write_file("/file", b"old").unwrap();
+            node.disk().inject(Fault::new(FaultKind::Lost).on(OpKind::Sync).sticky());
+            sim.block_on(node, async {
+                let file = env.disk.open(Path::new("/file"), OpenMode::ReadWrite).await.unwrap();
+                write(&file, 0, b"new").await.unwrap();
+                file.sync(TAG).await.unwrap();
+            })
+            .done();
+        });
+        node.crash_with(CrashMode::DropAll);
+        assert_eq!(node.disk().read_file("/file").unwrap(), b"old");
+    }
 
     #[test]
     fn a_failed_sync_throws_the_pages_away_and_the_next_one_succeeds() {

@@ -158,3 +158,92 @@ pub(super) fn verifies(place: Place, frame: &[u8]) -> bool {
 pub(super) fn extent(payload_len: usize) -> u64 {
     ((HEADER_LEN + payload_len) as u64).next_multiple_of(ALIGN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place = Place { file: 3, salt: 0x5a17, offset: 4096 };
+
+    fn frame(len: u32) -> FrameHeader {
+        FrameHeader {
+            checksum: 0,
+            len,
+            position: 0x1_0000_1000,
+            origin: 0x1_0000_0000,
+            group: 2,
+            index: 7,
+            term: 5,
+            unsynced: 0x1000,
+            prev: 0xaabb_ccdd,
+            epoch: 9,
+            kind: FrameKind::Rewrite,
+            first: false,
+            last: true,
+        }
+    }
+
+    fn encoded(header: &FrameHeader, payload: &[&[u8]]) -> IoBuf {
+        let mut out = IoBuf::new();
+        header.encode(PLACE, payload, &mut out);
+        out
+    }
+
+    #[test]
+    fn a_frame_has_the_bytes_of_the_format() {
+        let bytes = encoded(&frame(5), &[b"he", b"llo"]);
+        let hex: Vec<String> =
+            bytes.chunks(8).map(|word| word.iter().map(|b| format!("{b:02x}")).collect()).collect();
+        let expected = [
+            "2f1c537b05000000",
+            "0010000001000000",
+            "0000000001000000",
+            "0200000000000000",
+            "0700000000000000",
+            "0500000000000000",
+            "00100000ddccbbaa",
+            "0900000002020000",
+            "68656c6c6f000000",
+        ];
+        assert_eq!(hex, expected, "a change needs a new format version");
+    }
+
+    #[test]
+    fn a_frame_verifies_only_whole_unchanged_and_in_its_place() {
+        let header = frame(11);
+        let bytes = encoded(&header, &[b"eleven byte"]);
+        let decoded = FrameHeader::decode(&bytes).unwrap();
+        assert_eq!(FrameHeader { checksum: 0, ..decoded }, header);
+        assert_eq!(decoded.synced_to(), 0x1_0000_0000);
+        assert_eq!(decoded.extent(), bytes.len() as u64);
+
+        let frame = &bytes[..HEADER_LEN + 11];
+        assert!(verifies(PLACE, frame));
+        for elsewhere in [
+            Place { file: 4, ..PLACE },
+            Place { salt: 0x5a18, ..PLACE },
+            Place { offset: 8192, ..PLACE },
+        ] {
+            assert!(!verifies(elsewhere, frame), "{elsewhere:?}");
+        }
+        for bit in 0..8 * frame.len() {
+            let mut flipped = frame.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!verifies(PLACE, &flipped), "bit {bit}");
+        }
+        assert!(!verifies(PLACE, &frame[..frame.len() - 1]));
+        assert!(!verifies(PLACE, &[]));
+    }
+
+    #[test]
+    fn bytes_that_cannot_be_a_header_are_refused() {
+        let good = encoded(&frame(0), &[]);
+        assert!(FrameHeader::decode(&good).is_some());
+        assert!(FrameHeader::decode(&good[..63]).is_none(), "short");
+        for (offset, byte) in [(60, 0), (60, 4), (61, 4), (7, 1)] {
+            let mut bytes = good.to_vec();
+            bytes[offset] = byte;
+            assert!(FrameHeader::decode(&bytes).is_none(), "byte {offset} is {byte}");
+        }
+    }
+}

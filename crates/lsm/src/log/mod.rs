@@ -32,9 +32,9 @@
 //!   next one is written; a block acknowledged as synced is never written again.
 //! - **Torn or corrupt is decided, not guessed.** Each frame tells what was known durable when it
 //!   was written. A damaged frame below such a mark is corruption, above every mark it is the torn
-//!   tail (see [`lane`]).
+//!   tail (`lane.rs`).
 //! - **A position names one entry for ever.** After a recovery the lane goes on in a fresh segment,
-//!   whose header says where the part before it ends ([`segment::Cut`]).
+//!   whose header says where the part before it ends (the *cut*).
 //! - **A failed write or sync is final.** Afterwards every call answers [`Error::Stopped`] with the
 //!   first cause. A disk without space for a new segment is not: nothing was written yet, and the
 //!   call may be repeated.
@@ -44,16 +44,18 @@
 //!   commit) and when a client is answered (durability) are its business.
 //! - *Replay is pulled* ([`Recovery::next_entry`]) instead of calling back, because the owner must
 //!   be able to flush in the middle of it.
-//! - *No place per entry* unless a group is read back ([`LogOptions::indexed`]): see [`groups`].
+//! - *No place per entry* unless a group is read back ([`LogOptions::indexed`]): see `groups.rs`.
 //! - *One writer.* All that changes the lane takes `&mut self`; slow work that need not
 //!   ([`Preparation::run`]) is apart so that it runs on another task.
 //!
-//! The format is in docs/formats/log.md.
+//! The format is in docs/formats/log.md. The parts: `frame.rs` and `segment.rs` (what is on disk),
+//! `groups.rs` (what is live), `writer.rs`, `lane.rs` (reading), `recovery.rs`, `repair.rs`.
 
 mod frame;
 mod groups;
 mod lane;
 mod recovery;
+mod repair;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -69,7 +71,8 @@ use atoll_env::{Env, IoTag};
 
 pub use frame::{FrameHeader, FrameKind};
 pub use groups::GroupState;
-pub use recovery::{CutReport, LaneSummary, Recovery, Replayed, repair_cut, verify};
+pub use recovery::{Recovery, Replayed};
+pub use repair::{CutReport, LaneSummary, repair_cut, verify};
 pub use segment::{LOG_READ, Preparation, Prepared, SEGMENT_CREATE, SEGMENT_REUSE};
 
 use crate::error::{Error, Result};

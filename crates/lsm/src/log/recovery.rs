@@ -15,7 +15,7 @@
 //! power cut in the middle of it changes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use atoll_env::disk::IoClass;
@@ -28,7 +28,7 @@ use super::segment::{
     Cut, Directory, FIRST_FRAME, Listing, Preparation, Segment, SegmentHeader, stopped,
 };
 use super::writer::{Content, Slot, Spares, Writer, note_content};
-use super::{Entry, EntryId, GroupId, GroupSummary, Log, LogOptions, mutant, summary};
+use super::{Entry, EntryId, GroupId, GroupSummary, LaneSummary, Log, LogOptions, mutant, summary};
 use crate::error::{Error, Result};
 
 /// Site of the writes of opening a lane.
@@ -43,34 +43,6 @@ pub struct Replayed<'a> {
     pub position: u64,
     /// Its payload.
     pub payload: &'a [u8],
-}
-
-/// What [`verify`] found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneSummary {
-    /// Segments, prepared ones included.
-    pub segments: usize,
-    /// Frames in the chain.
-    pub frames: u64,
-    /// Their bytes, headers and padding included.
-    pub frame_bytes: u64,
-    /// Lane position behind the last one.
-    pub end: u64,
-    /// Frames behind the end that verify but follow a torn one: never acknowledged as synced.
-    pub torn_frames: u64,
-}
-
-/// What [`repair_cut`] did.
-#[derive(Clone, Debug)]
-pub struct CutReport {
-    /// What was wrong, `None` if nothing was and nothing was changed.
-    pub problem: Option<Error>,
-    /// Lane position behind the last frame that was kept.
-    pub end: u64,
-    /// Frames that verify and were dropped, because something before them does not.
-    pub dropped_frames: u64,
-    /// Their bytes, headers and padding included.
-    pub dropped_bytes: u64,
 }
 
 /// An entry whose last fragment was read.
@@ -146,24 +118,27 @@ pub(super) async fn read_entry(cursor: &mut Cursor, position: u64) -> Result<Opt
 }
 
 /// The outcome of following the chain to its end.
-struct Chain {
+pub(super) struct Chain {
     /// Lane position behind the last frame, or where the first one is expected.
-    end: u64,
+    pub end: u64,
     /// Index of the segment of the last frame.
-    last: Option<usize>,
+    pub last: Option<usize>,
     /// Checksum of the last frame.
-    prev: Option<u32>,
+    pub prev: Option<u32>,
     /// Highest position some frame or header proves to have been durable.
     proven: u64,
     /// Where the next frame was expected: segment (an index) and lane position.
-    expected: (usize, u64),
-    frames: u64,
-    frame_bytes: u64,
+    pub expected: (usize, u64),
+    pub frames: u64,
+    pub frame_bytes: u64,
 }
 
 impl Chain {
     /// Follows the chain and shows each frame to `visit`.
-    async fn follow(segments: &Arc<[Segment]>, mut visit: impl FnMut(&Frame<'_>)) -> Result<Chain> {
+    pub async fn follow(
+        segments: &Arc<[Segment]>,
+        mut visit: impl FnMut(&Frame<'_>),
+    ) -> Result<Chain> {
         let first = segments.first().map(|s| s.header);
         let mut cursor = Cursor::new(segments.clone());
         let mut chain = Chain {
@@ -201,7 +176,7 @@ impl Chain {
 
     /// Decides whether what follows the end is a torn tail. Returns the number of valid frames in
     /// it, or the corruption.
-    async fn judge(&self, segments: &Arc<[Segment]>, known_durable: u64) -> Result<u64> {
+    pub async fn judge(&self, segments: &Arc<[Segment]>, known_durable: u64) -> Result<u64> {
         let (at, position) = self.expected;
         let Some(segment) = segments.get(at) else { return Ok(0) };
         let offset = position - segment.header.base;
@@ -242,7 +217,7 @@ impl Chain {
 }
 
 /// Opens the segments of a lane in order, as far as they are good, and says why not further.
-async fn open_segments(
+pub(super) async fn open_segments(
     directory: &Directory,
     listing: &Listing,
     lane: u64,
@@ -412,7 +387,8 @@ impl Recovery {
     }
 
     /// Opens the lane for writing: what was found is durable on return. The replay need not have
-    /// been read to its end.
+    /// been read to its end. On a full disk the lane opens, and writes answer `NoSpace`, unless it
+    /// is empty.
     pub async fn finish(self) -> Result<Log> {
         let Recovery { env, directory, options, listing, segments, chain, .. } = self;
         settle_tail(&directory, &segments, &chain).await?;
@@ -436,20 +412,28 @@ impl Recovery {
             ..after
         };
         let source = spares.source();
-        let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
-        let path = directory.segment_path(header.number);
-        directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
-        directory.sync(prepared.tag).await?;
+        let made = Preparation { directory: directory.clone(), header, source }.run().await;
+        let fresh = match made {
+            Ok(prepared) => {
+                let path = directory.segment_path(header.number);
+                directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
+                directory.sync(prepared.tag).await?;
+                Some(Segment { path: path.into(), ..prepared.segment })
+            }
+            // A full disk must not keep anybody from reading: the segment stays a plan, and the
+            // first write tries again.
+            Err(Error::NoSpace(_)) if chain.last.is_some() => None,
+            Err(e) => return Err(e),
+        };
         if let Some(parent) = directory.path.parent().filter(|p| !p.as_os_str().is_empty()) {
             directory.disk.sync_dir(RECOVERY, parent).await.map_err(|e| stopped(parent, &e))?;
         }
-        let fresh = Segment { path: path.into(), ..prepared.segment };
 
         let kept = segments.iter().take(kept).zip(self.contents);
         let mut slots: VecDeque<Slot> = kept
             .map(|(s, content)| Slot { header: s.header, segment: Some(s.clone()), content })
             .collect();
-        slots.push_back(Slot { header, segment: Some(fresh), content: Content::new() });
+        slots.push_back(Slot { header, segment: fresh, content: Content::new() });
         let end = if chain.last.is_some() { chain.end } else { header.base + FIRST_FRAME };
         let last_frame = (end, chain.prev.unwrap_or(0));
         let writer = Writer::new(directory, options, env.random, slots, spares, last_frame);
@@ -462,7 +446,7 @@ impl Recovery {
 }
 
 /// Returns number, base and cut of the segment that follows the chain.
-fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
+pub(super) fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
     let (number, base, cut) = match chain.last.and_then(|at| Some((at, segments.get(at)?.header))) {
         Some((at, last)) => {
             // A segment without frames is replaced where it stands, so positions never go back.
@@ -479,7 +463,7 @@ fn successor(segments: &[Segment], chain: &Chain) -> SegmentHeader {
 }
 
 /// Makes the unproven end of the chain durable, see the module's text.
-async fn settle_tail(
+pub(super) async fn settle_tail(
     directory: &Directory,
     segments: &Arc<[Segment]>,
     chain: &Chain,
@@ -530,7 +514,11 @@ fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error 
 }
 
 /// Removes what is neither a segment nor a usable spare, and returns the spares.
-async fn tidy(directory: &Directory, listing: &Listing, options: &LogOptions) -> Result<Spares> {
+pub(super) async fn tidy(
+    directory: &Directory,
+    listing: &Listing,
+    options: &LogOptions,
+) -> Result<Spares> {
     for path in &listing.unfinished {
         directory.remove(path).await?;
     }
@@ -573,114 +561,4 @@ fn decode_state(frame: &FrameHeader, payload: &[u8]) -> (GroupState, u64) {
     let vote = reader.u64("vote").unwrap_or(0);
     let first = reader.u64("first needed index").unwrap_or(0);
     (GroupState { term: frame.term, vote, commit: frame.index }, first)
-}
-
-/// Reads the lane in `dir` without changing anything and shows every frame that counts to `visit`,
-/// with its file. Returns a summary, or the corruption that [`Log::open`] would refuse.
-pub async fn verify(
-    env: &Env,
-    dir: &Path,
-    lane: u64,
-    mut visit: impl FnMut(&Path, &FrameHeader, &[u8]),
-) -> Result<LaneSummary> {
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
-    let listing = directory.list().await?;
-    let (segments, opened) = open_segments(&directory, &listing, lane, OpenMode::Read).await;
-    opened?;
-    let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |frame| {
-        if let Some(segment) = segments.get(frame.segment) {
-            visit(&segment.path, &frame.header, frame.payload());
-        }
-    })
-    .await?;
-    let torn_frames = chain.judge(&segments, 0).await?;
-    Ok(LaneSummary {
-        segments: segments.len(),
-        frames: chain.frames,
-        frame_bytes: chain.frame_bytes,
-        end: chain.end,
-        torn_frames,
-    })
-}
-
-/// Cuts a corrupt lane at the first frame that does not verify, and reports what that drops.
-/// Everything behind it is gone, acknowledged or not; the positions of what was dropped are not
-/// used again. A lane that [`Log::open`] accepts is left as it is.
-///
-/// `known_durable` is what the owner would give to [`Log::open`]; afterwards it is accepted.
-pub async fn repair_cut(
-    env: &Env,
-    dir: &Path,
-    options: LogOptions,
-    known_durable: u64,
-) -> Result<CutReport> {
-    options.check()?;
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
-    let listing = directory.list().await?;
-    let (segments, opened) =
-        open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;
-    if let Err(foreign @ Error::Foreign { .. }) = opened {
-        return Err(foreign);
-    }
-    let segments: Arc<[Segment]> = segments.into();
-    let chain = Chain::follow(&segments, |_| {}).await?;
-    let judged = match opened {
-        Ok(()) => chain.judge(&segments, known_durable).await.map(|_| ()),
-        Err(e) => Err(e),
-    };
-    let mut report =
-        CutReport { problem: None, end: chain.end, dropped_frames: 0, dropped_bytes: 0 };
-    let Err(problem) = judged else { return Ok(report) };
-    if !problem.is_corruption() {
-        return Err(problem);
-    }
-    report.problem = Some(problem);
-
-    // What is dropped: frames behind the end, and in segments that cannot be put in order.
-    let mut behind: Vec<Segment> = Vec::new();
-    for &number in listing.segments.iter().skip(segments.len()) {
-        behind.extend(directory.open_segment(options.lane, number, OpenMode::Read).await.ok());
-    }
-    let (at, position) = chain.expected;
-    let offset = segments.get(at).map_or(FIRST_FRAME, |s| position - s.header.base);
-    let all: Arc<[Segment]> = segments.iter().chain(&behind).cloned().collect();
-    let mut search = Search::new(all.clone(), at, offset);
-    while let Some(stray) = search.next().await? {
-        report.dropped_frames += 1;
-        report.dropped_bytes += stray.header.extent();
-    }
-
-    // The new segment lies behind everything that ever had a position.
-    let ends = all.iter().map(|s| s.header.end()).max().unwrap_or(0);
-    let unreadable = (listing.segments.len() - all.len()) as u64 * options.segment_capacity;
-    let base = (ends + unreadable).max(known_durable.next_multiple_of(BLOCK));
-    let after = successor(&segments, &chain);
-    let number = if segments.is_empty() {
-        listing.segments.first().copied().unwrap_or(1)
-    } else {
-        after.number
-    };
-    let header = SegmentHeader {
-        lane: options.lane,
-        number,
-        base,
-        capacity: options.segment_capacity,
-        salt: env.random.next_u64(),
-        epoch: all.iter().map(|s| s.header.epoch).max().unwrap_or(0) + 1,
-        cut: after.cut,
-    };
-    settle_tail(&directory, &segments, &chain).await?;
-    let mut spares = tidy(&directory, &listing, &options).await?;
-    let source = spares.source();
-    let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
-    for &old in listing.segments.iter().filter(|&&n| n > number).rev() {
-        let path: PathBuf = directory.segment_path(old);
-        directory.remove(&path).await?;
-        directory.sync(prepared.tag).await?;
-    }
-    let path = directory.segment_path(number);
-    directory.rename(prepared.tag, &prepared.segment.path, &path).await?;
-    directory.sync(prepared.tag).await?;
-    Ok(report)
 }

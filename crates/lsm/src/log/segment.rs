@@ -331,3 +331,45 @@ impl Preparation {
         Ok(Prepared { segment: Segment { header: self.header, file, path: path.into() }, tag })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_header_has_the_bytes_of_the_format_and_comes_back() {
+        let header = SegmentHeader {
+            lane: 7,
+            number: 3,
+            base: 0x8000,
+            capacity: 0x4000,
+            salt: 0x1122_3344_5566_7788,
+            epoch: 2,
+            cut: Some(Cut { position: 0x7654, prev: 0xaabb_ccdd }),
+        };
+        let block = header.encode();
+        assert_eq!(block.len() as u64, BLOCK);
+        let hex: String = block[..80].iter().map(|b| format!("{b:02x}")).collect();
+        let expected = concat!(
+            "41544f4c4c4c4f47", // magic
+            "01000000a26a9917", // version, checksum
+            "0700000000000000",
+            "0300000000000000",
+            "0080000000000000",
+            "0040000000000000",
+            "8877665544332211",
+            "5476000000000000",
+            "02000000ddccbbaa",
+            "0000000000000000",
+        );
+        assert_eq!(hex, expected, "a change needs a new format version");
+        let path = Path::new("0000000003.log");
+        assert_eq!(SegmentHeader::decode(&block, path).unwrap(), header);
+        for bit in 0..8 * HEADER_LEN {
+            let mut flipped = block.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let refused = SegmentHeader::decode(&flipped, path).unwrap_err();
+            assert!(refused.is_corruption(), "bit {bit}: {refused}");
+        }
+    }
+}

@@ -157,8 +157,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts behind the last of `slots`, an empty segment, after a lane that is durable up to
-    /// `end` and whose last frame has the checksum `prev`.
+    /// Starts in the last of `slots`, an empty or planned segment, after a lane that is durable up
+    /// to `end` and whose last frame has the checksum `prev`. At least one slot has a file.
     pub fn new(
         directory: Directory,
         options: LogOptions,
@@ -168,7 +168,8 @@ impl Writer {
         (end, prev): (u64, u32),
     ) -> Writer {
         let newest = slots.back().map(|s| s.header);
-        let newest = newest.expect("a lane has at least the segment that opening made");
+        let newest = newest.expect("a lane has at least the segment that opening planned");
+        let written = slots.iter().rev().find(|s| s.segment.is_some()).map(|s| s.header.number);
         let mut writer = Writer {
             directory,
             options,
@@ -176,7 +177,7 @@ impl Writer {
             epoch: newest.epoch,
             slots,
             lane: Arc::new([]),
-            writing: newest.number,
+            writing: written.unwrap_or(newest.number),
             staged: VecDeque::new(),
             tail: Tail { number: newest.number, offset: FIRST_FRAME },
             prev,

@@ -460,3 +460,78 @@ impl Cursor {
         (block, self.entries[self.at].value.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Kind;
+    use crate::pool::{HeapPool, Pool};
+
+    /// All keys of up to three letters, each with two versions, but for every fifth record.
+    fn records() -> Vec<(Vec<u8>, Trailer)> {
+        let mut keys = vec![Vec::new()];
+        for len in 0..3 {
+            let longer: Vec<Vec<u8>> =
+                keys.iter().filter(|key| key.len() == len).cloned().collect();
+            keys.extend(longer.iter().flat_map(|key| b"ab\xff".map(|c| [&key[..], &[c]].concat())));
+        }
+        keys.sort();
+        let versions = keys.iter().flat_map(|key| [(key, 20), (key, 10)]);
+        let records = versions.map(|(key, n)| (key.clone(), Trailer::new(n, Kind::Value)));
+        records.enumerate().filter(|(i, _)| i % 5 != 3).map(|(_, record)| record).collect()
+    }
+
+    #[test]
+    fn every_target_is_found_at_every_restart_interval() {
+        let records = records();
+        for restart_interval in 1..=16 {
+            let mut builder = BlockBuilder::new(restart_interval);
+            for (n, (user_key, trailer)) in records.iter().enumerate() {
+                builder.add(InternalKey::new(user_key, *trailer), &[n as u8]);
+            }
+            let bytes = builder.finish();
+            let mut frame = HeapPool::new(0).frame(bytes.len());
+            frame.copy_from_slice(bytes);
+            let block = Block::from(frame);
+            let view = BlockView::new(&block).unwrap();
+            let mut cursor = Cursor::default();
+            cursor.enter(block.clone()).unwrap();
+            let here =
+                |cursor: &Cursor| cursor.valid().then(|| block[cursor.value().1][0] as usize);
+            for (user_key, _) in &records {
+                for n in [5, 10, 15, 20, 25] {
+                    let target = InternalKey::new(user_key, Trailer::visible_at(n));
+                    let key = |n: usize| InternalKey::new(&records[n].0, records[n].1);
+                    let after = (0..records.len()).find(|&n| key(n) >= target);
+                    let before = (0..records.len()).rfind(|&n| key(n) <= target);
+                    let same = after.filter(|&n| records[n].0 == *user_key);
+                    let found = view.find(target).unwrap();
+                    assert_eq!(found.map(|(_, value)| block[value][0] as usize), same);
+                    assert_eq!(cursor.seek(target).unwrap(), after.is_some());
+                    assert_eq!(here(&cursor), after);
+                    assert_eq!(cursor.seek_for_prev(target).unwrap(), before.is_some());
+                    assert_eq!(here(&cursor), before);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_a_hostile_block_grows_beyond_the_limit_is_refused() {
+        // Each record repeats all of the key before and adds to it.
+        let mut bytes = Vec::new();
+        for n in 0..20 {
+            varint::put(&mut bytes, n * 5000);
+            varint::put(&mut bytes, 5000);
+            varint::put(&mut bytes, 0);
+            bytes.extend_from_slice(&[b'k'; 5000]);
+            bytes.extend_from_slice(&Trailer::new(1, Kind::Value).0.to_le_bytes());
+        }
+        bytes.extend_from_slice(&[0, 0, 0, 0, 1, 0, 0, 0]);
+        let mut frame = HeapPool::new(0).frame(bytes.len());
+        frame.copy_from_slice(&bytes);
+        let mut cursor = Cursor::default();
+        cursor.enter(frame.into()).unwrap();
+        assert!(cursor.first().is_err());
+    }
+}

@@ -16,14 +16,13 @@
 //!
 //! A point lookup finds the partition in the top index, asks its filter, finds the block in the
 //! index partition, and searches the block: three pool lookups, and three small reads if none is
-//! in memory. What an open table keeps in memory is small (about 1/10,000 of the file), so that a
-//! store can hold a million tables' worth of data open.
+//! in memory. Outside of the pool an open table keeps a few hundred bytes per MiB of file.
 //!
 //! # Invariants
 //! - **Separators are exclusive upper bounds.** A separator sorts after everything in its block and
 //!   not after anything behind it; the block for a target is the first whose separator is greater.
 //!   Then exactly one block and one filter can hold the answer to a lookup, even where versions of
-//!   one user key run across blocks ([`index::separator`]).
+//!   one user key run across blocks (`index.rs`).
 //! - **No byte is outside of a checksum**, and each checksum is seeded with table id, salt and
 //!   offset: a block of another table, of an earlier file with this id, or from another place in
 //!   this one does not verify. Verified bytes are still decoded with every length checked.
@@ -36,7 +35,7 @@
 //!   large pieces without looking at the index.
 //! - One filter partition per index partition: one search in the top index finds both.
 //! - A block decodes one restart interval at a time into a list, and both directions walk the list
-//!   ([`block::Cursor`]): going back costs what going forward costs.
+//!   (`block.rs`): going back costs what going forward costs.
 
 mod block;
 mod codec;

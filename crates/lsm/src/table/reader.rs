@@ -41,6 +41,8 @@ pub struct Found {
 }
 
 /// An open table. It may be read from any thread.
+///
+/// Removing the file is its owner's business, who then also tells the pool ([`Pool::forget`]).
 pub struct Table {
     path: PathBuf,
     id: u64,

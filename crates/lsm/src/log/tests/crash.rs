@@ -1,11 +1,13 @@
 //! Power cuts, failures and full disks at every I/O, on the simulator.
 
+use std::path::Path;
+
 use atoll_env::random::Prng;
 use atoll_env::sim::{
     CrashMode, CrashTiming, DiskOptions, Fault, FaultKind, Node, OpKind, Outcome, Sim,
 };
 
-use super::history::{DIR, Driver, Lost, Step, random_step};
+use super::history::{DIR, Driver, Lost, Step, make_store, random_step};
 use super::support::{CAPACITY, id, options};
 use crate::log::*;
 
@@ -228,6 +230,18 @@ fn a_full_disk_refuses_before_staging_and_goes_on_when_space_returns() {
         log.append(id(0, index + 1, 1), &[&[2; 9000]])?;
         assert!(matches!(log.sync().await, Err(Error::NoSpace(_))));
         assert!(log.stats().staged_bytes >= 9000);
+        drop(log);
+        // The lane opens, and can be read, while the disk is still full.
+        let mut recovery = Log::open(&env, DIR.as_ref(), options(), 0).await?;
+        let mut replayed = 0;
+        while recovery.next_entry().await?.is_some() {
+            replayed += 1;
+        }
+        assert_eq!(replayed, index);
+        let mut log = recovery.finish().await?;
+        assert!(matches!(log.prepare_next().await, Err(Error::NoSpace(_))));
+        log.append(id(0, index + 1, 1), &[&[2; 9000]])?;
+        assert!(matches!(log.sync().await, Err(Error::NoSpace(_))));
         disk.set_options(DiskOptions { capacity: None, ..disk.options() });
         log.sync().await?;
         assert_eq!(log.stats().staged_bytes, 0);
@@ -271,4 +285,64 @@ fn a_bit_that_flips_on_the_way_from_the_disk_never_cuts_the_lane() {
         run(&sim, &node, &driver, Lost::Unsynced, AFTERWARDS).done().unwrap();
     }
     assert!(unharmed > 10 && refused > 10, "{unharmed} unharmed, {refused} refused");
+}
+
+#[test]
+fn a_flipped_bit_leaves_the_entries_or_a_prefix_or_a_named_corruption() {
+    let sim = Sim::new(1);
+    let node = sim.node("a");
+    let env = node.env();
+    let synced = sim.block_on(&node, async {
+        make_store(&env).await;
+        let mut log = Log::open(&env, DIR.as_ref(), options(), 0).await?.finish().await?;
+        let mut synced = 0;
+        for index in 1..=6 {
+            log.append(id(0, index, 1), &[&[index as u8; 40]])?;
+            if index == 2 || index == 4 {
+                log.sync().await?;
+                synced = log.synced();
+            }
+        }
+        log.write(FRAME_WRITE).await?;
+        Ok::<_, Error>(synced)
+    });
+    let synced = synced.done().unwrap();
+    let whole = node.disk().snapshot();
+    let read = || {
+        let read = sim.block_on(&node, async {
+            let mut recovery = Log::open(&env, DIR.as_ref(), options(), synced).await?;
+            let mut entries = Vec::new();
+            while let Some(e) = recovery.next_entry().await? {
+                entries.push((e.id, e.position, e.payload.to_vec()));
+            }
+            recovery.finish().await.map(|_| entries)
+        });
+        read.done()
+    };
+    let good = read().unwrap();
+    assert_eq!(good.len(), 6);
+
+    let path = format!("{DIR}/0000000001.log");
+    // The segment header, the three blocks with frames, and some of what no frame uses.
+    let places = (0..100).chain(4096..4400).chain(8192..8500).chain(12288..12600);
+    let (mut cut, mut refused, mut unharmed) = (0, 0, 0);
+    for (offset, bit) in places.flat_map(|offset| (0..8).map(move |bit| (offset, bit))) {
+        node.disk().restore(&whole);
+        assert!(node.disk().corrupt(&path, offset, bit));
+        match read() {
+            Ok(entries) => {
+                assert!(entries.len() >= 4, "byte {offset} lost what was synced");
+                assert_eq!(entries, good[..entries.len()], "byte {offset} changed an entry");
+                *(if entries.len() < 6 { &mut cut } else { &mut unharmed }) += 1;
+            }
+            Err(Error::Corruption { file, offset: place, .. }) => {
+                assert_eq!(file.as_path(), Path::new(&path));
+                assert!(place <= offset, "byte {offset} is named as {place}");
+                refused += 1;
+            }
+            Err(other) => panic!("byte {offset}: {other}"),
+        }
+    }
+    // Frames of 104 bytes: two of them unsynced, four synced, and the segment header.
+    assert_eq!((cut, refused), (8 * 208, 8 * (416 + 80)), "{unharmed} unharmed");
 }
