@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sync::oneshot;
+use atoll_env::sync::{oneshot, timeout};
 use atoll_lsm::{Batch, Database, Durability, Error, Keyspace, WriteOptions};
 
 use crate::check::{Trouble, check, doing, rows};
 use crate::model::{Change, Effect, Value, Window, compare};
 use crate::oracle::Oracle;
 use crate::script::{Edit, FLEETING, NAMES, Op, Phase, Tuning, content, keyspace_options};
+
+/// Virtual time in which a life ends, unless somebody waits for something that never comes.
+const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How often to try to open a database whose last handle was dropped.
 const PATIENCE: usize = 100;
@@ -43,6 +46,17 @@ pub struct Setting {
 ///
 /// `settled` becomes true once the check is over: the oracle knows then what is there.
 pub async fn live(
+    setting: Setting,
+    phase: Option<Phase>,
+    settled: Rc<Cell<bool>>,
+) -> Result<usize, Trouble> {
+    let clock = setting.env.clock.clone();
+    let life = lead(setting, phase, settled);
+    let life = timeout(clock.as_ref(), LIFETIME, life).await;
+    life.unwrap_or_else(|_| Err(Trouble::Wrong(format!("not done after {LIFETIME:?}"))))
+}
+
+async fn lead(
     mut setting: Setting,
     phase: Option<Phase>,
     settled: Rc<Cell<bool>>,
