@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 use crate::identity;
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
-use crate::keyspace::{CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about};
+use crate::keyspace::{
+    CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id, encode_about,
+    encode_last_id,
+};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
@@ -199,6 +202,9 @@ impl Database {
             return Err(Error::InvalidInput(format!("there is no keyspace '{name}' to drop")));
         }
         let mut batch = Batch::new();
+        // A batch made before may still be written after: its keys must not show in a later keyspace.
+        let last = inner.keyspaces.last_id();
+        batch.insert_raw(CATALOG, LAST_ID, &encode_last_id(last), None);
         for about in &family {
             batch.remove_raw(CATALOG, about.name.as_bytes());
             batch.clear_raw(about.id);
@@ -478,6 +484,22 @@ async fn recover(
     let flushed = state.flushed.clone();
     let mut recovery = Log::open(&env, &paths.log(), log_options, flushed.position).await?;
     let flushed_index = flushed.applied.get(&GROUP).copied().unwrap_or(0);
+    // The log forgets an entry only after the manifest says durably that it is in a table. A last
+    // edit that rotted looks like a torn one to the manifest; here it shows.
+    if let Some(released) =
+        recovery.groups().find(|g| g.group == GROUP && g.first > flushed_index + 1)
+    {
+        let (path, end) = manifest.end();
+        return Err(Error::corruption(
+            path,
+            end,
+            format!(
+                "an edit is missing: the last one tells of entry {flushed_index}, but the log has \
+                 forgotten those up to {}",
+                released.first - 1
+            ),
+        ));
+    }
     let capacity = options.memtable_capacity();
     let (mut active, first) = Memtable::new(capacity);
     let mut memtables = vec![first];
@@ -586,10 +608,15 @@ async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let direction = crate::iter::Direction::Forward;
     let mut scan = view.scan(&store.tables, direction, bounds, snapshot, store.now(), None).await?;
     while let Some(entry) = scan.next().await? {
-        let about = decode_about(&entry.user_key[4..], &entry.value).map_err(|e| {
+        let malformed = |e: atoll_encoding::Malformed| {
             Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))
-        })?;
-        keyspaces.add(about);
+        };
+        let name = &entry.user_key[4..];
+        if name == LAST_ID {
+            keyspaces.skip_ids(decode_last_id(&entry.value).map_err(malformed)?);
+        } else {
+            keyspaces.add(decode_about(name, &entry.value).map_err(malformed)?);
+        }
     }
     Ok(keyspaces)
 }

@@ -137,7 +137,8 @@ impl Manifest {
         if end < bytes.len() {
             // Behind a torn end the file is not appended to: its bytes could be taken for an edit
             // of the new history. A fresh file starts from the state that was read.
-            manifest.replace(&state).await?;
+            // It is made by the next edit, so that opening changes nothing that may still be refused.
+            manifest.replace_at = 1;
         }
         Ok((manifest, state))
     }
@@ -167,6 +168,11 @@ impl Manifest {
         }
         self.end += len;
         Ok(())
+    }
+
+    /// Returns the file and where its next edit goes.
+    pub(crate) fn end(&self) -> (&Path, u64) {
+        (&self.path, self.end)
     }
 
     /// Returns the file's number.
