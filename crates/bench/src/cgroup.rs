@@ -9,6 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// What the names of our groups begin with; a process id and a number follow.
+const PREFIX: &str = "atoll-bench-";
+
 /// A group that is removed when it is dropped. Its processes must have ended by then.
 pub struct MemoryCgroup {
     dir: PathBuf,
@@ -43,7 +46,8 @@ impl MemoryCgroup {
     fn below(version: Version, parent: &Path, limit: u64) -> Result<MemoryCgroup, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("atoll-bench-{}-{number}", std::process::id()));
+        remove_abandoned(parent);
+        let dir = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
         if version == Version::Two {
             // Fails if it is handed down already or cannot be; the limit below tells which.
             let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory");
@@ -55,7 +59,6 @@ impl MemoryCgroup {
             Version::Two => "memory.max",
         };
         let file = group.dir.join(file);
-        // Opened first: a plain write would make a file where the controller has none.
         if !file.exists() {
             return Err(format!("{} has no memory controller", parent.display()));
         }
@@ -95,6 +98,18 @@ impl Drop for MemoryCgroup {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         eprintln!("atoll-bench: the cgroup {} could not be removed", self.dir.display());
+    }
+}
+
+/// Removes the groups of benchmarks that were killed. They are empty, for a child dies with its
+/// parent; the kernel refuses to remove one that is not.
+fn remove_abandoned(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

@@ -87,7 +87,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         }
         Phase::Die => {
             let engine = engines::open(args.engine, &config)?;
-            load(&*engine, extent)?;
+            // One by one, as a client's writes would lie in the log.
+            let all = Extent { operations: extent.records, ..extent };
+            Timings::of(all, |_, n| engine.insert(&data::key(n), &data::value(n)))?;
             Ok(kill_process(getpid(), Signal::KILL)?)
         }
         Phase::Measure => {
@@ -99,9 +101,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn load(engine: &dyn Engine, extent: Extent) -> Result<(), Failure> {
-    let all = Extent { operations: extent.records, threads: 1, ..extent };
-    Timings::of(all, |_, n| engine.insert(&data::key(n), &data::value(n)))?;
-    Ok(())
+    engine.load(&mut (0..extent.records).map(|n| (data::key(n), data::value(n))))
 }
 
 fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Failure> {
@@ -158,7 +158,7 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
                     args.engine.name()
                 );
             }
-            Timings::single(opened)
+            Timings::single(opened)?
         }
     };
     engine.close()?;
@@ -201,7 +201,7 @@ impl Timings {
             for n in 0..per_thread {
                 operation(thread, n)?;
                 let after = Instant::now();
-                timings.add(after - before);
+                timings.add(after - before)?;
                 // The clock is read once per operation: its end is the next one's start.
                 before = after;
                 progress.step(&done, after);
@@ -224,11 +224,11 @@ impl Timings {
         })
     }
 
-    fn single(took: Duration) -> Timings {
+    fn single(took: Duration) -> Result<Timings, Failure> {
         let mut timings = Timings::none();
-        timings.add(took);
+        timings.add(took)?;
         timings.wall = took;
-        timings
+        Ok(timings)
     }
 
     fn none() -> Timings {
@@ -236,11 +236,12 @@ impl Timings {
         Timings { wall: Duration::ZERO, latency, stall: Duration::ZERO }
     }
 
-    fn add(&mut self, took: Duration) {
-        self.latency.saturating_record(took.as_nanos() as u64);
+    fn add(&mut self, took: Duration) -> Result<(), Failure> {
+        self.latency.record(took.as_nanos() as u64)?;
         if took > STALL {
             self.stall += took;
         }
+        Ok(())
     }
 
     fn figures(&self, operations: u64) -> Figures {
@@ -293,5 +294,40 @@ impl Progress {
             // A progress line that cannot be written is no reason to stop.
             let _ = std::io::stderr().flush();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_of_all_threads_are_counted_and_slow_ones_are_stalls() {
+        let extent = Extent { records: 1, operations: 12, threads: 4 };
+        let slow = Duration::from_millis(120);
+        let calls = AtomicU64::new(0);
+        let timings = Timings::of(extent, |thread, n| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            if (thread, n) == (2, 1) {
+                std::thread::sleep(slow);
+            }
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!((calls.into_inner(), timings.latency.len()), (12, 12));
+        assert!(timings.stall >= slow && timings.wall >= slow);
+        let figures = timings.figures(12);
+        assert!(figures.max_us >= 120_000.0, "{figures:?}");
+        assert!(figures.ops_per_s <= 100.0, "{figures:?}");
+    }
+
+    #[test]
+    fn a_failed_operation_ends_the_measurement() {
+        let extent = Extent { records: 1, operations: 8, threads: 2 };
+        let outcome = Timings::of(extent, |thread, _| match thread {
+            1 => Err("refused".into()),
+            _ => Ok(()),
+        });
+        assert_eq!(outcome.err().map(|e| e.to_string()).as_deref(), Some("refused"));
     }
 }

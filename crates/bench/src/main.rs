@@ -39,7 +39,8 @@
 //! - **p50, p99, p99.9, max**: time of one operation. A seek with its 100 steps is one.
 //! - **stall**: time spent in operations that took longer than 100 ms, added up over all threads.
 //! - **write amp**: bytes the process caused to be written to storage, closing included, by the
-//!   bytes of keys and values. Work owed to later compactions is in nobody's figure.
+//!   bytes of keys and values. A preallocated log counts in full, which dominates a short run;
+//!   work owed to later compactions is in nobody's figure.
 //! - **space amp**: blocks taken by the directory after closing, by the bytes of keys and values.
 //! - **RSS**: the largest resident set of the process, without page cache.
 //! - **x peer**: our rate by the peer's.

@@ -1,9 +1,20 @@
 //! Background work: flush, compaction, the interval's sync, removal of dead files.
 //!
 //! Three tasks per store. Each runs until the store stops, and none of them is ever waited for
-//! by a reader. On a full disk they keep trying, since compaction is what frees space; any other
-//! failure of a write stops the store, because a table that may be half on disk must not be built
-//! upon.
+//! by a reader.
+//!
+//! # Failures
+//! A flush or a compaction that fails is undone and tried again: until its edit is in the manifest
+//! nothing refers to its files. Only a write or sync of the manifest or of the log that fails
+//! stops the store, since what they hold afterwards is not known.
+//!
+//! | what failed | what happens |
+//! |---|---|
+//! | a full disk | writes are refused until a try succeeds |
+//! | writing or syncing a table | tried again; writers are told the reason once memory is full |
+//! | reading a table (EIO) | tried again, and after some tries compaction goes around the table |
+//! | bytes do not verify | the table is in quarantine, compaction goes around it |
+//! | the manifest or the log | the store stops |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +29,7 @@ use crate::compaction::run::{Job, Outcome, merged_tombstones};
 use crate::error::{Error, Result};
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::Keyspaces;
-use crate::store::{Sealed, Store};
+use crate::store::{Chore, Sealed, Store};
 use crate::table::PrefixRule;
 use crate::tables::ReadMode;
 use crate::tombstone::Fragmented;
@@ -105,14 +116,14 @@ impl Background {
         select_biased(wake.notified(), sleep).await;
     }
 
-    /// Sorts a failure: a full disk makes the store read-only, anything else stops it.
-    fn sort_out(&self, error: &Error) {
-        match error {
-            Error::NoSpace(_) => self.store.run_out_of_space(error),
-            // The table is in quarantine; the rest of the store goes on.
-            Error::Corruption { .. } => {}
-            _ => self.store.stop(error),
+    /// Sorts a failure, see the table above.
+    fn sort_out(&self, chore: Chore, error: Error) {
+        match &error {
+            Error::NoSpace(_) => self.store.run_out_of_space(&error),
+            Error::Corruption { .. } | Error::Io { .. } => {}
+            _ => self.store.stop(&error),
         }
+        self.store.note(chore, Some(error));
     }
 
     // ---- flush ----
@@ -124,7 +135,7 @@ impl Background {
                 None => self.store.flush_due.notified().await,
                 Some(sealed) => {
                     if let Err(e) = self.flush(&sealed).await {
-                        self.sort_out(&e);
+                        self.sort_out(Chore::Flush, e);
                         self.pause(&self.store.flush_due).await;
                     }
                 }
@@ -169,6 +180,7 @@ impl Background {
             return Err(e);
         }
         store.sealed.lock().pop_front();
+        store.note(Chore::Flush, None);
         store.stats.flushed(outcome.bytes_written, store.options.env.clock.now().since(started));
         store.space_returned();
         store.relief.notify(usize::MAX);
@@ -248,7 +260,9 @@ impl Background {
                 Ok(true) => {}
                 Ok(false) => self.pause(&self.store.compaction_due).await,
                 Err(e) => {
-                    self.sort_out(&e);
+                    self.sort_out(Chore::Compaction, e);
+                    self.full_compactions.store(0, Ordering::Release);
+                    self.store.relief.notify(usize::MAX);
                     self.pause(&self.store.compaction_due).await;
                 }
             }
@@ -272,10 +286,15 @@ impl Background {
             if forced > 0 { everything(&view) } else { None }.or_else(|| choose(&view, targets));
         let due = plan.is_some();
         if let Some(plan) = plan {
-            self.carry_out(&version, plan).await?;
+            let done = self.carry_out(&version, plan).await;
+            if let Err(e) = &done {
+                self.blame(&version, e).await;
+            }
+            done?;
             self.remove_files(&self.store.garbage.take()).await;
             self.store.space_returned();
         }
+        self.store.note(Chore::Compaction, None);
         self.full_compactions.fetch_sub(forced, Ordering::AcqRel);
         self.store.relief.notify(usize::MAX);
         Ok(due)
@@ -335,16 +354,6 @@ impl Background {
         let merge = Merge::new(sources, Direction::Forward);
         let job = self.job(version, to, IoClass::Compaction);
         let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
-        if let Err(e) = &merged
-            && let Error::Corruption { file, .. } = e
-        {
-            // The merge read past the cache and the retry: name the table it came from.
-            for (_, handle) in &handles {
-                if self.store.paths.table(handle.desc.id) == *file {
-                    tables.suspect(handle, e);
-                }
-            }
-        }
         if merged.is_err() || outcome.cancelled {
             self.remove_files(&outcome.begun).await;
             return merged;
@@ -365,6 +374,21 @@ impl Background {
         Ok(())
     }
 
+    /// Finds out which table a failed merge could not read.
+    async fn blame(&self, version: &Version, error: &Error) {
+        let tables = &self.store.tables;
+        match error {
+            Error::Io { path, .. } => {
+                let named =
+                    version.tables().find(|(_, t)| self.store.paths.table(t.desc.id) == *path);
+                if let Some((_, handle)) = named {
+                    handle.unreadable.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            _ => tables.confirm(version, error).await,
+        }
+    }
+
     async fn levels_view(&self, version: &Version) -> LevelsView {
         let mut view = LevelsView {
             levels: Default::default(),
@@ -381,7 +405,7 @@ impl Background {
             }
             view.levels[level].push(Candidate {
                 desc: handle.desc.clone(),
-                blocked: handle.is_quarantined(),
+                blocked: handle.is_blocked(),
                 range_tombstones: range_tombstones.into(),
             });
         }
@@ -402,11 +426,15 @@ impl Background {
     /// Compacts everything into the last level and waits for it.
     pub(crate) async fn compact_all(&self) -> Result<()> {
         self.flush_all().await?;
+        self.store.note(Chore::Compaction, None);
         self.full_compactions.fetch_add(1, Ordering::AcqRel);
         loop {
             let relief = self.store.relief.listen();
+            if let Some(failure) = self.store.failure(Chore::Compaction) {
+                return Err(failure);
+            }
             if self.full_compactions.load(Ordering::Acquire) == 0 {
-                return Ok(());
+                return self.nothing_is_blocked();
             }
             if let Some(refusal) = self.store.refusal() {
                 return Err(refusal);
@@ -416,13 +444,33 @@ impl Background {
         }
     }
 
+    /// Fails if there is a table that could not take part in a full compaction.
+    fn nothing_is_blocked(&self) -> Result<()> {
+        let (view, _) = self.store.pin();
+        match view.version.tables().find(|(_, t)| t.is_blocked()) {
+            None => Ok(()),
+            Some((_, handle)) => Err(Error::corruption(
+                &self.store.paths.table(handle.desc.id),
+                0,
+                "the table could not be read, so it was not merged with the others: restore the \
+                 file, or run `atoll repair` on the stopped database",
+            )),
+        }
+    }
+
     /// Flushes what is in memory and waits for it.
     pub(crate) async fn flush_all(&self) -> Result<()> {
         commit::submit(&self.store, Work::Seal).await?;
+        // An earlier failure is not this call's: it is tried again now.
+        self.store.note(Chore::Flush, None);
+        self.store.flush_due.notify();
         loop {
             let relief = self.store.relief.listen();
             if self.store.sealed.lock().is_empty() {
                 return Ok(());
+            }
+            if let Some(failure) = self.store.failure(Chore::Flush) {
+                return Err(failure);
             }
             if let Some(refusal) = self.store.refusal() {
                 return Err(refusal);

@@ -24,11 +24,12 @@ use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
 use crate::pool::HeapPool;
 use crate::range::Cursor;
 use crate::read::Record;
+use crate::recovery::{Replay, inspect};
 use crate::slice::Slice;
 use crate::stats::{LevelStats, Stats};
-use crate::store::{Catalog, GROUP, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::store::{Catalog, Chore, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
-use crate::version::manifest::{Manifest, sync_dir};
+use crate::version::manifest::{self, Manifest, SWAP};
 use crate::version::{Garbage, Paths};
 use crate::view::View;
 
@@ -132,13 +133,12 @@ impl Database {
         let env = &options.env;
         let context = |e| Error::io("making the directory", &paths.root, e);
         env.disk.create_dir(&paths.root).await.map_err(context)?;
-        let lock = env.disk.lock(&paths.lock()).await.map_err(|e| match e.kind() {
-            std::io::ErrorKind::WouldBlock => Error::Locked(paths.root.clone()),
-            _ => Error::io("locking", &paths.lock(), e),
-        })?;
+        // Looked at before the lock file is made: somebody else's directory stays as it is.
+        identity::read(env, &paths).await?;
+        let lock = lock(env, &paths).await?;
         let identity = match identity::read(env, &paths).await? {
             Some(id) => id,
-            None => make(env, &paths, options.manifest_size).await?,
+            None => make(env, &paths).await?,
         };
         let (store, next_file) = recover(options, paths, identity, lock).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
@@ -267,6 +267,10 @@ impl Database {
     /// Returns counters, sizes and latencies.
     pub fn stats(&self) -> Stats {
         self.inner.store.gather_stats()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.inner.store
     }
 
     /// Returns the directory.
@@ -420,48 +424,55 @@ impl Snapshot {
 
 // ---- opening ----
 
+/// Takes the directory for this process, until what is returned is dropped.
+pub(crate) async fn lock(env: &Env, paths: &Paths) -> Result<Box<dyn Send + Sync>> {
+    env.disk.lock(&paths.lock()).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Locked(paths.root.clone()),
+        _ => Error::io("locking", &paths.lock(), e),
+    })
+}
+
 /// Makes the files of a new database; the identity comes last.
-async fn make(env: &Env, paths: &Paths, replace_above: u64) -> Result<u64> {
+async fn make(env: &Env, paths: &Paths) -> Result<u64> {
     for dir in [paths.log(), paths.tables()] {
         env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
     }
     // An earlier making that did not finish left nothing of value.
     for name in env.disk.list(&paths.log()).await.unwrap_or_default() {
         let path = paths.log().join(&name.name);
-        let tag = crate::version::manifest::SWAP;
+        let tag = SWAP;
         env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
     }
     let current = paths.current();
-    match env.disk.remove(crate::version::manifest::SWAP, &current).await {
+    match env.disk.remove(SWAP, &current).await {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io("removing", &current, e)),
     }
-    Manifest::open(env, paths, &Arc::new(Garbage::default()), replace_above).await?;
-    sync_parents(env, &paths.root).await?;
+    Manifest::create_first(env, paths).await?;
     let id = env.random.next_u64();
+    // The smallest segment there can be, for the first opening to replace: so a directory that has
+    // its identity has a log, and a log that is gone is noticed.
+    let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
+    Log::open(env, &paths.log(), first, 0).await?.finish().await?;
+    // Directories above it may have been made with it.
+    for above in paths.root.ancestors().skip(1) {
+        // A name without a folder is in the working directory.
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match env.disk.sync_dir(SWAP, above).await {
+            // Who may not read a directory did not make it.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
+            synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
+        }
+    }
     identity::write(env, paths, id).await?;
     Ok(id)
 }
 
-/// Makes the name of `root` durable, and those of the directories above it, which may be as new.
-async fn sync_parents(env: &Env, root: &Path) -> Result<()> {
-    for parent in root.ancestors().skip(1) {
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        match sync_dir(env.disk.as_ref(), crate::version::manifest::SWAP, parent).await {
-            // One that we may not even look into is not one that we made.
-            Err(Error::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                break;
-            }
-            synced => synced?,
-        }
-    }
-    Ok(())
-}
-
 /// Rebuilds the store from manifest and log; returns it and the next file number.
+///
+/// Everything is read and judged before the first change, so that a directory that is refused is
+/// left as it was found.
 async fn recover(
     options: Options,
     paths: Paths,
@@ -470,68 +481,44 @@ async fn recover(
 ) -> Result<(Arc<Store>, u64)> {
     let env = options.env.clone();
     let garbage = Arc::new(Garbage::default());
-    if crate::version::manifest::read_current(&env, &paths).await?.is_none() {
-        return Err(Error::corruption(&paths.current(), 0, "the file is missing"));
-    }
-    let (manifest, state) = Manifest::open(&env, &paths, &garbage, options.manifest_size).await?;
-    sweep(&env, &paths, &manifest, &state.version).await?;
+    let contents = manifest::read(&env, &paths, &garbage).await?;
+    let strays = inspect(&env, &paths, &contents).await?;
 
     let log_options = LogOptions {
         lane: identity,
         segment_capacity: options.log_segment_size,
+        fill: options.durability == Durability::Synced,
         ..LogOptions::default()
     };
-    let flushed = state.flushed.clone();
-    let mut recovery = Log::open(&env, &paths.log(), log_options, flushed.position).await?;
-    let flushed_index = flushed.applied.get(&GROUP).copied().unwrap_or(0);
-    // The log forgets an entry only after the manifest says durably that it is in a table. A last
-    // edit that rotted looks like a torn one to the manifest; here it shows.
-    if let Some(released) =
-        recovery.groups().find(|g| g.group == GROUP && g.first > flushed_index + 1)
-    {
-        let (path, end) = manifest.end();
-        return Err(Error::corruption(
-            path,
-            end,
-            format!(
-                "an edit is missing: the last one tells of entry {flushed_index}, but the log has \
-                 forgotten those up to {}",
-                released.first - 1
-            ),
-        ));
-    }
+    let mut replay = Replay::open(&env, &paths, log_options, &contents.state.flushed).await?;
     let capacity = options.memtable_capacity();
     let (mut active, first) = Memtable::new(capacity);
     let mut memtables = vec![first];
     let mut sealed = VecDeque::new();
-    let (mut applied, mut position) = (flushed_index, flushed.position);
-    let mut visible = flushed.position.saturating_sub(1);
-    while let Some(entry) = recovery.next_entry().await? {
-        if entry.id.group != GROUP || entry.id.index <= applied {
-            continue;
-        }
-        if entry.id.index != applied + 1 {
-            return Err(Error::corruption(
-                &paths.log(),
-                entry.position,
-                format!(
-                    "entry {} follows entry {applied}: those between are missing",
-                    entry.id.index
-                ),
-            ));
-        }
-        let needed = arena_bytes(entry.payload)?;
-        if needed > active.free() {
-            let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
-            let full = std::mem::replace(&mut active, next).memtable().clone();
-            sealed.push_back(Sealed { memtable: full, applied, position });
-            memtables.insert(0, memtable);
-        }
-        visible = insert(&mut active, entry.payload, entry.position)?;
-        applied = entry.id.index;
-        position = visible + 1;
+    let mut position = contents.state.flushed.position;
+    let mut visible = position.saturating_sub(1);
+    replay
+        .visit(|entry| {
+            let needed = arena_bytes(entry.payload)?;
+            if needed > active.free() {
+                let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
+                let full = std::mem::replace(&mut active, next).memtable().clone();
+                sealed.push_back(Sealed { memtable: full, applied: entry.id.index - 1, position });
+                memtables.insert(0, memtable);
+            }
+            visible = insert(&mut active, entry.payload, entry.position)?;
+            position = visible + 1;
+            Ok(())
+        })
+        .await?;
+    let applied = replay.applied();
+
+    let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
+    manifest.replace_above(options.manifest_size);
+    let log = replay.finish().await?;
+    for path in strays {
+        env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
     }
-    let log = recovery.finish().await?;
 
     let cache = Arc::new(HeapPool::new(options.cache_capacity()));
     let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
@@ -550,53 +537,6 @@ async fn recover(
         lock,
     };
     Ok((Store::new(parts), next_file))
-}
-
-/// Removes files that no manifest names: an interrupted flush, compaction or replacement left
-/// them.
-async fn sweep(
-    env: &Env,
-    paths: &Paths,
-    manifest: &Manifest,
-    version: &crate::version::Version,
-) -> Result<()> {
-    let tag = crate::version::manifest::SWAP;
-    let list = |dir: PathBuf| async move {
-        env.disk.list(&dir).await.map_err(|e| Error::io("listing", &dir, e))
-    };
-    let mut present = std::collections::BTreeSet::new();
-    for entry in list(paths.tables()).await? {
-        let id = entry.name.strip_suffix(".sst").and_then(|n| n.parse::<u64>().ok());
-        let live = id.and_then(|id| version.tables().find(|(_, t)| t.desc.id == id));
-        match (id, live) {
-            (Some(id), Some((_, handle))) => {
-                if entry.len != handle.desc.size {
-                    return Err(Error::corruption(
-                        &paths.table(id),
-                        entry.len.min(handle.desc.size),
-                        format!("the file has {} bytes, not {}", entry.len, handle.desc.size),
-                    ));
-                }
-                present.insert(id);
-            }
-            (Some(id), None) => {
-                let path = paths.table(id);
-                env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
-            }
-            (None, _) => {}
-        }
-    }
-    if let Some((_, missing)) = version.tables().find(|(_, t)| !present.contains(&t.desc.id)) {
-        return Err(Error::corruption(&paths.table(missing.desc.id), 0, "the file is missing"));
-    }
-    for entry in list(paths.root.clone()).await? {
-        let other = entry.name.strip_prefix("manifest-").and_then(|n| n.parse::<u64>().ok());
-        if other.is_some_and(|id| id != manifest.id()) {
-            // Only tidiness hangs on it.
-            let _ = env.disk.remove(tag, &paths.root.join(&entry.name)).await;
-        }
-    }
-    Ok(())
 }
 
 /// Reads the names of the keyspaces.
@@ -645,6 +585,8 @@ impl Store {
         }
         stats.cache = self.tables.pool().stats();
         stats.refusal = self.refusal().map(|e| e.to_string());
+        let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));
+        stats.background_failure = failure.map(|e| e.to_string());
         stats
     }
 }

@@ -39,8 +39,10 @@ pub enum Error {
     },
     /// An operation of the disk failed; this call failed, the engine goes on.
     Io {
-        /// What was being done.
+        /// What was being done, with the path.
         context: String,
+        /// The file or directory.
+        path: PathBuf,
         /// The operating system's reason.
         source: Arc<io::Error>,
     },
@@ -57,7 +59,8 @@ impl Error {
         if source.kind() == io::ErrorKind::StorageFull {
             return Error::NoSpace(format!("{doing} {}: no space left", path.display()));
         }
-        Error::Io { context: format!("{doing} {}", path.display()), source: Arc::new(source) }
+        let (context, path) = (format!("{doing} {}", path.display()), path.to_owned());
+        Error::Io { context, path, source: Arc::new(source) }
     }
 
     /// Returns whether stored bytes did not verify.
@@ -88,7 +91,7 @@ impl fmt::Display for Error {
                 path.display()
             ),
             Error::Foreign { path, what } => write!(f, "{}: {what}", path.display()),
-            Error::Io { context, source } => write!(f, "{context}: {source}"),
+            Error::Io { context, source, .. } => write!(f, "{context}: {source}"),
         }
     }
 }

@@ -41,12 +41,15 @@ mod options;
 pub mod pool;
 mod range;
 mod read;
+mod recovery;
+mod repair;
 mod slice;
 mod stats;
 mod store;
 pub mod table;
 mod tables;
 pub mod tombstone;
+mod verify;
 mod version;
 mod view;
 
@@ -59,5 +62,7 @@ pub use options::{
 };
 pub use range::{Cursor, Guard, Range};
 pub use read::Record;
+pub use repair::{DroppedTable, RepairOptions, RepairReport, repair, repair_async};
 pub use slice::{Owner, Slice};
 pub use stats::{Latency, LevelStats, Stats};
+pub use verify::{VerifyReport, verify, verify_async};

@@ -68,6 +68,8 @@ impl Cursor {
         }
         let step = self.try_step(direction).await;
         if let Err(e) = &step {
+            let Pinned { keyspace, view } = &*self.pinned;
+            keyspace.db.store.tables.confirm(&view.version, e).await;
             self.error = Some(e.clone());
         }
         step
@@ -140,6 +142,12 @@ impl Guard {
     /// Returns the length of the value, without reading it.
     pub fn size(&self) -> usize {
         self.stored.len()
+    }
+
+    /// Returns when the key expires, in milliseconds since the Unix epoch, without reading the
+    /// value.
+    pub fn deadline(&self) -> Option<u64> {
+        self.stored.deadline()
     }
 
     /// Returns the value.

@@ -42,6 +42,16 @@ impl Stored {
         }
     }
 
+    /// Returns when the value expires, without reading chunks.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        match key_kind(self.trailer) {
+            Kind::ExpiringValue | Kind::ChunkedValue => {
+                crate::compaction::stream::deadline_of(&self.value)
+            }
+            Kind::Value | Kind::Chunk | Kind::Tombstone => None,
+        }
+    }
+
     fn chunked(&self) -> Option<Chunked> {
         let bytes: &[u8; 20] = self.value.as_ref().try_into().ok()?;
         let u64_at = |at: usize| {

@@ -185,6 +185,8 @@ pub struct Stats {
     pub cache: PoolStats,
     /// Why writes are refused, if they are.
     pub refusal: Option<String>,
+    /// Why the last flush or compaction failed, if it did. It is tried again.
+    pub background_failure: Option<String>,
 }
 
 impl Stats {

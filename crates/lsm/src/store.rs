@@ -130,6 +130,18 @@ struct Health {
     stopped: Option<Error>,
     /// Why writes are refused for now.
     no_space: Option<Error>,
+    /// Why the last flush failed, if it did. It is tried again; until it succeeds memory is not
+    /// freed.
+    flush: Option<Error>,
+    /// Why the last compaction failed, if it did.
+    compaction: Option<Error>,
+}
+
+/// A background job that is tried again after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chore {
+    Flush,
+    Compaction,
 }
 
 /// The parts a recovered store is made of.
@@ -262,6 +274,30 @@ impl Store {
         }
     }
 
+    /// Remembers how the last run of a chore went, for those who wait for it.
+    pub(crate) fn note(&self, chore: Chore, failure: Option<Error>) {
+        let failed = failure.is_some();
+        {
+            let mut health = self.health.lock();
+            match chore {
+                Chore::Flush => health.flush = failure,
+                Chore::Compaction => health.compaction = failure,
+            }
+        }
+        if failed {
+            self.relief.notify(usize::MAX);
+        }
+    }
+
+    /// Returns why the last run of a chore failed, if it did.
+    pub(crate) fn failure(&self, chore: Chore) -> Option<Error> {
+        let health = self.health.lock();
+        match chore {
+            Chore::Flush => health.flush.clone(),
+            Chore::Compaction => health.compaction.clone(),
+        }
+    }
+
     /// Asks the background work to end.
     pub(crate) fn begin_shutdown(&self) {
         self.stopping.store(true, Ordering::Release);
@@ -357,7 +393,13 @@ impl Store {
             }
         }
         if let Err(e) = self.persist(writer, site, sync && !mutants::is("ack-before-sync")).await {
-            self.fail_group(&e, &mut results);
+            if writes.is_empty() && matches!(e, Error::NoSpace(_)) {
+                // What was staged before (the log's own states) stays staged.
+                self.run_out_of_space(&e);
+                results.iter_mut().filter(|r| r.is_ok()).for_each(|r| *r = Err(e.clone()));
+            } else {
+                self.fail_group(&e, &mut results);
+            }
             return results;
         }
         for &(at, payload, position) in &writes {
@@ -411,7 +453,9 @@ impl Store {
         match &reserved {
             Ok(()) => {}
             Err(e @ Error::NoSpace(_)) => self.run_out_of_space(e),
-            Err(e) => self.stop(e),
+            Err(e @ Error::Stopped(_)) => self.stop(e),
+            // The next segment could not be made. Nothing was staged; the next write tries again.
+            Err(_) => {}
         }
         reserved
     }
@@ -426,6 +470,9 @@ impl Store {
             }
             if self.sealed.lock().len() < self.options.sealed_memtables_max {
                 break;
+            }
+            if let Some(failure) = self.failure(Chore::Flush) {
+                return Err(failure);
             }
             stalled.get_or_insert_with(|| self.options.env.clock.now());
             relief.await;
@@ -486,8 +533,7 @@ impl Store {
         adopted
     }
 
-    /// Tells every writer of a group that its batch was not logged, and stops the store unless
-    /// the log says that nothing was lost.
+    /// Stops the store and tells every writer of a group: its batch may be in the log or not.
     fn fail_group(&self, e: &Error, results: &mut [Result<()>]) {
         self.stop(e);
         let answer = self.stopped().unwrap_or_else(|| e.clone());
@@ -565,12 +611,13 @@ impl Store {
             released = writer.log.reclaim().await.map(|_| ());
         }
         match released {
-            // Space for the log is the next write's concern.
-            Err(Error::NoSpace(_)) | Ok(()) => Ok(()),
-            Err(e) => {
+            Err(e @ Error::Stopped(_)) => {
                 self.stop(&e);
                 Err(e)
             }
+            // Space for the log is the next write's concern, and what could not be recycled is
+            // tried again after the next flush.
+            Err(_) | Ok(()) => Ok(()),
         }
     }
 

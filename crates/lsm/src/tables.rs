@@ -4,6 +4,8 @@
 //! once (a bit may have flipped on the way), then the whole table is quarantined: every get or
 //! scan that would consult it answers `Corruption`, because what it would have said is unknown.
 //! The background work writes the quarantine into the manifest, so that it survives a restart.
+//! A scan or a merge cannot repeat a read in the middle; there the whole table is verified before
+//! it is put away.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +18,8 @@ use crate::key::SeqNo;
 use crate::pool::Pool;
 use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
 use crate::tombstone::Fragmented;
-use crate::version::{OpenTable, Paths, TableHandle};
+use crate::verify::verify_table;
+use crate::version::{OpenTable, Paths, TableHandle, Version};
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,19 @@ impl Tables {
     pub(crate) fn suspect(&self, handle: &TableHandle, error: &Error) {
         if error.is_corruption() && !handle.quarantined.swap(true, Ordering::AcqRel) {
             self.suspects.lock().push(handle.desc.id);
+        }
+    }
+
+    /// Looks closer at the table of `version` that `error` names, if it is about stored bytes, and
+    /// quarantines it if it still does not verify.
+    pub(crate) async fn confirm(&self, version: &Version, error: &Error) {
+        let Error::Corruption { file, .. } = error else { return };
+        let named = version.tables().find(|(_, t)| self.paths.table(t.desc.id) == *file);
+        let Some((_, handle)) = named.filter(|(_, t)| !t.is_quarantined()) else { return };
+        // Opening it anew reads index and properties again, too.
+        let verified = verify_table(&self.env, &self.paths, &handle.desc, &self.pool).await;
+        if let Err(e) = verified {
+            self.suspect(handle, &e);
         }
     }
 

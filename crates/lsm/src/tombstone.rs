@@ -234,9 +234,9 @@ impl Cursor {
         for _ in 0..STEPS {
             // The first bound is at or before the key and the last behind it, so a step in either
             // direction stays inside.
-            if user_key < &bounds[self.gap] {
+            if user_key < bounds[self.gap].as_slice() {
                 self.gap -= 1;
-            } else if user_key >= &bounds[self.gap + 1] {
+            } else if user_key >= bounds[self.gap + 1].as_slice() {
                 self.gap += 1;
             } else {
                 return self.set.fragment(self.gap);

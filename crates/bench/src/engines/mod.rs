@@ -9,6 +9,7 @@ mod redb;
 use std::path::PathBuf;
 
 use crate::Failure;
+use crate::data::{KEY_LEN, VALUE_LEN};
 
 /// An engine that can be measured. The crate's documentation has the table of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -65,6 +66,16 @@ pub enum Direction {
 pub trait Engine: Send + Sync {
     /// Inserts a record and returns when it is as durable as the configuration says.
     fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), Failure>;
+    /// Writes many records, in the way the engine does that best.
+    fn load(
+        &self,
+        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], [u8; VALUE_LEN])>,
+    ) -> Result<(), Failure> {
+        for (key, value) in records {
+            self.insert(&key, &value)?;
+        }
+        Ok(())
+    }
     /// Returns the length of a key's value. The value is in memory then.
     fn get(&self, key: &[u8]) -> Result<Option<usize>, Failure>;
     /// Reads up to `count` keys and values from `key` on, and returns how many there were.

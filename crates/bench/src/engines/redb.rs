@@ -7,12 +7,16 @@ use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinitio
 
 use super::{Config, Direction, Engine};
 use crate::Failure;
+use crate::data::{KEY_LEN, VALUE_LEN};
 
 const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("bench");
 
 /// Unsynced transactions between two synced ones. The pages of unsynced ones stay in memory and
 /// cannot be used again before the next synced one, so there must be some.
 const SYNC_EVERY: u64 = 1000;
+
+/// Records of a transaction when many are loaded.
+const LOAD_BATCH: usize = 10_000;
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Engine>, Failure> {
     let mut builder = Database::builder();
@@ -62,6 +66,23 @@ impl Engine for Redb {
         let synced = self.synced || nth.is_multiple_of(SYNC_EVERY);
         let durability = if synced { Durability::Immediate } else { Durability::None };
         self.commit(durability, Some((key, value)))
+    }
+
+    fn load(
+        &self,
+        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], [u8; VALUE_LEN])>,
+    ) -> Result<(), Failure> {
+        let mut records = records.peekable();
+        while records.peek().is_some() {
+            let transaction = self.database.begin_write()?;
+            let mut table = transaction.open_table(TABLE)?;
+            for (key, value) in records.by_ref().take(LOAD_BATCH) {
+                table.insert(&key[..], &value[..])?;
+            }
+            drop(table);
+            transaction.commit()?;
+        }
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<usize>, Failure> {

@@ -130,13 +130,23 @@ pub struct LogOptions {
     pub segment_capacity: u64,
     /// Most spare segments kept for reuse.
     pub spares_max: usize,
+    /// Whether new segments are filled with zeroes, and not only allocated: then no sync of the
+    /// first round through them has to make the file system convert extents. It writes every
+    /// segment once more in its life; a lane that is hardly ever synced can do without.
+    pub fill: bool,
     /// Which groups are read back by (group, index); they cost memory for each live entry.
     pub indexed: fn(GroupId) -> bool,
 }
 
 impl Default for LogOptions {
     fn default() -> LogOptions {
-        LogOptions { lane: 0, segment_capacity: 64 << 20, spares_max: 2, indexed: |_| false }
+        LogOptions {
+            lane: 0,
+            segment_capacity: 64 << 20,
+            spares_max: 2,
+            fill: true,
+            indexed: |_| false,
+        }
     }
 }
 

@@ -176,9 +176,22 @@ impl Chain {
 
     /// Decides whether what follows the end is a torn tail. Returns the number of valid frames in
     /// it, or the corruption.
-    pub async fn judge(&self, segments: &Arc<[Segment]>, known_durable: u64) -> Result<u64> {
+    pub async fn judge(
+        &self,
+        directory: &Directory,
+        segments: &Arc<[Segment]>,
+        known_durable: u64,
+    ) -> Result<u64> {
         let (at, position) = self.expected;
-        let Some(segment) = segments.get(at) else { return Ok(0) };
+        let Some(segment) = segments.get(at) else {
+            if known_durable == 0 {
+                return Ok(0);
+            }
+            let what = format!(
+                "there are no segments, but the log was durable up to position {known_durable}"
+            );
+            return Err(Error::corruption(&directory.path, 0, what));
+        };
         let offset = position - segment.header.base;
         let damaged = |proof: String| {
             let what = format!("no frame verifies here, but {proof}");
@@ -281,7 +294,8 @@ impl Recovery {
         options: LogOptions,
         known_durable: u64,
     ) -> Result<Recovery> {
-        let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+        let directory =
+            Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: options.fill };
         directory.disk.create_dir(dir).await.map_err(|e| Error::io("create", dir, e))?;
         let listing = directory.list().await?;
         let opened = open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;
@@ -317,7 +331,7 @@ impl Recovery {
             }
         })
         .await?;
-        let torn_frames = chain.judge(&segments, known_durable).await?;
+        let torn_frames = chain.judge(&directory, &segments, known_durable).await?;
         moved.retain(|&origin, (id, _)| {
             groups.get(&id.group).is_some_and(|g| g.is_live(id.index, origin))
         });

@@ -53,7 +53,7 @@ pub async fn verify(
     lane: u64,
     mut visit: impl FnMut(&Path, &FrameHeader, &[u8]),
 ) -> Result<LaneSummary> {
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: false };
     let listing = directory.list().await?;
     let (segments, opened) = open_segments(&directory, &listing, lane, OpenMode::Read).await;
     opened?;
@@ -64,7 +64,7 @@ pub async fn verify(
         }
     })
     .await?;
-    let torn_frames = chain.judge(&segments, 0).await?;
+    let torn_frames = chain.judge(&directory, &segments, 0).await?;
     Ok(LaneSummary {
         segments: segments.len(),
         frames: chain.frames,
@@ -88,7 +88,7 @@ pub async fn repair_cut(
     known_durable: u64,
 ) -> Result<CutReport> {
     options.check()?;
-    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned() };
+    let directory = Directory { disk: env.disk.clone(), path: dir.to_owned(), fill: false };
     let listing = directory.list().await?;
     let (segments, opened) =
         open_segments(&directory, &listing, options.lane, OpenMode::ReadWrite).await;
@@ -98,7 +98,7 @@ pub async fn repair_cut(
     let segments: Arc<[Segment]> = segments.into();
     let chain = Chain::follow(&segments, |_| {}).await?;
     let judged = match opened {
-        Ok(()) => chain.judge(&segments, known_durable).await.map(|_| ()),
+        Ok(()) => chain.judge(&directory, &segments, known_durable).await.map(|_| ()),
         Err(e) => Err(e),
     };
     let mut report =

@@ -164,6 +164,8 @@ pub(super) struct Segment {
 pub(super) struct Directory {
     pub disk: Arc<dyn Disk>,
     pub path: PathBuf,
+    /// Whether new segments are filled with zeroes ([`super::LogOptions::fill`]).
+    pub fill: bool,
 }
 
 /// What is in the directory.
@@ -318,7 +320,7 @@ impl Preparation {
             let capacity = self.header.capacity;
             file.allocate(tag, capacity).await.map_err(fail("allocate"))?;
             let mut zeros = IoBuf::zeroed(FILL.min(capacity) as usize);
-            let mut offset = 0;
+            let mut offset = if self.directory.fill { 0 } else { capacity };
             while offset < capacity {
                 zeros.resize(FILL.min(capacity - offset) as usize);
                 zeros = file.write_at(tag, offset, zeros).await.map_err(fail("fill"))?;

@@ -35,6 +35,8 @@ const MAGIC: &[u8; 8] = b"ATOLLMAN";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 32;
 const EDIT_MAGIC: u32 = 0x7469_6445;
+/// Length below which a manifest is not replaced, if nothing else is said.
+const REPLACE_ABOVE: u64 = 1 << 20;
 const EDIT_HEADER_LEN: usize = 12;
 
 /// Site of the append of an edit by a flush.
@@ -52,6 +54,10 @@ pub(crate) struct State {
 }
 
 impl State {
+    fn empty() -> State {
+        State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 }
+    }
+
     fn apply(&mut self, edit: &Edit, garbage: &Arc<Garbage>) -> Result<(), String> {
         self.version = self.version.after(edit, garbage)?;
         if let Some(flushed) = &edit.flushed {
@@ -72,75 +78,129 @@ pub(crate) struct Manifest {
     salt: u64,
     /// Where the next edit goes.
     end: u64,
-    /// Length below which a manifest is never replaced.
+    /// Length below which the file is never replaced.
     replace_above: u64,
-    /// Length at which the file is replaced.
+    /// Length at which it is replaced; 0 until the first edit is appended.
     replace_at: u64,
     /// Set by a failed sync: nothing may be appended any more.
     failed: bool,
 }
 
+/// What was read of a manifest. Nothing was changed for it.
+pub(crate) struct Contents {
+    pub(crate) path: PathBuf,
+    /// The state that the edits add up to.
+    pub(crate) state: State,
+    /// Number of edits.
+    pub(crate) edits: u64,
+    id: u64,
+    salt: u64,
+    bytes: IoBuf,
+    /// Where the last good edit ends.
+    end: usize,
+}
+
+impl Contents {
+    /// Returns the file's number.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// Reads and verifies the manifest that `CURRENT` names.
+pub(crate) async fn read(env: &Env, paths: &Paths, garbage: &Arc<Garbage>) -> Result<Contents> {
+    let Some(id) = read_current(env, paths).await? else {
+        return Err(Error::corruption(&paths.current(), 0, "the file is missing"));
+    };
+    let path = paths.manifest(id);
+    let bytes = match read_file(env, &path).await {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::corruption(&path, 0, "the file is missing, and CURRENT names it"));
+        }
+        other => other?,
+    };
+    let (state, edits, end) = replay(&path, id, &bytes, garbage)?;
+    let salt = decode_header(&path, id, &bytes)?;
+    Ok(Contents { path, state, edits, id, salt, bytes, end })
+}
+
+/// Adds up the edits of manifest `id`; returns their number and where the last one ends, too.
+fn replay(
+    path: &Path,
+    id: u64,
+    bytes: &[u8],
+    garbage: &Arc<Garbage>,
+) -> Result<(State, u64, usize)> {
+    let salt = decode_header(path, id, bytes)?;
+    let (mut state, mut edits, mut end) = (State::empty(), 0, HEADER_LEN);
+    while let Some((payload, next)) = edit_at(bytes, id, salt, end) {
+        let edit = Edit::decode(payload)
+            .map_err(|e| Error::corruption(path, end as u64, e.to_string()))?;
+        state.apply(&edit, garbage).map_err(|what| misfit(path, end as u64, what))?;
+        edits += 1;
+        end = next;
+    }
+    if edits == 0 {
+        return Err(Error::corruption(path, end as u64, "the first edit does not verify"));
+    }
+    let mut behind = end + 1..bytes.len();
+    if let Some(later) = behind.find(|&at| edit_at(bytes, id, salt, at).is_some()) {
+        return Err(Error::corruption(
+            path,
+            end as u64,
+            format!("an edit does not verify, but a later one at offset {later} does"),
+        ));
+    }
+    Ok((state, edits, end))
+}
+
 impl Manifest {
-    /// Opens the manifest that `CURRENT` names, or makes the first one in a new directory.
-    pub(crate) async fn open(
+    /// Makes the manifest of a new database.
+    pub(crate) async fn create_first(env: &Env, paths: &Paths) -> Result<()> {
+        Manifest::create(env, paths, 1, &snapshot_edit(&State::empty())).await.map(|_| ())
+    }
+
+    /// Opens for writing what was read. On return it is durable.
+    ///
+    /// It may have come from the page cache, perhaps after a sync that failed: a kernel that
+    /// dropped dirty pages and calls them clean would let the next sync succeed and store nothing.
+    /// So the same bytes are written again in place, where a power cut changes nothing.
+    pub(crate) async fn resume(
         env: &Env,
         paths: &Paths,
-        garbage: &Arc<Garbage>,
-        replace_above: u64,
+        contents: Contents,
     ) -> Result<(Manifest, State)> {
-        let mut state =
-            State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 };
-        let Some(id) = read_current(env, paths).await? else {
-            let first = snapshot_edit(&state);
-            let manifest = Manifest::create(env, paths, 1, &first, replace_above).await?;
-            return Ok((manifest, state));
-        };
-        let path = paths.manifest(id);
-        let bytes = read_file(env, &path).await?;
-        let salt = decode_header(&path, id, &bytes)?;
-        let mut end = HEADER_LEN;
-        while let Some((payload, next)) = edit_at(&bytes, id, salt, end) {
-            let edit = Edit::decode(payload)
-                .map_err(|e| Error::corruption(&path, end as u64, e.to_string()))?;
-            state.apply(&edit, garbage).map_err(|what| misfit(&path, end as u64, what))?;
-            end = next;
-        }
-        if end == HEADER_LEN {
-            return Err(Error::corruption(&path, end as u64, "the first edit does not verify"));
-        }
-        if let Some(later) =
-            (end + 1..bytes.len()).find(|&at| edit_at(&bytes, id, salt, at).is_some())
-        {
-            return Err(Error::corruption(
-                &path,
-                end as u64,
-                format!("an edit does not verify, but a later one at offset {later} does"),
-            ));
-        }
-        let file = env
-            .disk
-            .open(&path, OpenMode::ReadWrite)
-            .await
-            .map_err(|e| Error::io("opening", &path, e))?;
+        let Contents { path, state, id, salt, bytes, end, .. } = contents;
+        let context = |e| Error::io("opening", &path, e);
+        let file = env.disk.open(&path, OpenMode::ReadWrite).await.map_err(context)?;
+        let torn = end < bytes.len();
         let mut manifest = Manifest {
             env: env.clone(),
             paths: paths.clone(),
             file,
-            path,
+            path: path.clone(),
             id,
             salt,
             end: end as u64,
-            replace_above,
+            replace_above: REPLACE_ABOVE,
             replace_at: 0,
             failed: false,
         };
-        if end < bytes.len() {
+        if torn {
             // Behind a torn end the file is not appended to: its bytes could be taken for an edit
             // of the new history. A fresh file starts from the state that was read.
-            // It is made by the next edit, so that opening changes nothing that may still be refused.
-            manifest.replace_at = 1;
+            manifest.replace(&state).await?;
+        } else {
+            manifest.file.write_at(SWAP, 0, bytes).await.map_err(context)?;
+            manifest.file.sync(SWAP).await.map_err(context)?;
+            sync_dir(env.disk.as_ref(), SWAP, &paths.root).await?;
         }
         Ok((manifest, state))
+    }
+
+    /// Sets the length below which the file is never replaced.
+    pub(crate) fn replace_above(&mut self, len: u64) {
+        self.replace_above = len;
     }
 
     /// Appends `edit` durably. `state` is the state before it, for a replacement of the file.
@@ -170,32 +230,18 @@ impl Manifest {
         Ok(())
     }
 
-    /// Returns the file and where its next edit goes.
-    pub(crate) fn end(&self) -> (&Path, u64) {
-        (&self.path, self.end)
-    }
-
-    /// Returns the file's number.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    async fn replace(&mut self, state: &State) -> Result<()> {
-        let (id, first) = (self.id + 1, snapshot_edit(state));
-        let next = Manifest::create(&self.env, &self.paths, id, &first, self.replace_above).await?;
+    /// Goes on in a new file that starts with `state`. Atomic: after a failure the old one counts.
+    pub(crate) async fn replace(&mut self, state: &State) -> Result<()> {
+        let next =
+            Manifest::create(&self.env, &self.paths, self.id + 1, &snapshot_edit(state)).await?;
         let old = std::mem::replace(self, next);
+        self.replace_above = old.replace_above;
         // Only tidiness hangs on the removal: a left-over is removed at the next open.
         let _ = self.env.disk.remove(SWAP, &old.path).await;
         Ok(())
     }
 
-    async fn create(
-        env: &Env,
-        paths: &Paths,
-        id: u64,
-        first: &Edit,
-        replace_above: u64,
-    ) -> Result<Manifest> {
+    async fn create(env: &Env, paths: &Paths, id: u64, first: &Edit) -> Result<Manifest> {
         let path = paths.manifest(id);
         let salt = env.random.next_u64();
         let mut payload = Vec::new();
@@ -221,8 +267,8 @@ impl Manifest {
             id,
             salt,
             end,
-            replace_above,
-            replace_at: replace_above.max(4 * end),
+            replace_above: REPLACE_ABOVE,
+            replace_at: 0,
             failed: false,
         })
     }

@@ -22,7 +22,7 @@ pub(crate) mod edit;
 pub(crate) mod manifest;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -35,6 +35,10 @@ use crate::tombstone::Fragmented;
 
 /// Number of levels. Six levels below L0 at a ratio of ten hold a million times the base level.
 pub(crate) const LEVELS: usize = 7;
+
+/// Merges that may fail on a table that the disk cannot read, before compaction goes around it
+/// until the next opening.
+const UNREADABLE_MAX: u32 = 3;
 
 /// The live tables.
 pub(crate) struct Version {
@@ -126,6 +130,8 @@ pub(crate) struct TableHandle {
     /// Set once stored bytes of it did not verify. Reads that would consult it answer
     /// `Corruption`, compaction leaves it alone.
     pub(crate) quarantined: AtomicBool,
+    /// Merges that failed because the disk could not read the table.
+    pub(crate) unreadable: AtomicU32,
     /// Set when no version after this one names the table.
     obsolete: AtomicBool,
     garbage: Arc<Garbage>,
@@ -134,7 +140,8 @@ pub(crate) struct TableHandle {
 impl TableHandle {
     fn new(desc: TableDesc, garbage: &Arc<Garbage>) -> TableHandle {
         let (quarantined, obsolete) = (AtomicBool::new(false), AtomicBool::new(false));
-        TableHandle { desc, open: OnceLock::new(), quarantined, obsolete, garbage: garbage.clone() }
+        let (open, unreadable) = (OnceLock::new(), AtomicU32::new(0));
+        TableHandle { desc, open, quarantined, unreadable, obsolete, garbage: garbage.clone() }
     }
 
     /// Returns the open table, if somebody opened it.
@@ -150,6 +157,17 @@ impl TableHandle {
     /// Returns whether reads of the table are refused.
     pub(crate) fn is_quarantined(&self) -> bool {
         self.quarantined.load(Ordering::Acquire)
+    }
+
+    /// Returns whether compaction leaves the table alone. Reads of it may go on: what the disk
+    /// cannot read may be one sector.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_quarantined() || self.unreadable.load(Ordering::Relaxed) >= UNREADABLE_MAX
+    }
+
+    /// Lets reads of the table go on, after it was verified as a whole.
+    pub(crate) fn release(&self) {
+        self.quarantined.store(false, Ordering::Release);
     }
 
     /// Lets the file be removed once the last reader is gone.

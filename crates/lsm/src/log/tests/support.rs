@@ -12,7 +12,13 @@ use crate::log::*;
 pub(super) const CAPACITY: u64 = 16 << 10;
 
 pub(super) fn options() -> LogOptions {
-    LogOptions { lane: 7, segment_capacity: CAPACITY, spares_max: 2, indexed: |g| g >= 10 }
+    LogOptions {
+        lane: 7,
+        segment_capacity: CAPACITY,
+        spares_max: 2,
+        fill: true,
+        indexed: |g| g >= 10,
+    }
 }
 
 pub(super) fn id(group: u64, index: u64, term: u64) -> EntryId {

@@ -1,0 +1,108 @@
+//! Care for the data of a stopped server: verify, compact, repair.
+//!
+//! Each takes the directory's lock as the server does, so none of them runs beside a server. None
+//! makes a directory: a typing error must not look like an empty database that is in order.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+
+use atoll_lsm::{Database, RepairOptions};
+
+use crate::failure::{Failure, Result};
+use crate::value::Size;
+
+/// Reads everything and tells all that is wrong.
+pub(crate) fn verify(data: &Path, out: &mut dyn Write) -> Result<()> {
+    must_exist(data)?;
+    let report = atoll_lsm::verify(data, &mut progress).map_err(|e| Failure::of_data(data, e))?;
+    writeln!(out, "{}: {report}", data.display()).map_err(Failure::output)?;
+    for problem in &report.problems {
+        writeln!(out, "  {problem}").map_err(Failure::output)?;
+    }
+    if report.is_sound() {
+        return Ok(());
+    }
+    out.flush().map_err(Failure::output)?;
+    Err(Failure::new(format!(
+        "{} is damaged: restore the files named above from a backup, or see what `atoll repair \
+         --help` can do without one",
+        data.display()
+    )))
+}
+
+/// Merges all tables into the last level, which drops what is dead.
+pub(crate) fn compact(data: &Path, out: &mut dyn Write) -> Result<()> {
+    must_exist(data)?;
+    let failed = |e| Failure::of_data(data, e);
+    let db = Database::builder(data).open().map_err(failed)?;
+    db.flush().map_err(failed)?;
+    let before = Size(db.stats().table_bytes());
+    let compacted = db.compact();
+    let after = Size(db.stats().table_bytes());
+    compacted.and(db.close()).map_err(failed)?;
+    writeln!(out, "{}: {before} of tables became {after}", data.display()).map_err(Failure::output)
+}
+
+/// Repairs what `options` allow and tells what that cost.
+pub(crate) fn repair(data: &Path, options: RepairOptions, out: &mut dyn Write) -> Result<()> {
+    must_exist(data)?;
+    let report = atoll_lsm::repair(data, options, &mut progress);
+    let report = report.map_err(|e| Failure::of_data(data, e))?;
+    let mut lines: Vec<String> = Vec::new();
+    for table in &report.released {
+        lines.push(format!("{} verifies again and serves again", table.display()));
+    }
+    for table in &report.dropped {
+        let kept = match &table.kept {
+            Some(file) => format!("its file is now {}", file.display()),
+            None => "its file was missing".to_owned(),
+        };
+        lines.push(format!(
+            "dropped a table of {} records, {kept}: {}",
+            table.records, table.problem
+        ));
+    }
+    if let Some(cut) = &report.cut {
+        lines.push(match &cut.problem {
+            None => "the log is sound and was left as it is".to_owned(),
+            Some(problem) => format!(
+                "cut the log at position {}, and with it {} good frames of {}: {problem}",
+                cut.end,
+                cut.dropped_frames,
+                Size(cut.dropped_bytes)
+            ),
+        });
+    }
+    if lines.is_empty() {
+        lines.push("nothing was repaired".to_owned());
+    }
+    for line in lines {
+        writeln!(out, "{line}").map_err(Failure::output)?;
+    }
+    let Some(first) = report.remaining.first() else { return Ok(()) };
+    out.flush().map_err(Failure::output)?;
+    Err(Failure::new(format!(
+        "{} tables do not verify and were left as they are, the first: {first}; restore them, or \
+         give them up with --drop-corrupt-tables",
+        report.remaining.len()
+    )))
+}
+
+/// Shows where a long reading is, to somebody who watches.
+fn progress(line: &str) {
+    let mut err = std::io::stderr();
+    if err.is_terminal() {
+        let _ = writeln!(err, "{line}");
+    }
+}
+
+fn must_exist(data: &Path) -> Result<()> {
+    // A damaged directory may have lost any of its files; one that is left makes it ours.
+    if ["ATOLL", "CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{} holds no AtollDB data; name the directory of a stopped server with --data",
+        data.display()
+    )))
+}

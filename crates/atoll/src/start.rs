@@ -1,0 +1,260 @@
+//! Running the server: settings, listeners, engine, core, until a signal.
+//!
+//! ```text
+//!   settings -> HTTP port -> data directory -> Redis port -> banner -> serve
+//!   SIGTERM or Ctrl-C -> requests under way -> flush -> exit 0
+//! ```
+//!
+//! The order makes every refusal cheap: a port in use is found before files are touched, and
+//! nothing is announced that does not work. All serving happens on this thread; the engine's
+//! background work is on threads of its own. A second signal ends the process without the flush,
+//! which loses nothing: the next start reads the log.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+
+use atoll_env::Env;
+use atoll_lsm::{Database, Durability, Options};
+use atoll_redis::{Config, Identity};
+use atoll_server::{EngineStore, Server, ServerError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+
+use crate::cli::StartArgs;
+use crate::config::Settings;
+use crate::failure::{Failure, Result};
+use crate::pages::ServerPages;
+use crate::value::Listen;
+
+/// Descriptors for what is not a Redis connection: tables, log segments, HTTP, standard streams.
+const DESCRIPTORS_RESERVED: u64 = 512;
+/// Redis connections at most, where the limit of descriptors allows it.
+const CLIENTS_MAX: u64 = 10_000;
+
+/// Runs the server to its end.
+pub(crate) async fn run(args: StartArgs, out: &mut dyn Write) -> Result<()> {
+    let settings = Settings::resolve(args)?;
+    let mut signals = Signals::listen()?;
+    let local = LocalSet::new();
+    local
+        .run_until(async {
+            let running = Running::start(&settings).await?;
+            running.announce(&settings, out);
+            running.serve(&mut signals).await
+        })
+        .await
+}
+
+/// A server that is ready.
+struct Running {
+    env: Env,
+    db: Database,
+    resp: Option<Server<EngineStore>>,
+    http: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Running {
+    async fn start(settings: &Settings) -> Result<Running> {
+        let env = atoll_env::os::env().map_err(|e| {
+            Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
+        })?;
+        let http = match settings.http {
+            Listen::Off => None,
+            Listen::At(addr) => Some(listen_http(addr).await?),
+        };
+        let db = open(&env, settings).await?;
+        let resp = match settings.resp {
+            Listen::Off => None,
+            Listen::At(addr) => match bind_resp(&env, addr, &db, settings).await {
+                Ok(server) => Some(server),
+                Err(failure) => {
+                    // What went wrong is said already; the log has everything.
+                    let _ = db.close_async().await;
+                    return Err(failure);
+                }
+            },
+        };
+        Ok(Running { env, db, resp, http })
+    }
+
+    /// Tells what runs where, and a first command to try.
+    fn announce(&self, settings: &Settings, out: &mut dyn Write) {
+        let Settings { data, durability, memory, .. } = settings;
+        let mut banner = format!(
+            "AtollDB {}\n  data   {} (durability {}, memory {memory})\n",
+            env!("CARGO_PKG_VERSION"),
+            data.display(),
+            durability.name(),
+        );
+        if let Some(server) = &self.resp {
+            banner.push_str(&format!("  redis  {}\n", server.local_addr()));
+        }
+        if let Some((_, addr)) = &self.http {
+            banner.push_str(&format!("  http   http://{addr}\n"));
+        }
+        let first = match (&self.resp, &self.http) {
+            (Some(server), _) => {
+                let port = server.local_addr().port();
+                format!("redis-cli -p {port} set greeting hello")
+            }
+            (None, Some((_, addr))) => format!("curl http://{addr}/health"),
+            (None, None) => String::new(),
+        };
+        banner.push_str(&format!("  try    {first}\n"));
+        // A server whose output nobody reads is still a server.
+        let _ = out.write_all(banner.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Serves until the first signal, then ends in order, or at once at a second one.
+    async fn serve(self, signals: &mut Signals) -> Result<()> {
+        let Running { env, db, resp, http } = self;
+        let (stop, stopped) = watch::channel(false);
+        let until_stop = || {
+            let mut stopped = stopped.clone();
+            async move {
+                // A sender that is gone is a stop too.
+                let _ = stopped.wait_for(|stop| *stop).await;
+            }
+        };
+        let pages = Rc::new(ServerPages {
+            started: env.clock.now(),
+            clock: env.clock.clone(),
+            redis: resp.as_ref().map(Server::stats).unwrap_or_default(),
+            db: db.clone(),
+        });
+        let http = http.map(|(listener, _)| atoll_http::serve(listener, pages, until_stop()));
+        let resp = resp.map(|server| server.run(until_stop()));
+        let mut serving = pin!(async { tokio::join!(if_any(http), if_any(resp)) });
+        // Listeners end only by a stop; should one do otherwise, the rest is orderly too.
+        let ended = tokio::select! {
+            _ = &mut serving => true,
+            () = signals.next() => false,
+        };
+        let _ = stop.send(true);
+        let ending = async {
+            if !ended {
+                serving.await;
+            }
+            db.clone().close_async().await.map_err(|e| {
+                Failure::new(format!(
+                    "the last flush failed: {e}; nothing acknowledged is lost, the next start \
+                     reads the log"
+                ))
+            })
+        };
+        tokio::select! {
+            ended = ending => ended,
+            () = signals.next() => Err(Failure::new(
+                "ended at once by a second signal; nothing acknowledged is lost, the next start \
+                 reads the log",
+            )),
+        }
+    }
+}
+
+/// Binds the HTTP port.
+async fn listen_http(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let bound = async {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        Ok((listener, addr))
+    };
+    bound
+        .await
+        .map_err(|source| Failure::new(format!("--http: {}", ServerError::Listen { addr, source })))
+}
+
+/// Opens the data directory.
+async fn open(env: &Env, settings: &Settings) -> Result<Database> {
+    let options = Options {
+        memory: usize::try_from(settings.memory.0).unwrap_or(usize::MAX),
+        durability: settings.durability,
+        ..Options::new(env.clone())
+    };
+    let opening = Database::builder(&settings.data).options(options).open_async();
+    opening.await.map_err(|e| Failure::of_data(&settings.data, e))
+}
+
+/// Binds the Redis port over an open database.
+async fn bind_resp(
+    env: &Env,
+    addr: SocketAddr,
+    db: &Database,
+    settings: &Settings,
+) -> Result<Server<EngineStore>> {
+    let store = EngineStore::open(db.clone()).await;
+    let store = store.map_err(|e| Failure::of_data(&settings.data, e))?;
+    let config = Config {
+        requirepass: settings.requirepass.clone().unwrap_or_default().into_bytes(),
+        durability: match settings.durability {
+            Durability::Synced => atoll_redis::Durability::Synced,
+            Durability::Interval => atoll_redis::Durability::Interval,
+            Durability::Buffered => atoll_redis::Durability::Buffered,
+        },
+        maxclients: clients_max(),
+        dir: settings.data.display().to_string(),
+        ..Config::default()
+    };
+    let identity = Identity {
+        version: env!("CARGO_PKG_VERSION"),
+        process_id: std::process::id(),
+        run_id: env.random.next_u64(),
+    };
+    let server = Server::bind(env.clone(), addr, store, config, identity).await;
+    server.map_err(|e| Failure::new(format!("--resp: {e}")))
+}
+
+/// Raises the limit of descriptors as far as this process may, and returns how many Redis
+/// connections fit under it.
+fn clients_max() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let room = current.unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_RESERVED);
+    usize::try_from(room.clamp(64, CLIENTS_MAX)).unwrap_or(usize::MAX)
+}
+
+/// Runs what a listener does, if there is one.
+async fn if_any(listener: Option<impl Future<Output = ()>>) {
+    if let Some(serving) = listener {
+        serving.await;
+    }
+}
+
+/// The signals that end a server.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes over SIGTERM and SIGINT.
+    fn listen() -> Result<Signals> {
+        let take = |kind| {
+            signal(kind).map_err(|e| {
+                Failure::new(format!("signals cannot be received: {e}; raise the limit of files"))
+            })
+        };
+        Ok(Signals {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one of them.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

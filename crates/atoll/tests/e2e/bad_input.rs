@@ -1,0 +1,200 @@
+//! What a server refuses: every refusal is one sentence on standard error and an exit code, never a
+//! panic, and it leaves other people's files and a running server as they were.
+
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+use std::process::Output;
+
+use redis::TypedCommands;
+use rustix::process::Signal;
+
+use crate::harness::{Server, assert_refused, atoll, run};
+
+/// Runs `atoll start` on `data` with free ports; it is expected to end by itself.
+fn start(data: &Path, flags: &[&str]) -> Output {
+    let mut command = atoll(["start", "--resp", ":0", "--http", ":0", "--data"]);
+    command.arg(data).args(flags).output().unwrap()
+}
+
+#[test]
+fn wrong_flags_are_refused_with_code_2() {
+    assert_refused(&run(&["start", "--cores", "2"]), 2, &["'--cores'", "atoll start --help"]);
+    assert_refused(&run(&["start", "--memory", "much"]), 2, &["'much'", "512MiB"]);
+    assert_refused(&run(&["start", "--resp", "nowhere"]), 2, &["'nowhere'", "127.0.0.1:7379"]);
+    assert_refused(&run(&["begin"]), 2, &["'begin'", "atoll --help"]);
+    assert_refused(&run(&[]), 2, &["atoll --help"]);
+    let mut wrong_variable = atoll(["start"]);
+    wrong_variable.env("ATOLL_DURABILITY", "never");
+    assert_refused(&wrong_variable.output().unwrap(), 2, &["'never'", "synced"]);
+}
+
+#[test]
+fn a_wrong_configuration_file_is_refused_by_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("atoll.toml");
+    std::fs::write(&file, "data = \"d\"\nmemroy = \"1GiB\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    assert_refused(&run(&["start", "--config", file]), 1, &[file, "line 2", "memroy", "memory"]);
+    assert_refused(&run(&["start", "--config", "/nowhere/x.toml"]), 1, &["/nowhere/x.toml"]);
+}
+
+#[test]
+fn a_listener_beyond_loopback_without_a_password_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    for (flag, other) in [("--resp", "--http"), ("--http", "--resp")] {
+        let mut command = atoll(["start", flag, "0.0.0.0:0", other, ":0", "--data"]);
+        let output = command.arg(&data).output().unwrap();
+        assert_refused(&output, 1, &[flag, "--requirepass", "--insecure"]);
+    }
+    assert!(!data.exists(), "a refused start creates nothing");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("one"), &[]);
+    for (flag, other, taken) in
+        [("--resp", "--http", server.resp), ("--http", "--resp", server.http)]
+    {
+        let taken = taken.unwrap().to_string();
+        let mut second = atoll(["start", flag, &taken, other, ":0", "--data"]);
+        let output = second.arg(dir.path().join("two")).output().unwrap();
+        assert_refused(&output, 1, &[&taken, "in use", flag]);
+    }
+}
+
+#[test]
+fn a_second_process_on_the_same_data_is_refused_and_the_first_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[]);
+    server.client().set("a", "1").unwrap();
+    let path = data.to_str().unwrap();
+    assert_refused(&start(&data, &[]), 1, &[path, "another process"]);
+    for command in [&["verify"][..], &["compact"], &["repair", "--cut-log"]] {
+        let output = run(&[command, &["--data", path]].concat());
+        assert_refused(&output, 1, &[path, "another process"]);
+    }
+    assert_eq!(server.client().get("a").unwrap().as_deref(), Some("1"));
+}
+
+#[test]
+fn a_foreign_directory_is_refused_and_left_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("holiday.jpg"), "a picture").unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert_refused(&start(dir.path(), &[]), 1, &[path]);
+    for command in [&["verify"][..], &["compact"], &["repair", "--cut-log"]] {
+        let output = run(&[command, &["--data", path]].concat());
+        assert_refused(&output, 1, &[path]);
+    }
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["holiday.jpg"]);
+}
+
+#[test]
+fn a_newer_format_is_refused_with_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));
+    let identity = data.join("ATOLL");
+    let text = std::fs::read(&identity).unwrap();
+    let newer =
+        String::from_utf8(text.clone()).unwrap().replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
+    std::fs::write(&identity, newer).unwrap();
+    assert_refused(&start(&data, &[]), 1, &[data.to_str().unwrap(), "format 9", "reads 1"]);
+    std::fs::write(&identity, text).unwrap();
+    assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn a_file_in_place_of_the_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("data");
+    std::fs::write(&file, "not a directory").unwrap();
+    assert_refused(&start(&file, &[]), 1, &[file.to_str().unwrap()]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a directory");
+}
+
+#[test]
+fn offline_commands_do_not_create_what_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    for command in [&["verify"][..], &["compact"], &["repair", "--cut-log"]] {
+        let path = missing.to_str().unwrap();
+        let output = run(&[command, &["--data", path]].concat());
+        assert_refused(&output, 1, &[path]);
+        assert!(!missing.exists());
+    }
+}
+
+#[test]
+fn commands_without_a_server_say_so() {
+    // Port 1 of loopback: nobody listens there on a machine that runs tests.
+    for command in
+        [&["ping"][..], &["get", "a"], &["set", "a", "b"], &["scan"], &["stats"], &["bench"]]
+    {
+        let output = run(&[command, &["--resp", "127.0.0.1:1"]].concat());
+        assert_refused(&output, 1, &["nothing listens on 127.0.0.1:1", "atoll start"]);
+    }
+}
+
+#[test]
+fn broken_requests_close_their_connection_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let broken: [&[u8]; 8] = [
+        b"*1\r\n$999999999999\r\n",
+        b"*2147483648\r\n",
+        b"*-9223372036854775808\r\n$-1\r\n*x\r\n",
+        b"*1\r\n:1\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\n\r\n",
+        b"\"unbalanced\r\n",
+        b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$536870912\r\nxyz",
+    ];
+    for request in broken {
+        let mut socket = server.socket();
+        socket.write_all(request).unwrap();
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        match socket.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "{request:?}"),
+        }
+        assert!(
+            answer.is_empty() || answer.starts_with(b"-ERR "),
+            "{}: {}",
+            request.escape_ascii(),
+            answer.escape_ascii()
+        );
+    }
+    let mut client = server.client();
+    client.set("still", "here").unwrap();
+    assert_eq!(client.get("a").unwrap(), None);
+    assert_eq!(server.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn an_announced_length_takes_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--memory", "32MiB"]);
+    let resident_kib = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    server.client().ping().unwrap();
+    let before = resident_kib();
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        let mut socket = server.socket();
+        socket.write_all(b"*2\r\n$4\r\nECHO\r\n$536870912\r\nabc").unwrap();
+        held.push(socket);
+    }
+    server.client().ping().unwrap();
+    let grown = resident_kib().saturating_sub(before);
+    assert!(grown < 32 << 10, "64 announcements of 512 MiB took {grown} KiB");
+}

@@ -1,0 +1,161 @@
+//! What opening and verifying a directory share: is it all there, and does it belong together?
+//!
+//! Manifest, tables and log are three histories of one store, and each proves something about the
+//! others. A copy of one of them that was put back from an earlier time shows by that:
+//!
+//! | this is older than the rest | what contradicts it |
+//! |---|---|
+//! | log | the manifest knows up to where the log was durable |
+//! | manifest | the log has let go of entries, or the directory of tables, that it needs |
+//! | table | the manifest holds the salt of its checksums |
+//!
+//! Nothing here changes a file, so that a directory that is refused is left as it was found.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use atoll_env::Env;
+
+use crate::error::{Error, Result};
+use crate::log::{LaneSummary, Log, LogOptions, Recovery, Replayed};
+use crate::store::GROUP;
+use crate::version::manifest::Contents;
+use crate::version::{Flushed, Paths};
+
+/// Compares the directories with the manifest. Returns the files that no manifest names: an
+/// interrupted flush, compaction or replacement left them, and they may be removed.
+///
+/// A live table that is missing or of another length is an error.
+pub(crate) async fn inspect(env: &Env, paths: &Paths, manifest: &Contents) -> Result<Vec<PathBuf>> {
+    let (strays, problems) = compare(env, paths, manifest).await?;
+    problems.into_iter().next().map_or(Ok(strays), Err)
+}
+
+/// Does what [`inspect`] does, and returns every missing or damaged table.
+pub(crate) async fn compare(
+    env: &Env,
+    paths: &Paths,
+    manifest: &Contents,
+) -> Result<(Vec<PathBuf>, Vec<Error>)> {
+    let version = &manifest.state.version;
+    let (mut strays, mut problems) = (Vec::new(), Vec::new());
+    let mut present = BTreeSet::new();
+    for entry in list(env, paths.tables()).await? {
+        let Some(id) = entry.name.strip_suffix(".sst").and_then(|n| n.parse::<u64>().ok()) else {
+            continue;
+        };
+        let Some((_, handle)) = version.tables().find(|(_, t)| t.desc.id == id) else {
+            strays.push(paths.tables().join(entry.name));
+            continue;
+        };
+        present.insert(id);
+        let size = handle.desc.size;
+        if entry.len != size {
+            let what = format!("the file has {} bytes, not {size}", entry.len);
+            problems.push(Error::corruption(&paths.table(id), entry.len.min(size), what));
+        }
+    }
+    for (_, handle) in version.tables().filter(|(_, t)| !present.contains(&t.desc.id)) {
+        problems.push(Error::corruption(&paths.table(handle.desc.id), 0, "the file is missing"));
+    }
+    for entry in list(env, paths.root.clone()).await? {
+        let other = entry.name.strip_prefix("manifest-").and_then(|n| n.parse::<u64>().ok());
+        if other.is_some_and(|id| id != manifest.id()) {
+            strays.push(paths.root.join(entry.name));
+        }
+    }
+    Ok((strays, problems))
+}
+
+async fn list(env: &Env, dir: PathBuf) -> Result<Vec<atoll_env::disk::DirEntry>> {
+    match env.disk.list(&dir).await {
+        Ok(entries) => Ok(entries),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::corruption(&dir, 0, "the directory is missing"))
+        }
+        Err(e) => Err(Error::io("listing", &dir, e)),
+    }
+}
+
+/// The entries of the log that are not in tables yet, held against what the manifest says.
+pub(crate) struct Replay {
+    recovery: Recovery,
+    log: PathBuf,
+    /// Index of the last entry that is in tables or was visited.
+    applied: u64,
+}
+
+impl Replay {
+    /// Verifies the log.
+    pub(crate) async fn open(
+        env: &Env,
+        paths: &Paths,
+        options: LogOptions,
+        flushed: &Flushed,
+    ) -> Result<Replay> {
+        let log = paths.log();
+        let segments = list(env, log.clone()).await?;
+        if !segments.iter().any(|e| e.name.ends_with(".log")) {
+            return Err(Error::corruption(&log, 0, "the log's segments are missing"));
+        }
+        let recovery = Log::open(env, &log, options, flushed.position).await?;
+        let applied = flushed.applied.get(&GROUP).copied().unwrap_or(0);
+        let first = recovery.groups().find(|g| g.group == GROUP).map_or(1, |g| g.first);
+        if first > applied + 1 {
+            return Err(Error::corruption(
+                &log,
+                0,
+                format!(
+                    "the log has let go of entries up to {}, because they were in tables, but the \
+                     manifest knows of tables up to entry {applied}: it is from an earlier time",
+                    first - 1
+                ),
+            ));
+        }
+        Ok(Replay { recovery, log, applied })
+    }
+
+    /// Returns the index of the last entry that is in tables or was visited.
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Shows every entry that is not in tables to `visit`, in order.
+    pub(crate) async fn visit(
+        &mut self,
+        mut visit: impl FnMut(Replayed<'_>) -> Result<()>,
+    ) -> Result<()> {
+        while let Some(entry) = self.recovery.next_entry().await? {
+            let index = entry.id.index;
+            if entry.id.group != GROUP || index <= self.applied {
+                continue;
+            }
+            if index != self.applied + 1 {
+                let what = format!(
+                    "at lane position {} entry {index} follows entry {}: those between are missing",
+                    entry.position, self.applied
+                );
+                return Err(Error::corruption(&self.log, 0, what));
+            }
+            visit(entry)?;
+            self.applied = index;
+        }
+        Ok(())
+    }
+
+    /// Returns what was found in the log.
+    pub(crate) fn summary(&self) -> LaneSummary {
+        self.recovery.summary()
+    }
+
+    /// Opens the log for writing.
+    pub(crate) async fn finish(self) -> Result<Log> {
+        let mut log = self.recovery.finish().await?;
+        // A log that was cut by a repair may end before what is in tables: entries go on behind
+        // that.
+        if log.group(GROUP).map_or(1, |g| g.next) <= self.applied {
+            log.release(GROUP, self.applied + 1)?;
+        }
+        Ok(log)
+    }
+}

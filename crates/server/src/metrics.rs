@@ -1,0 +1,171 @@
+//! Counters as text for Prometheus, version 0.0.4 of its exposition format.
+
+use std::fmt::Write;
+
+use atoll_redis::Stats;
+use atoll_redis::stats::Histogram;
+
+/// A page under construction.
+struct Page(String);
+
+/// Renders the counters of the Redis surface and of the engine under it.
+pub fn render(redis: &Stats, engine: &atoll_lsm::Stats) -> String {
+    let mut page = Page(String::with_capacity(16 << 10));
+    page.redis(redis);
+    page.engine(engine);
+    page.0
+}
+
+impl Page {
+    fn redis(&mut self, stats: &Stats) {
+        self.gauge(
+            "atoll_connected_clients",
+            "Connections open now.",
+            stats.connected_clients.get(),
+        );
+        for (name, help, counter) in [
+            ("connections_received", "Connections accepted.", &stats.connections_received),
+            ("connections_rejected", "Connections refused: too many.", &stats.connections_rejected),
+            ("input_bytes", "Bytes of requests.", &stats.input_bytes),
+            ("output_bytes", "Bytes of replies.", &stats.output_bytes),
+            ("error_replies", "Error replies.", &stats.error_replies),
+            ("keyspace_hits", "Reads that found their key.", &stats.keyspace_hits),
+            ("keyspace_misses", "Reads that did not.", &stats.keyspace_misses),
+            ("turns", "Turns executed.", &stats.turns),
+            ("commits_failed", "Commits that failed.", &stats.commits_failed),
+        ] {
+            self.counter(&format!("atoll_{name}_total"), help, counter.get());
+        }
+        self.head("atoll_commit_seconds", "histogram", "Time to commit a turn's writes.");
+        self.histogram("atoll_commit_seconds", "", &stats.commits);
+        self.head("atoll_command_seconds", "histogram", "Time to execute a command.");
+        for (command, of) in stats.commands() {
+            self.histogram("atoll_command_seconds", &format!("command=\"{command}\""), &of.latency);
+        }
+        self.head("atoll_command_failures_total", "counter", "Commands that answered an error.");
+        for (command, of) in stats.commands() {
+            for (kind, count) in [("failed", of.failed.get()), ("rejected", of.rejected.get())] {
+                let labels = format!("command=\"{command}\",kind=\"{kind}\"");
+                self.line("atoll_command_failures_total", &labels, count);
+            }
+        }
+    }
+
+    fn engine(&mut self, stats: &atoll_lsm::Stats) {
+        for (name, help, value) in [
+            ("batches", "Batches written.", stats.batches),
+            ("batch_bytes", "Bytes of batches written.", stats.batch_bytes),
+            ("gets", "Point reads.", stats.gets),
+            ("flushed_bytes", "Bytes of tables flushed.", stats.flushed_bytes),
+            ("compaction_read_bytes", "Bytes read by compaction.", stats.compaction_read_bytes),
+            ("compaction_written_bytes", "Bytes written by it.", stats.compaction_written_bytes),
+            ("stalls", "Times a writer waited for memory.", stats.stalls),
+            ("cache_hits", "Blocks found in the cache.", stats.cache.hits),
+            ("cache_misses", "Blocks not found in it.", stats.cache.misses),
+            ("cache_evictions", "Blocks pushed out of it.", stats.cache.evictions),
+        ] {
+            self.counter(&format!("atoll_engine_{name}_total"), help, value);
+        }
+        for (name, help, value) in [
+            ("memtable_bytes", "Bytes in memtables.", stats.memtable_bytes),
+            (
+                "sealed_memtables",
+                "Memtables that wait for their flush.",
+                stats.sealed_memtables as u64,
+            ),
+            ("snapshots", "Live snapshots.", stats.snapshots as u64),
+            ("cache_bytes", "Bytes in the block cache.", stats.cache.bytes),
+            ("cache_capacity_bytes", "Capacity of the block cache.", stats.cache.capacity),
+            ("quarantined_tables", "Tables set aside as corrupt.", stats.quarantined as u64),
+            ("writes_refused", "1 while writes are refused.", u64::from(stats.refusal.is_some())),
+        ] {
+            self.gauge(&format!("atoll_engine_{name}"), help, value);
+        }
+        for (name, help, latency) in [
+            ("sync", "Syncs of the log.", stats.syncs),
+            ("flush", "Flushes of memtables.", stats.flushes),
+            ("compaction", "Compactions.", stats.compactions),
+        ] {
+            let name = format!("atoll_engine_{name}_seconds");
+            self.head(&name, "summary", help);
+            for (quantile, us) in
+                [("0.5", latency.p50), ("0.99", latency.p99), ("0.999", latency.p999)]
+            {
+                self.line(&name, &format!("quantile=\"{quantile}\""), us as f64 / 1e6);
+            }
+            self.line(&format!("{name}_count"), "", latency.count);
+        }
+        self.head("atoll_engine_level_bytes", "gauge", "Bytes of tables in a level.");
+        for (level, of) in stats.levels.iter().enumerate() {
+            self.line("atoll_engine_level_bytes", &format!("level=\"{level}\""), of.bytes);
+        }
+        self.head("atoll_engine_level_tables", "gauge", "Tables in a level.");
+        for (level, of) in stats.levels.iter().enumerate() {
+            self.line("atoll_engine_level_tables", &format!("level=\"{level}\""), of.tables);
+        }
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "counter", help);
+        self.line(name, "", value);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "gauge", help);
+        self.line(name, "", value);
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, histogram: &Histogram) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut cumulated = 0;
+        for (bucket, count) in histogram.counts().into_iter().enumerate() {
+            cumulated += count;
+            let bound = Histogram::bound_s(bucket).map_or("+Inf".to_owned(), |b| b.to_string());
+            let labels = format!("{labels}{comma}le=\"{bound}\"");
+            self.line(&format!("{name}_bucket"), &labels, cumulated);
+        }
+        self.line(&format!("{name}_sum"), labels, histogram.sum().as_secs_f64());
+        self.line(&format!("{name}_count"), labels, cumulated);
+    }
+
+    // Writing to a string does not fail.
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = match labels {
+            "" => writeln!(self.0, "{name} {value}"),
+            _ => writeln!(self.0, "{name}{{{labels}}} {value}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_sample_follows_its_head_and_buckets_add_up() {
+        let stats = Stats::new();
+        stats.commits.record(Duration::from_micros(3));
+        stats.commits.record(Duration::from_secs(60));
+        stats.turns.add(2);
+        let page = render(&stats, &atoll_lsm::Stats::default());
+        let mut head = "";
+        for line in page.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                head = rest.split(' ').next().unwrap();
+            } else if !line.starts_with('#') {
+                assert!(line.starts_with(head), "{line} under {head}");
+                let value = line.rsplit(' ').next().unwrap();
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        assert!(page.contains("atoll_turns_total 2\n"));
+        assert!(page.contains("atoll_commit_seconds_bucket{le=\"0.000004\"} 1\n"));
+        assert!(page.contains("atoll_commit_seconds_bucket{le=\"+Inf\"} 2\n"));
+    }
+}

@@ -1,0 +1,8 @@
+//! A running server: in the simulator, and on real sockets and a real disk.
+
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod sockets;
+#[cfg(test)]
+mod support;

@@ -1,0 +1,305 @@
+//! The server in the simulator: virtual time, a disk that crashes, streams that are cut anywhere.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::support::{Client, LoopNetwork, bulk, error, simple, spawn, start};
+use atoll_env::sim::{CrashTiming, Fault, FaultKind, OpKind, Sim};
+use atoll_env::sync::timeout;
+use atoll_redis::Config;
+use atoll_resp::Value;
+
+#[test]
+fn each_client_gets_its_replies_in_the_order_it_asked() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(seed);
+        let (_stop, _) = start(&sim, &node, &network, Config::default());
+        let env = clients.env();
+        sim.block_on(&clients, async {
+            let mut open = Vec::new();
+            for _ in 0..5 {
+                open.push(Client::connect(&env, &network).await);
+            }
+            for (number, client) in open.iter_mut().enumerate() {
+                let mut bytes = Vec::new();
+                for i in 0..50 {
+                    atoll_resp::request(
+                        &mut bytes,
+                        &["APPEND", &format!("log:{number}"), &format!("{i},")],
+                    );
+                    atoll_resp::request(&mut bytes, &["INCR", "shared"]);
+                }
+                assert!(client.send(&bytes).await);
+            }
+            let mut counts = Vec::new();
+            for client in &mut open {
+                let mut len = 0;
+                for i in 0..50 {
+                    len += format!("{i},").len() as i64;
+                    assert_eq!(client.receive().await, Some(Value::Int(len)), "seed {seed}");
+                    let Some(Value::Int(count)) = client.receive().await else {
+                        panic!("seed {seed}: INCR answers a number")
+                    };
+                    counts.push(count);
+                }
+            }
+            counts.sort_unstable();
+            assert_eq!(counts, (1..=250).collect::<Vec<_>>(), "seed {seed}: each number once");
+        })
+        .done();
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut_at_any_disk_operation() {
+    let mut crashes = 0;
+    for n in 1..200 {
+        let sim = Sim::new(n);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(n);
+        let env = clients.env();
+        node.disk().crash_at(n, CrashTiming::Any);
+        let _running = start(&sim, &node, &network, Config::default());
+        // The server may be gone before it listens.
+        let acknowledged = sim
+            .block_on(&clients, async {
+                let mut acknowledged = BTreeMap::new();
+                let connecting = Client::connect(&env, &network);
+                let limit = Duration::from_secs(5);
+                let Ok(mut client) = timeout(&*env.clock, limit, connecting).await else {
+                    return acknowledged;
+                };
+                for round in 0..8 {
+                    let mut bytes = Vec::new();
+                    for key in 0..4 {
+                        let (key, value) = (format!("{key}:{round}"), format!("{round}"));
+                        atoll_resp::request(&mut bytes, &["SET", &key, &value]);
+                    }
+                    atoll_resp::request(&mut bytes, &["INCR", "rounds"]);
+                    if !client.send(&bytes).await {
+                        return acknowledged;
+                    }
+                    for key in 0..4 {
+                        if client.receive().await != simple("OK") {
+                            return acknowledged;
+                        }
+                        acknowledged.insert(format!("{key}:{round}"), format!("{round}"));
+                    }
+                    match client.receive().await {
+                        Some(Value::Int(rounds)) => {
+                            acknowledged.insert("rounds".to_owned(), rounds.to_string());
+                        }
+                        _ => return acknowledged,
+                    }
+                }
+                acknowledged
+            })
+            .done();
+        crashes += usize::from(!node.is_up());
+        node.disk().cancel_crash();
+        node.crash();
+        node.restart();
+        let _running = start(&sim, &node, &network, Config::default());
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            for (key, value) in &acknowledged {
+                let found = client.ask(&["GET", key]).await;
+                if key == "rounds" {
+                    // One more round may have been committed without its answer.
+                    let more = (value.parse::<i64>().unwrap() + 1).to_string();
+                    assert!([bulk(value), bulk(&more)].contains(&found), "crash at {n}: {found:?}");
+                } else {
+                    assert_eq!(found, bulk(value), "crash at {n}: {key}");
+                }
+            }
+        })
+        .done();
+    }
+    assert!(crashes > 30, "only {crashes} runs crashed: the disk operations are not reached");
+}
+
+#[test]
+fn when_a_sync_fails_no_write_is_acknowledged_any_more() {
+    let sim = Sim::new(1);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(1);
+    let (_stop, _) = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut client = Client::connect(&env, &network).await;
+        assert_eq!(client.ask(&["SET", "k", "old"]).await, simple("OK"));
+        node.disk().inject(Fault::new(FaultKind::SyncLoses).on(OpKind::Sync).sticky());
+        for _ in 0..2 {
+            let Some(Value::Error(text)) = client.ask(&["SET", "k", "new"]).await else {
+                panic!("a write that is not on the disk is an error")
+            };
+            assert!(text.starts_with(b"MISCONF "), "{}", text.escape_ascii());
+        }
+        assert_eq!(client.ask(&["PING"]).await, simple("PONG"));
+    })
+    .done();
+}
+
+#[test]
+fn half_a_request_is_not_waited_for_longer_than_thirty_seconds() {
+    let sim = Sim::new(2);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(2);
+    let (_stop, _) = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let (mut slow, mut idle) =
+            (Client::connect(&env, &network).await, Client::connect(&env, &network).await);
+        assert_eq!(idle.ask(&["PING"]).await, simple("PONG"));
+        assert_eq!(slow.ask(&["PING"]).await, simple("PONG"));
+        // A byte now and then does not help.
+        for byte in b"*2\r\n$3\r\nGE" {
+            assert!(slow.send(&[*byte]).await);
+            env.clock.sleep(Duration::from_secs(2)).await;
+        }
+        let waiting = timeout(&*env.clock, Duration::from_secs(9), slow.receive()).await;
+        assert!(waiting.is_err(), "still within its time");
+        let late = "ERR the request did not arrive in time; send it again";
+        assert_eq!(slow.receive().await, error(late));
+        assert_eq!(slow.receive().await, None, "and closed");
+        env.clock.sleep(Duration::from_secs(3600)).await;
+        assert_eq!(idle.ask(&["PING"]).await, simple("PONG"), "silence alone is allowed");
+    })
+    .done();
+}
+
+#[test]
+fn strangers_have_ten_seconds_and_idle_clients_as_long_as_configured() {
+    let sim = Sim::new(3);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(3);
+    let config = Config { requirepass: b"secret".to_vec(), timeout_s: 60, ..Config::default() };
+    let (_stop, _) = start(&sim, &node, &network, config);
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let (mut stranger, mut client) =
+            (Client::connect(&env, &network).await, Client::connect(&env, &network).await);
+        assert_eq!(client.ask(&["AUTH", "secret"]).await, simple("OK"));
+        assert_eq!(stranger.receive().await, error("NOAUTH no authentication within 10 seconds"));
+        assert_eq!(stranger.receive().await, None);
+        env.clock.sleep(Duration::from_secs(40)).await;
+        assert_eq!(client.ask(&["PING"]).await, simple("PONG"));
+        env.clock.sleep(Duration::from_secs(62)).await;
+        assert_eq!(client.ask(&["PING"]).await, None);
+    })
+    .done();
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let sim = Sim::new(4);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(4);
+    let (_stop, _) = start(&sim, &node, &network, Config { maxclients: 2, ..Config::default() });
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut first = Client::connect(&env, &network).await;
+        let mut second = Client::connect(&env, &network).await;
+        assert_eq!(first.ask(&["PING"]).await, simple("PONG"));
+        assert_eq!(second.ask(&["CLIENT", "ID"]).await, Some(Value::Int(2)));
+        let mut third = Client::connect(&env, &network).await;
+        assert_eq!(third.receive().await, error("ERR max number of clients reached"));
+        assert_eq!(third.receive().await, None);
+        drop(third);
+        // A place that is given up is free again.
+        assert_eq!(first.ask(&["CLIENT", "KILL", "ID", "2"]).await, Some(Value::Int(1)));
+        assert_eq!(second.receive().await, None);
+        drop(second);
+        env.clock.sleep(Duration::from_secs(1)).await;
+        let mut fourth = Client::connect(&env, &network).await;
+        assert_eq!(fourth.ask(&["PING"]).await, simple("PONG"));
+    })
+    .done();
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_served_until_it_does() {
+    let sim = Sim::new(5);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(5);
+    let (_stop, _) = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut greedy = Client::connect(&env, &network).await;
+        let mut modest = Client::connect(&env, &network).await;
+        let value = "v".repeat(100_000);
+        assert_eq!(greedy.ask(&["SET", "k", &value]).await, simple("OK"));
+        let mut requests = Vec::new();
+        for _ in 0..200 {
+            atoll_resp::request(&mut requests, &["GET", "k"]);
+        }
+        assert!(greedy.send(&requests).await);
+        env.clock.sleep(Duration::from_secs(1)).await;
+        // 20 MB were asked for; what the server holds for it is near the soft limit.
+        let Some(Value::Bulk(info)) = modest.ask(&["INFO", "commandstats"]).await else {
+            panic!("INFO answers a text")
+        };
+        let info = String::from_utf8(info).unwrap();
+        let calls = info.split("cmdstat_get:calls=").nth(1).unwrap().split(',').next().unwrap();
+        assert!(calls.parse::<u32>().unwrap() < 40, "{calls} of 200 executed");
+        for _ in 0..200 {
+            assert_eq!(greedy.receive().await, bulk(&value));
+        }
+    })
+    .done();
+}
+
+#[test]
+fn a_client_that_closes_its_side_gets_its_replies_first() {
+    let sim = Sim::new(6);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(6);
+    let (_stop, _) = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut client = Client::connect(&env, &network).await;
+        assert!(client.send(b"SET k v\r\nGET k\r\nGET half").await);
+        client.finish().await;
+        assert_eq!(client.receive().await, simple("OK"));
+        assert_eq!(client.receive().await, bulk("v"));
+        assert_eq!(client.receive().await, None);
+    })
+    .done();
+}
+
+#[test]
+fn a_stop_executes_what_has_arrived_and_closes() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(seed);
+        let (stop, ended) = start(&sim, &node, &network, Config::default());
+        let env = clients.env();
+        let (replies, restarted) = sim
+            .block_on(&clients, async {
+                let mut client = Client::connect(&env, &network).await;
+                assert_eq!(client.ask(&["PING"]).await, simple("PONG"));
+                let mut bytes = Vec::new();
+                for _ in 0..300 {
+                    atoll_resp::request(&mut bytes, &["INCR", "n"]);
+                }
+                assert!(client.send(&bytes).await);
+                let _ = stop.send(());
+                let mut replies = 0;
+                while let Some(reply) = client.receive().await {
+                    replies += 1;
+                    assert_eq!(reply, Value::Int(replies));
+                }
+                ended.await.expect("the server ends");
+                assert!(network.open(crate::support::address()).is_err(), "nobody listens");
+                let _running = spawn(&node, &network, Config::default());
+                let mut client = Client::connect(&env, &network).await;
+                (replies, client.ask(&["GET", "n"]).await)
+            })
+            .done();
+        let expected = if replies == 0 { Some(Value::Null) } else { bulk(&replies.to_string()) };
+        assert_eq!(restarted, expected, "seed {seed}: executed means answered, and the reverse");
+    }
+}

@@ -1,0 +1,128 @@
+//! The project's recipes, one command each: `cargo xtask <recipe>`.
+//!
+//! A recipe is a sequence of commands that a person could type, printed before they run; the first
+//! that fails ends it with its exit code.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+Recipes:
+  cargo xtask ci                  what .ci/run does: format, lints, docs, all tests
+  cargo xtask e2e                 the end-to-end tests on the release binary: 100 kills per
+                                  durability mode, a bulk load of a million keys
+  cargo xtask crash [FLAGS]       100,000 crash points on the simulated disk; flags are those of
+                                  atoll-sim crash (--points N --seed S)
+  cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
+                                  each must be caught
+  cargo xtask bench [FLAGS]       the engine benchmark; --help shows its flags
+  cargo xtask golden              rewrites the expected output of golden scripts; read the diff";
+
+/// The rules that a build may leave out (`atoll_lsm::mutants`); each absence must be noticed.
+const MUTANTS: [&str; 5] =
+    ["ack-before-sync", "no-synced-to-check", "no-salt", "no-dir-sync", "early-tombstone-drop"];
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let recipe = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let steps = match (recipe.as_str(), rest.is_empty()) {
+        ("ci", true) => vec![Command::new(root().join(".ci/run"))],
+        ("e2e", true) => e2e(),
+        ("crash", _) => crash(rest),
+        ("bench", _) => {
+            let mut bench = cargo(["run", "--release", "-p", "atoll-bench", "--"]);
+            bench.args(rest);
+            vec![bench]
+        }
+        ("golden", true) => vec![golden()],
+        ("help" | "--help" | "-h", _) => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!(
+                "xtask: there is no recipe '{}'\n{HELP}",
+                [&[recipe], &rest[..]].concat().join(" ")
+            );
+            return ExitCode::from(2);
+        }
+    };
+    steps.into_iter().map(run).find(|&code| code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
+}
+
+fn e2e() -> Vec<Command> {
+    let mut test =
+        cargo(["test", "--release", "-p", "atoll", "--test", "e2e", "--", "--nocapture"]);
+    // Cargo builds the release binary for these tests; the tests find it by themselves.
+    for (variable, size) in [("ATOLL_KILL_ROUNDS", "100"), ("ATOLL_LOAD_KEYS", "1000000")] {
+        if std::env::var_os(variable).is_none() {
+            test.env(variable, size);
+        }
+    }
+    vec![test]
+}
+
+/// One campaign, or with `--mutants` one for each rule left out.
+fn crash(args: Vec<String>) -> Vec<Command> {
+    let (mutants, args): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| arg == "--mutants");
+    if mutants.is_empty() {
+        let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--", "crash"]);
+        run.args(args);
+        return vec![run];
+    }
+    let with = |mutant| {
+        let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--features", "mutants"]);
+        run.args(["--", "crash", "--mutant", mutant]).args(&args);
+        run
+    };
+    MUTANTS.into_iter().map(with).collect()
+}
+
+fn golden() -> Command {
+    let mut test = cargo(["test", "-p", "atoll-redis", "--test", "scripts"]);
+    test.env("UPDATE_SCRIPTS", "1");
+    test
+}
+
+fn cargo<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
+/// Returns the root of the workspace.
+fn root() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// Runs one step from the root of the workspace.
+fn run(mut step: Command) -> ExitCode {
+    eprintln!("xtask: {step:?}");
+    match step.current_dir(root()).status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(status) => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            code.map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+        Err(e) => {
+            eprintln!("xtask: {step:?} cannot be run: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_of_the_engine_is_in_the_list() {
+        let source = include_str!("../../lsm/src/mutants.rs");
+        let (_, list) = source.split_once("pub const ALL").unwrap();
+        let (list, _) = list.split_once(';').and_then(|(_, rest)| rest.split_once(';')).unwrap();
+        let named: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+        assert_eq!(named, MUTANTS);
+    }
+}
