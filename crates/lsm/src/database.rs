@@ -516,7 +516,8 @@ async fn recover(
     let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
     manifest.replace_above(options.manifest_size);
     let log = replay.finish().await?;
-    for path in strays {
+    // A replacement that a crash interrupted is a stray, and the next one takes over its name.
+    for path in strays.into_iter().filter(|path| path != manifest.path()) {
         env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
     }
 

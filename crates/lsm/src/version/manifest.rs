@@ -198,6 +198,11 @@ impl Manifest {
         Ok((manifest, state))
     }
 
+    /// Returns the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Sets the length below which the file is never replaced.
     pub(crate) fn replace_above(&mut self, len: u64) {
         self.replace_above = len;
