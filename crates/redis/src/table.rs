@@ -113,11 +113,6 @@ impl Flags {
         self.has(NO_AUTH)
     }
 
-    /// Returns whether the command only reads.
-    pub fn readonly(self) -> bool {
-        self.has(READONLY)
-    }
-
     /// Returns the flags' names in Redis's order.
     pub fn names(self) -> impl Iterator<Item = &'static str> + Clone {
         FLAGS.iter().filter(move |(flag, _)| self.has(*flag)).map(|(_, name)| *name)

@@ -276,15 +276,6 @@ impl RequestParser {
         }
     }
 
-    /// Returns how long the request is at least, as far as is known: what a caller may make room
-    /// for once the bytes really arrive.
-    pub fn wanted(&self) -> usize {
-        match self.state {
-            State::Bulk { len, .. } => self.at + len + 2,
-            _ => self.at + 1,
-        }
-    }
-
     fn reset(&mut self) {
         self.at = 0;
         self.searched = 0;
