@@ -116,7 +116,7 @@ impl Tuning {
                 _ => Compression::Lz4ThenZstd,
             },
             filter_bits: one_of(&[0, 4, 10]) as u32,
-            sync_interval: Duration::from_millis(one_of(&[2, 20, 100])),
+            sync_interval: Duration::from_millis(one_of(&[2, 50, 2000])),
         }
     }
 
@@ -162,7 +162,7 @@ impl Script {
         let mut phases: Vec<Phase> = (0..phases)
             .map(|_| {
                 let ops = match size {
-                    Size::Short => 6 + prng.index(12),
+                    Size::Short => 10 + prng.index(24),
                     Size::Long => 100 + prng.index(200),
                 };
                 style.phase(&mut prng, ops)
@@ -205,9 +205,9 @@ impl Style {
     fn draw(prng: &mut Prng) -> Style {
         let mut pick = |choices: &[f64]| choices[prng.index(choices.len())];
         Style {
-            synced: pick(&[0.1, 0.5, 0.5, 0.9]),
+            synced: pick(&[0.0, 0.1, 0.5, 0.9]),
             interval: pick(&[0.0, 0.3, 0.8]),
-            large: pick(&[0.0, 0.1, 0.4]),
+            large: pick(&[0.0, 0.1, 0.4, 0.8]),
             removes: pick(&[0.1, 0.3, 0.5]),
             ranges: pick(&[0.03, 0.1, 0.25]),
             batches: pick(&[0.1, 0.5]),
