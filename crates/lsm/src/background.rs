@@ -185,7 +185,8 @@ impl Background {
         store.space_returned();
         store.relief.notify(usize::MAX);
         store.compaction_due.notify();
-        commit::submit(store, Work::Release { index: sealed.applied }).await
+        commit::post(store, Work::Release { index: sealed.applied });
+        Ok(())
     }
 
     fn job<'a>(&'a self, version: &'a Version, level: usize, class: IoClass) -> JobParts<'a> {

@@ -49,6 +49,8 @@ pub(crate) enum Work {
     Release { index: u64 },
     /// Make the log's next segment, to learn whether there is space again.
     Probe,
+    /// Nothing after this group: the log is given up.
+    End,
     /// Take the log's next segment, which was made aside.
     Adopt(Mutex<Option<Result<Prepared>>>),
 }
@@ -130,12 +132,7 @@ impl Queue {
 /// Hands `work` to the next group and waits for its answer.
 pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
     let can_lead = task::may_block();
-    let ticket = Arc::new(Ticket { state: Mutex::new(TicketState::Waiting(None)), can_lead });
-    let lead = {
-        let mut queue = store.queue.state.lock();
-        queue.waiting.push_back(Request { work, ticket: ticket.clone() });
-        !std::mem::replace(&mut queue.has_leader, true)
-    };
+    let (ticket, lead) = enqueue(store, work, can_lead);
     if lead {
         if can_lead {
             lead_once(store).await;
@@ -149,6 +146,23 @@ pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
             None => lead_once(store).await,
         }
     }
+}
+
+/// Hands `work` to the next group; nobody waits for its answer. For the flush, which must go on
+/// while a leader waits for it to free memory.
+pub(crate) fn post(store: &Arc<Store>, work: Work) {
+    let (_, lead) = enqueue(store, work, false);
+    if lead {
+        spawn_leader(store);
+    }
+}
+
+/// Puts `work` into the queue; says whether somebody has to lead.
+fn enqueue(store: &Arc<Store>, work: Work, can_lead: bool) -> (Arc<Ticket>, bool) {
+    let ticket = Arc::new(Ticket { state: Mutex::new(TicketState::Waiting(None)), can_lead });
+    let mut queue = store.queue.state.lock();
+    queue.waiting.push_back(Request { work, ticket: ticket.clone() });
+    (ticket, !std::mem::replace(&mut queue.has_leader, true))
 }
 
 /// Leads one group on the calling thread, then hands over.

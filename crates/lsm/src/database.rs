@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_env::{Env, block_on, os};
-use parking_lot::Mutex;
 
 use crate::background::Background;
 use crate::batch::Batch;
@@ -15,7 +14,10 @@ use crate::error::{Error, Result};
 use crate::identity;
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
-use crate::keyspace::{CATALOG, Keyspace, Keyspaces, check_name, decode_about, encode_about};
+use crate::keyspace::{
+    CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id, encode_about,
+    encode_last_id,
+};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
@@ -68,8 +70,6 @@ pub(crate) struct Inner {
     naming: Gate<()>,
     /// Whether dropping the last handle may wait for background work on the calling thread.
     may_wait: bool,
-    /// Held as long as anything may write the directory.
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 /// How to open a database.
@@ -140,17 +140,10 @@ impl Database {
             Some(id) => id,
             None => make(env, &paths).await?,
         };
-        let (store, next_file) = recover(options, paths, identity).await?;
+        let (store, next_file) = recover(options, paths, identity, lock).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
-        let inner = Inner {
-            store,
-            keyspaces,
-            background,
-            naming: Gate::new(()),
-            may_wait,
-            lock: Mutex::new(Some(lock)),
-        };
+        let inner = Inner { store, keyspaces, background, naming: Gate::new(()), may_wait };
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -209,6 +202,9 @@ impl Database {
             return Err(Error::InvalidInput(format!("there is no keyspace '{name}' to drop")));
         }
         let mut batch = Batch::new();
+        // A batch made before may still be written after: its keys must not show in a later keyspace.
+        let last = inner.keyspaces.last_id();
+        batch.insert_raw(CATALOG, LAST_ID, &encode_last_id(last), None);
         for about in &family {
             batch.remove_raw(CATALOG, about.name.as_bytes());
             batch.clear_raw(about.id);
@@ -331,7 +327,7 @@ impl Inner {
     /// Refuses calls after [`Database::close`].
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.store.is_closed() {
-            return Err(Error::Stopped("the database was closed".to_owned()));
+            return Err(closed());
         }
         Ok(())
     }
@@ -341,7 +337,9 @@ impl Inner {
         let _ = commit::submit(&self.store, Work::Sync).await;
         self.store.begin_shutdown();
         self.background.ended().await;
-        self.lock.lock().take();
+        // Whoever is still in the queue is answered before the directory is another's.
+        let _ = commit::submit(&self.store, Work::End).await;
+        self.store.unlock().await;
     }
 }
 
@@ -353,6 +351,11 @@ impl Drop for Inner {
             self.store.begin_shutdown();
         }
     }
+}
+
+/// The answer to calls after the end.
+pub(crate) fn closed() -> Error {
+    Error::Stopped("the database was closed".to_owned())
 }
 
 /// A view of one moment. Cheap to clone; keeps what it sees from being compacted away, so drop it
@@ -470,7 +473,12 @@ async fn make(env: &Env, paths: &Paths) -> Result<u64> {
 ///
 /// Everything is read and judged before the first change, so that a directory that is refused is
 /// left as it was found.
-async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<Store>, u64)> {
+async fn recover(
+    options: Options,
+    paths: Paths,
+    identity: u64,
+    lock: Box<dyn Send + Sync>,
+) -> Result<(Arc<Store>, u64)> {
     let env = options.env.clone();
     let garbage = Arc::new(Garbage::default());
     let contents = manifest::read(&env, &paths, &garbage).await?;
@@ -505,9 +513,11 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
         .await?;
     let applied = replay.applied();
 
-    let (manifest, state) = Manifest::resume(&env, &paths, contents).await?;
+    let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
+    manifest.replace_above(options.manifest_size);
     let log = replay.finish().await?;
-    for path in strays {
+    // A replacement that a crash interrupted is a stray, and the next one takes over its name.
+    for path in strays.into_iter().filter(|path| path != manifest.path()) {
         env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
     }
 
@@ -525,6 +535,7 @@ async fn recover(options: Options, paths: Paths, identity: u64) -> Result<(Arc<S
         memtables,
         sealed,
         visible,
+        lock,
     };
     Ok((Store::new(parts), next_file))
 }
@@ -539,10 +550,15 @@ async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let tables = Arc::new(store.tables.past_quarantine());
     let mut scan = view.scan(&tables, direction, bounds, snapshot, store.now(), None).await?;
     while let Some(entry) = scan.next().await? {
-        let about = decode_about(&entry.user_key[4..], &entry.value).map_err(|e| {
+        let malformed = |e: atoll_encoding::Malformed| {
             Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))
-        })?;
-        keyspaces.add(about);
+        };
+        let name = &entry.user_key[4..];
+        if name == LAST_ID {
+            keyspaces.skip_ids(decode_last_id(&entry.value).map_err(malformed)?);
+        } else {
+            keyspaces.add(decode_about(name, &entry.value).map_err(malformed)?);
+        }
     }
     Ok(keyspaces)
 }

@@ -31,6 +31,9 @@ use crate::table::PrefixRule;
 
 /// The keyspace that names the others.
 pub(crate) const CATALOG: u32 = 0;
+/// The key in it of the highest id that was ever used, written when a keyspace is dropped: no name
+/// is empty.
+pub(crate) const LAST_ID: &[u8] = b"";
 
 /// A named range of keys. Cheap to clone; keeps its database open.
 #[derive(Clone)]
@@ -331,7 +334,18 @@ impl Keyspaces {
         names.by_name.iter().filter(|(n, _)| inside(n)).map(|(_, a)| a.clone()).collect()
     }
 
-    /// Draws an id that was not used since the database was opened.
+    /// Returns the highest id that was ever used.
+    pub(crate) fn last_id(&self) -> u32 {
+        self.names.read().last_id
+    }
+
+    /// Takes ids up to `last` for used.
+    pub(crate) fn skip_ids(&self, last: u32) {
+        let mut names = self.names.write();
+        names.last_id = names.last_id.max(last);
+    }
+
+    /// Draws an id that was never used.
     pub(crate) fn draw_id(&self) -> Result<u32> {
         let mut names = self.names.write();
         if names.last_id >= u32::MAX - 2 {
@@ -399,6 +413,26 @@ pub(crate) fn encode_about(id: u32, options: &KeyspaceOptions) -> Vec<u8> {
     varint::put(&mut out, ttl);
     varint::put(&mut out, u64::from(options.filter_prefix_len));
     out
+}
+
+/// Encodes the value of [`LAST_ID`].
+pub(crate) fn encode_last_id(id: u32) -> Vec<u8> {
+    let mut out = vec![1];
+    varint::put(&mut out, u64::from(id));
+    out
+}
+
+/// Decodes the value of [`LAST_ID`].
+pub(crate) fn decode_last_id(value: &[u8]) -> Result<u32, Malformed> {
+    let mut r = Reader::new(value);
+    let version = r.malformed("keyspace record version 1");
+    if r.u8("a version")? != 1 {
+        return Err(version);
+    }
+    let wrong = r.malformed("a keyspace id");
+    let id = u32::try_from(r.varint("a keyspace id")?).map_err(|_| wrong)?;
+    r.finish("the end of the record")?;
+    Ok(id)
 }
 
 /// Decodes a catalog record.

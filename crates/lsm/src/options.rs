@@ -90,6 +90,8 @@ pub struct Options {
     pub sealed_memtables_max: usize,
     /// Capacity of a log segment, in bytes.
     pub log_segment_size: u64,
+    /// Length below which a manifest is not replaced by a shorter one, in bytes.
+    pub manifest_size: u64,
     /// Target of a data block before compression, in bytes.
     pub block_size: usize,
     /// Target size of a table, in bytes.
@@ -119,6 +121,7 @@ impl Options {
             memtable_size: 0,
             sealed_memtables_max: 2,
             log_segment_size: 64 << 20,
+            manifest_size: 1 << 20,
             block_size: 4 << 10,
             table_size: 32 << 20,
             level0_tables: 4,

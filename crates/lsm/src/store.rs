@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records};
 use crate::commit::{self, Queue, Request, Work};
+use crate::database::closed;
 use crate::error::{Error, Result};
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
 use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
@@ -76,6 +77,13 @@ pub(crate) struct Store {
     pub(crate) unsynced: AtomicBool,
     health: Mutex<Health>,
     pub(crate) stopping: AtomicBool,
+    /// Log segments that are being made aside.
+    preparations: AtomicUsize,
+    /// One of them was done.
+    prepared: Notify,
+    /// The lock of the directory. It is here and not in a handle, because it must be held as long
+    /// as a task of the store may write.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
     pub(crate) stats: Recorder,
 }
 
@@ -149,6 +157,7 @@ pub(crate) struct Parts {
     pub(crate) visible: SeqNo,
     pub(crate) writer: Writer,
     pub(crate) catalog: Catalog,
+    pub(crate) lock: Box<dyn Send + Sync>,
 }
 
 impl Store {
@@ -173,6 +182,9 @@ impl Store {
             unsynced: AtomicBool::new(false),
             health: Mutex::new(Health::default()),
             stopping: AtomicBool::new(false),
+            preparations: AtomicUsize::new(0),
+            prepared: Notify::new(),
+            lock: Mutex::new(Some(parts.lock)),
             stats: Recorder::default(),
         })
     }
@@ -302,6 +314,15 @@ impl Store {
         self.stopping.load(Ordering::Acquire) || self.stopped().is_some()
     }
 
+    /// Gives the directory back; the background work has ended and the log was given up.
+    pub(crate) async fn unlock(&self) {
+        while self.preparations.load(Ordering::Acquire) > 0 {
+            self.prepared.notified().await;
+        }
+        let lock = self.lock.lock().take();
+        drop(lock);
+    }
+
     fn wake_everybody(&self) {
         self.flush_due.notify();
         self.compaction_due.notify();
@@ -322,15 +343,18 @@ impl Store {
     /// Carries a group through. Called by one leader at a time.
     pub(crate) async fn commit(self: &Arc<Self>, group: VecDeque<Request>) {
         let Some(mut writer) = self.writer.lock().take() else {
-            // Only a leader whose task was torn down leaves the slot empty.
-            let why = Error::Stopped("a commit was torn down half-way".to_owned());
+            // The store was closed, or a leader's task was torn down.
+            let torn = || Error::Stopped("a commit was torn down half-way".to_owned());
+            let why = if self.is_closed() { closed() } else { torn() };
             group.iter().for_each(|r| r.ticket.answer(Err(why.clone())));
             return;
         };
         let results = self.carry_out(&mut writer, &group).await;
         self.prepare_segment(&mut writer);
         // The writer goes back before anybody is answered: who is answered may lead at once.
-        *self.writer.lock() = Some(writer);
+        if !group.iter().any(|request| matches!(request.work, Work::End)) {
+            *self.writer.lock() = Some(writer);
+        }
         for (request, result) in group.iter().zip(results) {
             request.ticket.answer(result);
         }
@@ -388,6 +412,7 @@ impl Store {
                 Work::Write { .. } | Work::Sync => continue,
                 Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
                 Work::Release { index } => self.release(writer, *index).await,
+                Work::End => Ok(()),
                 Work::Probe => {
                     writer.preparing = false;
                     writer.log.prepare_next().await
@@ -478,11 +503,14 @@ impl Store {
         }
         let Some(preparation) = writer.log.prepare() else { return };
         writer.preparing = true;
+        self.preparations.fetch_add(1, Ordering::AcqRel);
         let store = self.clone();
         self.options.env.tasks.spawn(
             "log segment",
             Box::pin(async move {
                 let prepared = preparation.run().await;
+                store.preparations.fetch_sub(1, Ordering::AcqRel);
+                store.prepared.notify();
                 let work = Work::Adopt(Mutex::new(Some(prepared)));
                 // Adopting answers by itself: a failure is the next rotation's concern.
                 let _ = commit::submit(&store, work).await;

@@ -34,6 +34,8 @@ pub(super) struct State {
     ops: u64,
     mutations: u64,
     sites: BTreeMap<&'static str, u64>,
+    /// What each mutation was, while they are kept.
+    history: Option<Vec<Mutation>>,
     crash_at: Option<(u64, CrashTiming)>,
     last_crash: Option<CrashPoint>,
     /// How many handles a file has.
@@ -41,6 +43,15 @@ pub(super) struct State {
     /// Locked files, with the number of the guard.
     pub(super) locks: BTreeMap<InodeId, u64>,
     pub(super) next_guard: u64,
+}
+
+/// An operation that can change the disk, as [`SimDisk::take_mutations`] tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mutation {
+    /// Its kind.
+    pub op: OpKind,
+    /// Its site; operations that carry no tag have the empty one.
+    pub site: &'static str,
 }
 
 /// A copy of everything stored on a [`SimDisk`], durable and not. Cheap: pages are shared.
@@ -61,6 +72,7 @@ impl SimDisk {
                 ops: 0,
                 mutations: 0,
                 sites: BTreeMap::new(),
+                history: None,
                 crash_at: None,
                 last_crash: None,
                 open: BTreeMap::new(),
@@ -133,6 +145,17 @@ impl SimDisk {
     /// Returns how many operations each site has submitted.
     pub fn sites(&self) -> BTreeMap<&'static str, u64> {
         self.state.lock().sites.clone()
+    }
+
+    /// Keeps what each mutation is from now on.
+    pub fn keep_mutations(&self) {
+        self.state.lock().history.get_or_insert_default();
+    }
+
+    /// Takes the mutations kept since the last call, in the order of their numbers. After a crash
+    /// planned by [`SimDisk::crash_at`] the last one is where it happened.
+    pub fn take_mutations(&self) -> Vec<Mutation> {
+        self.state.lock().history.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Starts all counters at zero.
@@ -239,6 +262,12 @@ impl State {
         self.mutations += u64::from(info.op.is_mutation());
         if let Some(tag) = info.tag {
             *self.sites.entry(tag.site).or_default() += 1;
+        }
+        if let Some(history) = &mut self.history
+            && info.op.is_mutation()
+        {
+            let site = info.tag.map_or("", |tag| tag.site);
+            history.push(Mutation { op: info.op, site });
         }
         let range =
             if info.op.is_sync() { &self.options.sync_latency } else { &self.options.latency };

@@ -45,7 +45,7 @@ use crate::Env;
 use crate::time::Instant;
 
 pub use clock::WALL_START;
-pub use disk::{DiskSnapshot, SimDisk};
+pub use disk::{DiskSnapshot, Mutation, SimDisk};
 pub use executor::Deadlock;
 pub use faults::{
     CrashMode, CrashPoint, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, OpKind,

@@ -162,8 +162,6 @@ fn empty_level0(view: &View, base: usize) -> Option<Plan> {
     }
     let mut inputs: Vec<(usize, u64)> = free.iter().rev().map(|t| (0, t.desc.id)).collect();
     let below = overlapping(&view.levels[base], free.iter().map(|t| &t.desc));
-    // What lies between two picked tables of the base level joins in: the outputs must not
-    // straddle a table that stays. A range from the first to the last picked key covers it.
     if below.iter().any(|c| c.blocked) {
         return None;
     }
@@ -226,15 +224,20 @@ fn rewrite_dead_weight(view: &View) -> Option<Plan> {
     None
 }
 
-/// Returns the tables of a sorted level from the first to the last that meets one of `with`.
+/// Returns the tables of a sorted level that lie between the first and the last key of `with`, also
+/// in its gaps: an output of the merge may reach over a gap, and must not straddle a table that
+/// stays.
 fn overlapping<'v, 'd>(
     level: &'v [Candidate],
     with: impl IntoIterator<Item = &'d TableDesc> + Clone,
 ) -> Vec<&'v Candidate> {
-    let meets = |c: &Candidate| with.clone().into_iter().any(|d| d.overlaps(&c.desc));
-    let Some(first) = level.iter().position(meets) else { return Vec::new() };
-    let last = level.iter().rposition(meets).unwrap_or(first);
-    level[first..=last].iter().collect()
+    let between = |c: &&Candidate| {
+        let mut starts = with.clone().into_iter();
+        let mut ends = with.clone().into_iter();
+        starts.any(|d| c.desc.ends_at_or_after(&d.smallest))
+            && ends.any(|d| d.ends_at_or_after(&c.desc.smallest))
+    };
+    level.iter().filter(between).collect()
 }
 
 #[cfg(test)]
@@ -298,6 +301,12 @@ mod tests {
     fn level_0_merges_into_the_base_level_newest_first() {
         let view = draw("L0 5:a-m 4:c-z\nL6 1:a-c 2:d-f 3:zz-zzz");
         assert_eq!(choose(&view, TARGETS), merge(&[(0, 5), (0, 4), (6, 1), (6, 2)], 6));
+    }
+
+    #[test]
+    fn a_table_in_the_gap_between_those_of_level_0_joins_their_merge() {
+        let view = draw("L0 6:b-e 5:x-z 4:a-c\nL6 1:m-n");
+        assert_eq!(choose(&view, TARGETS), merge(&[(0, 6), (0, 5), (0, 4), (6, 1)], 6));
     }
 
     #[test]

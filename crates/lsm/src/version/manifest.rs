@@ -35,9 +35,9 @@ const MAGIC: &[u8; 8] = b"ATOLLMAN";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 32;
 const EDIT_MAGIC: u32 = 0x7469_6445;
-const EDIT_HEADER_LEN: usize = 12;
-/// Length below which a manifest is never replaced.
+/// Length below which a manifest is not replaced, if nothing else is said.
 const REPLACE_ABOVE: u64 = 1 << 20;
+const EDIT_HEADER_LEN: usize = 12;
 
 /// Site of the append of an edit by a flush.
 pub(crate) const FLUSH_INSTALL: IoTag = IoTag::new(IoClass::Flush, "flush install");
@@ -78,7 +78,9 @@ pub(crate) struct Manifest {
     salt: u64,
     /// Where the next edit goes.
     end: u64,
-    /// Length at which the file is replaced.
+    /// Length below which the file is never replaced.
+    replace_above: u64,
+    /// Length at which it is replaced; 0 until the first edit is appended.
     replace_at: u64,
     /// Set by a failed sync: nothing may be appended any more.
     failed: bool,
@@ -180,6 +182,7 @@ impl Manifest {
             id,
             salt,
             end: end as u64,
+            replace_above: REPLACE_ABOVE,
             replace_at: 0,
             failed: false,
         };
@@ -193,6 +196,16 @@ impl Manifest {
             sync_dir(env.disk.as_ref(), SWAP, &paths.root).await?;
         }
         Ok((manifest, state))
+    }
+
+    /// Returns the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Sets the length below which the file is never replaced.
+    pub(crate) fn replace_above(&mut self, len: u64) {
+        self.replace_above = len;
     }
 
     /// Appends `edit` durably. `state` is the state before it, for a replacement of the file.
@@ -216,7 +229,7 @@ impl Manifest {
             return Err(Error::Stopped(format!("syncing {} failed: {e}", self.path.display())));
         }
         if self.replace_at == 0 {
-            self.replace_at = REPLACE_ABOVE.max(4 * self.end);
+            self.replace_at = self.replace_above.max(4 * self.end);
         }
         self.end += len;
         Ok(())
@@ -227,6 +240,7 @@ impl Manifest {
         let next =
             Manifest::create(&self.env, &self.paths, self.id + 1, &snapshot_edit(state)).await?;
         let old = std::mem::replace(self, next);
+        self.replace_above = old.replace_above;
         // Only tidiness hangs on the removal: a left-over is removed at the next open.
         let _ = self.env.disk.remove(SWAP, &old.path).await;
         Ok(())
@@ -258,7 +272,8 @@ impl Manifest {
             id,
             salt,
             end,
-            replace_at: REPLACE_ABOVE.max(4 * end),
+            replace_above: REPLACE_ABOVE,
+            replace_at: 0,
             failed: false,
         })
     }

@@ -1,0 +1,316 @@
+//! Histories: what a seed makes of the engine's options and its users.
+
+use std::time::Duration;
+
+use atoll_env::Env;
+use atoll_env::random::Prng;
+use atoll_lsm::{Compression, Durability, KeyspaceOptions, Options};
+
+/// Keyspace names; the nested one goes with its parent.
+pub const NAMES: [&str; 4] = ["main", "side", "side/nested", "fleeting"];
+/// Time to live of the values in the last of [`NAMES`].
+pub const FLEETING: Duration = Duration::from_millis(40);
+/// Length of the key prefix that the filters of the first of [`NAMES`] know.
+pub const PREFIX_LEN: u16 = 2;
+
+/// What kind of history a seed gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// About a hundred disk operations: the power goes at every one of them.
+    Short,
+    /// Many times as many, with levels that have grown: the power goes at some.
+    Long,
+}
+
+/// A history.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// Short or long.
+    pub size: Size,
+    /// Options of the engine.
+    pub tuning: Tuning,
+    /// Lives of the database, each from opening to closing.
+    pub phases: Vec<Phase>,
+}
+
+/// Options that a seed varies; the rest is fixed.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    memtable_size: usize,
+    sealed_memtables_max: usize,
+    log_segment_size: u64,
+    manifest_size: u64,
+    block_size: usize,
+    table_size: u64,
+    level0_tables: usize,
+    level0_slowdown: usize,
+    level_ratio: u64,
+    level_base_size: u64,
+    compression: Compression,
+    filter_bits: u32,
+    /// Between the syncs of the interval mode.
+    pub sync_interval: Duration,
+}
+
+/// One life of the database.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    /// What each writer does, one after the other.
+    pub writers: Vec<Vec<Op>>,
+    /// Snapshots and iterators that a reader takes meanwhile.
+    pub readings: usize,
+    /// Whether the database is closed at the end, or only let go.
+    pub close: bool,
+}
+
+/// A step of a writer.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A batch.
+    Write(Vec<Edit>, Durability),
+    /// Creates a keyspace if there is none of the name.
+    Create(usize),
+    /// Drops a keyspace if there is one of the name.
+    DropKeyspace(usize),
+    /// Writes what is in memory into tables.
+    Flush,
+    /// Merges all tables.
+    Compact,
+    /// Makes everything durable.
+    Sync,
+    /// Waits.
+    Sleep(Duration),
+}
+
+/// A change in a batch. Keyspaces are numbered by [`NAMES`].
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Sets a key to a value of a length, for a time if one is given.
+    Put(usize, Vec<u8>, usize, Option<Duration>),
+    /// Removes a key.
+    Remove(usize, Vec<u8>),
+    /// Removes a range of keys.
+    RemoveRange(usize, Vec<u8>, Vec<u8>),
+    /// Removes all keys.
+    Clear(usize),
+}
+
+impl Tuning {
+    /// Draws options that reach every path with little data.
+    pub fn draw(prng: &mut Prng) -> Tuning {
+        let mut one_of = |choices: &[u64]| choices[prng.index(choices.len())];
+        Tuning {
+            memtable_size: one_of(&[4, 8, 16, 32, 64]) as usize * 1024,
+            sealed_memtables_max: one_of(&[1, 2]) as usize,
+            log_segment_size: one_of(&[16, 16, 20, 32, 64]) * 1024,
+            manifest_size: one_of(&[0, 0, 1024, 1 << 20]),
+            block_size: one_of(&[256, 512, 1024, 4096]) as usize,
+            table_size: one_of(&[4, 8, 16, 32]) * 1024,
+            level0_tables: one_of(&[1, 2, 3, 4]) as usize,
+            level0_slowdown: one_of(&[3, 8, 12]) as usize,
+            level_ratio: one_of(&[2, 3, 4]),
+            level_base_size: one_of(&[2, 4, 8, 32]) * 1024,
+            compression: match one_of(&[0, 1, 2]) {
+                0 => Compression::None,
+                1 => Compression::Lz4,
+                _ => Compression::Lz4ThenZstd,
+            },
+            filter_bits: one_of(&[0, 4, 10]) as u32,
+            sync_interval: Duration::from_millis(one_of(&[2, 50, 2000])),
+        }
+    }
+
+    /// Returns the engine's options in the world `env`.
+    pub fn options(&self, env: Env) -> Options {
+        Options {
+            memory: 4 << 20,
+            durability: Durability::Synced,
+            sync_interval: self.sync_interval,
+            memtable_size: self.memtable_size,
+            sealed_memtables_max: self.sealed_memtables_max,
+            log_segment_size: self.log_segment_size,
+            manifest_size: self.manifest_size,
+            block_size: self.block_size,
+            table_size: self.table_size,
+            level0_tables: self.level0_tables,
+            level0_slowdown: self.level0_slowdown,
+            level_ratio: self.level_ratio,
+            level_base_size: self.level_base_size,
+            compression: self.compression,
+            filter_bits: self.filter_bits,
+            ..Options::new(env)
+        }
+    }
+}
+
+impl Script {
+    /// Returns the history of a seed.
+    pub fn of(seed: u64) -> Script {
+        let mut prng = Prng::new(seed).fork("script");
+        let size = if prng.chance(0.04) { Size::Long } else { Size::Short };
+        let mut tuning = Tuning::draw(&mut prng);
+        let long_values = prng.chance(0.01);
+        if long_values {
+            // A value of a megabyte would otherwise take a hundred segments.
+            tuning.log_segment_size = 512 * 1024;
+        }
+        let style = Style::draw(&mut prng);
+        let phases = match size {
+            Size::Short => 1 + prng.index(2),
+            Size::Long => 1 + prng.index(3),
+        };
+        let mut phases: Vec<Phase> = (0..phases)
+            .map(|_| {
+                let ops = match size {
+                    Size::Short => 10 + prng.index(24),
+                    Size::Long => 100 + prng.index(200),
+                };
+                style.phase(&mut prng, ops)
+            })
+            .collect();
+        if long_values && let Some(ops) = phases[0].writers.last_mut() {
+            let edit = Edit::Put(0, style.key(&mut prng), 1_100_000, None);
+            ops.insert(
+                prng.index(ops.len() + 1),
+                Op::Write(vec![edit], style.durability(&mut prng)),
+            );
+        }
+        Script { size, tuning, phases }
+    }
+
+    /// Returns a short life to lead after a recovery.
+    pub fn aftermath(prng: &mut Prng) -> Phase {
+        let style = Style::draw(prng);
+        let ops = 3 + prng.index(6);
+        style.phase(prng, ops)
+    }
+}
+
+/// The habits of a history's writers: each has its own mix, so that rare things are frequent in
+/// some of them.
+#[derive(Clone, Debug)]
+struct Style {
+    synced: f64,
+    interval: f64,
+    large: f64,
+    removes: f64,
+    ranges: f64,
+    batches: f64,
+    upkeep: f64,
+    writers: usize,
+    groups: u64,
+}
+
+impl Style {
+    fn draw(prng: &mut Prng) -> Style {
+        let mut pick = |choices: &[f64]| choices[prng.index(choices.len())];
+        Style {
+            synced: pick(&[0.0, 0.1, 0.5, 0.9]),
+            interval: pick(&[0.0, 0.3, 0.8]),
+            large: pick(&[0.0, 0.1, 0.4, 0.8]),
+            removes: pick(&[0.1, 0.3, 0.5]),
+            ranges: pick(&[0.03, 0.1, 0.25]),
+            batches: pick(&[0.1, 0.5]),
+            upkeep: pick(&[0.1, 0.2, 0.4]),
+            writers: pick(&[1.0, 2.0, 3.0, 5.0]) as usize,
+            groups: pick(&[1.0, 4.0, 8.0]) as u64,
+        }
+    }
+
+    fn phase(&self, prng: &mut Prng, ops: usize) -> Phase {
+        let writers = (0..self.writers)
+            .map(|writer| {
+                let ops = (ops / self.writers).max(2);
+                (0..ops).map(|_| self.op(prng, writer)).collect()
+            })
+            .collect();
+        Phase { writers, readings: prng.index(4), close: prng.chance(0.7) }
+    }
+
+    fn op(&self, prng: &mut Prng, writer: usize) -> Op {
+        if prng.chance(self.upkeep) {
+            return match prng.index(if writer == 0 { 12 } else { 7 }) {
+                0..=2 => Op::Flush,
+                3 => Op::Compact,
+                4 => Op::Sync,
+                5 | 6 => Op::Sleep(Duration::from_micros(prng.range(100..60_000))),
+                7 | 8 => Op::DropKeyspace(1 + prng.index(NAMES.len() - 1)),
+                _ => Op::Create(1 + prng.index(NAMES.len() - 1)),
+            };
+        }
+        let edits = if prng.chance(self.batches) { 2 + prng.index(5) } else { 1 };
+        let edits = (0..edits).map(|_| self.edit(prng)).collect();
+        Op::Write(edits, self.durability(prng))
+    }
+
+    fn durability(&self, prng: &mut Prng) -> Durability {
+        if prng.chance(self.synced) {
+            Durability::Synced
+        } else if prng.chance(self.interval) {
+            Durability::Interval
+        } else {
+            Durability::Buffered
+        }
+    }
+
+    fn edit(&self, prng: &mut Prng) -> Edit {
+        let space = if prng.chance(0.6) { 0 } else { prng.index(NAMES.len()) };
+        let key = self.key(prng);
+        if prng.chance(self.ranges) {
+            let other = self.key(prng);
+            return match prng.index(6) {
+                0 => Edit::Clear(space),
+                _ if key <= other => Edit::RemoveRange(space, key, other),
+                _ => Edit::RemoveRange(space, other, key),
+            };
+        }
+        if prng.chance(self.removes) {
+            return Edit::Remove(space, key);
+        }
+        let len = match prng.index(10) {
+            _ if prng.chance(self.large) => prng.range(1000..9000),
+            0..=4 => prng.range(12..80),
+            _ => prng.range(80..800),
+        };
+        let ttl = match prng.index(20) {
+            0 => Some(Duration::from_millis(prng.range(1..100))),
+            1 => Some(Duration::from_secs(1_000_000)),
+            _ => None,
+        };
+        Edit::Put(space, key, len as usize, ttl)
+    }
+
+    /// Keys are few, so that they meet, and of odd shapes: empty, of one byte, with a long shared
+    /// prefix, with zeros and ones at the end.
+    fn key(&self, prng: &mut Prng) -> Vec<u8> {
+        let group = prng.below(self.groups);
+        let number = prng.below(8);
+        match prng.index(24) {
+            0 => Vec::new(),
+            1 => vec![b'a' + group as u8],
+            2 => format!("k{group}/{}/{number}", "long".repeat(30)).into_bytes(),
+            3 => [format!("k{group}").as_bytes(), &[0xff, 0xff][..number as usize % 3]].concat(),
+            4 => [format!("k{group}").as_bytes(), &[0, 0][..number as usize % 3]].concat(),
+            _ => format!("k{group}/{number}").into_bytes(),
+        }
+    }
+}
+
+/// Returns the options a keyspace is created with.
+pub fn keyspace_options(name: usize) -> KeyspaceOptions {
+    KeyspaceOptions {
+        ttl: (name == NAMES.len() - 1).then_some(FLEETING),
+        filter_prefix_len: if name == 0 { PREFIX_LEN } else { 0 },
+    }
+}
+
+/// Returns the content of a value: the number of the write, then bytes that compress by half.
+pub fn content(number: usize, index: usize, salt: u64, len: usize) -> Vec<u8> {
+    let mut bytes = format!("{number}.{index};{salt:x};").into_bytes();
+    let head = bytes.len().min(len);
+    let mut noise = Prng::new(salt ^ number as u64);
+    bytes.resize(len.max(head), b'.');
+    let half = head + (len - head) / 2;
+    noise.fill(&mut bytes[head..half]);
+    bytes
+}
