@@ -14,7 +14,7 @@
 //! head. A record is never shorter in bytes than the numbers it takes, so numbers counted from the
 //! entry's log position never reach those of the next entry.
 //!
-//! Keys in here carry the 4-byte big-endian keyspace id in front; docs/formats/log.md has the page.
+//! Keys in here carry the 4-byte big-endian keyspace id in front. The page is docs/formats/batch.md.
 
 use atoll_encoding::{Malformed, Reader, varint};
 

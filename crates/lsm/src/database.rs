@@ -547,7 +547,8 @@ async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
         Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
     let (view, snapshot) = store.pin_owned();
     let direction = crate::iter::Direction::Forward;
-    let mut scan = view.scan(&store.tables, direction, bounds, snapshot, store.now(), None).await?;
+    let tables = Arc::new(store.tables.past_quarantine());
+    let mut scan = view.scan(&tables, direction, bounds, snapshot, store.now(), None).await?;
     while let Some(entry) = scan.next().await? {
         let malformed = |e: atoll_encoding::Malformed| {
             Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))

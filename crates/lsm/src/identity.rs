@@ -57,6 +57,14 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<u64>> {
         Err(e) => return Err(e),
     };
     let text = String::from_utf8_lossy(&bytes);
+    // The checksum comes first, so that a flipped bit is not taken for another program's version.
+    let verified = text
+        .trim_end()
+        .rsplit_once(' ')
+        .filter(|(body, sum)| text.ends_with('\n') && *sum == format!("{:08x}", sum_of(body)));
+    if verified.is_none() {
+        return Err(Error::corruption(&path, 0, "the identity does not verify"));
+    }
     let mut words = text.trim_end().split(' ');
     let (kind, format) = (words.next().unwrap_or(""), words.next().and_then(|w| w.parse().ok()));
     match (kind, format) {
@@ -73,12 +81,8 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<u64>> {
             return Err(Error::corruption(&path, 0, "the file does not say what the directory is"));
         }
     }
-    let hex = |word: Option<&str>| word.and_then(|w| u64::from_str_radix(w, 16).ok());
-    let (id, sum) = (hex(words.next()), hex(words.next()));
-    match (id, sum) {
-        (Some(id), Some(sum)) if sum == u64::from(sum_of(&body(id))) => Ok(Some(id)),
-        _ => Err(Error::corruption(&path, 0, "the identity does not verify")),
-    }
+    let id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
+    id.map(Some).ok_or_else(|| Error::corruption(&path, 0, "the identity is not a number"))
 }
 
 /// Writes the identity of a new database, durably.

@@ -30,6 +30,9 @@ mod commit;
 mod compaction;
 mod database;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod iter;
 pub mod key;

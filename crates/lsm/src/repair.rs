@@ -167,7 +167,12 @@ async fn cut_log(
     let (dir, options) = (paths.log(), LogOptions { lane, ..LogOptions::default() });
     env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
     let durable = flushed.position.max(1);
-    let report = repair_cut(env, &dir, options, flushed.position).await?;
+    let nothing = CutReport { problem: None, end: 0, dropped_frames: 0, dropped_bytes: 0 };
+    let report = match repair_cut(env, &dir, options, flushed.position).await {
+        // What a cut does not mend shows again below.
+        Err(e) if e.is_corruption() => nothing,
+        other => other?,
+    };
     let problem = match Replay::open(env, paths, options, flushed).await {
         Ok(mut replay) => replay.visit(|_| Ok(())).await,
         Err(e) => Err(e),

@@ -37,11 +37,20 @@ pub(crate) struct Tables {
     pool: Arc<dyn Pool>,
     /// Tables found corrupt since the background work last looked.
     suspects: Mutex<Vec<u64>>,
+    /// Whether what still verifies of a quarantined table is read.
+    past_quarantine: bool,
 }
 
 impl Tables {
     pub(crate) fn new(env: Env, paths: Paths, pool: Arc<dyn Pool>) -> Tables {
-        Tables { env, paths, pool, suspects: Mutex::new(Vec::new()) }
+        Tables { env, paths, pool, suspects: Mutex::new(Vec::new()), past_quarantine: false }
+    }
+
+    /// Returns the same tables for a reader that takes what still verifies of a quarantined one:
+    /// the names of the keyspaces are needed to open a database at all.
+    pub(crate) fn past_quarantine(&self) -> Tables {
+        let tables = Tables::new(self.env.clone(), self.paths.clone(), self.pool.clone());
+        Tables { past_quarantine: true, ..tables }
     }
 
     /// Returns the cache that holds their blocks.
@@ -79,7 +88,7 @@ impl Tables {
 
     /// Returns the open table, or the corruption that keeps it closed.
     pub(crate) async fn open<'h>(&self, handle: &'h TableHandle) -> Result<&'h OpenTable> {
-        if handle.is_quarantined() {
+        if handle.is_quarantined() && !self.past_quarantine {
             return Err(Error::corruption(
                 &self.paths.table(handle.desc.id),
                 0,

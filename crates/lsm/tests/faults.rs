@@ -3,6 +3,7 @@
 //! A fixed script runs in the simulator while its n-th disk operation of some kind fails, for every
 //! n. Whatever fails, there is no panic, no hang and no wrong answer, and what was acknowledged is
 //! there after the disk is well again and the power was cut.
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
 mod support;
 

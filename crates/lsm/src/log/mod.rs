@@ -52,6 +52,8 @@
 //! `groups.rs` (what is live), `writer.rs`, `lane.rs` (reading), `recovery.rs`, `repair.rs`.
 
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 mod lane;
 mod recovery;

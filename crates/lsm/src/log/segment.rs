@@ -88,7 +88,7 @@ impl SegmentHeader {
         Place { file: self.number, salt: self.salt, offset }
     }
 
-    fn encode(&self) -> IoBuf {
+    pub(super) fn encode(&self) -> IoBuf {
         let mut block = IoBuf::zeroed(BLOCK as usize);
         let cut = self.cut.unwrap_or(Cut { position: 0, prev: 0 });
         block[..8].copy_from_slice(MAGIC);
@@ -105,7 +105,7 @@ impl SegmentHeader {
     }
 
     /// Decodes and verifies the first block of the file at `path`.
-    fn decode(block: &[u8], path: &Path) -> Result<SegmentHeader> {
+    pub(super) fn decode(block: &[u8], path: &Path) -> Result<SegmentHeader> {
         let malformed = |e: atoll_encoding::Malformed| {
             Error::corruption(path, e.offset as u64, format!("segment header: {e}"))
         };

@@ -41,6 +41,8 @@ mod block;
 mod codec;
 mod filter;
 mod footer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod iter;
 mod properties;

@@ -125,7 +125,7 @@ pub(crate) async fn read(env: &Env, paths: &Paths, garbage: &Arc<Garbage>) -> Re
 }
 
 /// Adds up the edits of manifest `id`; returns their number and where the last one ends, too.
-fn replay(
+pub(crate) fn replay(
     path: &Path,
     id: u64,
     bytes: &[u8],
@@ -337,6 +337,19 @@ fn encode_edit(id: u64, salt: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&sum.to_le_bytes());
     bytes.extend_from_slice(payload);
     bytes
+}
+
+/// Returns manifest `id` with edits whose payloads are pieces of `bytes`, each behind its length.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn frame(id: u64, mut bytes: &[u8]) -> Vec<u8> {
+    let mut file = encode_header(id, 77);
+    while let Some((&len, rest)) = bytes.split_first() {
+        let (payload, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        let edit = encode_edit(id, 77, file.len() as u64, payload);
+        file.extend_from_slice(&edit);
+        bytes = rest;
+    }
+    file
 }
 
 /// Returns the payload of a valid edit at `offset` and the offset behind it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use atoll_env::Env;
@@ -113,15 +113,4 @@ impl Model {
             None => Ok(()),
         }
     }
-}
-
-/// Copies of `node`'s files by path.
-pub fn files(node: &Node) -> BTreeMap<String, Vec<u8>> {
-    let disk = node.disk();
-    disk.files().into_iter().filter_map(|f| Some((f.clone(), disk.read_file(&f)?))).collect()
-}
-
-/// The path of a file of the database.
-pub fn path(name: &str) -> PathBuf {
-    Path::join(&dir(), name)
 }
