@@ -335,6 +335,8 @@ impl Store {
         while self.preparations.load(Ordering::Acquire) > 0 {
             self.prepared.notified().await;
         }
+        // The signal is for one, and two handles may close at once.
+        self.prepared.notify();
         let lock = self.lock.lock().take();
         drop(lock);
     }
@@ -496,6 +498,10 @@ impl Store {
             }
             if self.sealed.lock().len() < self.options.sealed_memtables_max {
                 break;
+            }
+            // Nobody flushes any more, and whoever closes waits for this leader.
+            if self.is_closed() {
+                return Err(closed());
             }
             if let Some(failure) = self.failure(Chore::Flush) {
                 return Err(failure);
