@@ -663,7 +663,8 @@ impl Store {
         }
     }
 
-    /// Refuses batches that could not be held in memory.
+    /// Refuses batches that could not be held in memory: short records take far more of it than
+    /// their bytes, and what no memtable can take must not get into the log.
     pub(crate) fn check_size(&self, payload: &Payload) -> Result<()> {
         let most = self.options.memory / BATCH_SHARE_MAX;
         if payload.bytes.len() > most {
@@ -671,6 +672,14 @@ impl Store {
                 "a batch of {} bytes does not fit: with this memory budget the limit is {most}; \
                  write it in parts or raise the budget",
                 payload.bytes.len()
+            )));
+        }
+        let arena = Memtable::capacity_for(arena_bytes(&payload.bytes)?);
+        let most = Memtable::capacity_for(self.options.memory).min(memtable::CAPACITY_MAX);
+        if arena > most {
+            return Err(Error::InvalidInput(format!(
+                "a batch that takes {arena} bytes of memory does not fit: with this memory budget \
+                 the limit is {most}; write it in parts or raise the budget"
             )));
         }
         Ok(())
