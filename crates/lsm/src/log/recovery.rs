@@ -14,7 +14,7 @@
 //! otherwise let a sync succeed that stores nothing. The same bytes go to the same sectors, so a
 //! power cut in the middle of it changes nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -406,7 +406,7 @@ impl Recovery {
     pub async fn finish(self) -> Result<Log> {
         let Recovery { env, directory, options, listing, segments, chain, .. } = self;
         settle_tail(&directory, &segments, &chain).await?;
-        let mut spares = tidy(&directory, &listing, &options).await?;
+        let mut spares = tidy(&directory, &listing, &segments, &options).await?;
 
         // Segments behind the last frame go. Where the header of one is the only memory of the
         // lane's position (no frames at all, or a jump made by a repair), it stays until the fresh
@@ -528,18 +528,27 @@ fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error 
 }
 
 /// Removes what is neither a segment nor a usable spare, and returns the spares.
+///
+/// A power cut between a rename and the sync of the directory may leave both names, of one file. A
+/// spare that is a segment's, or another spare's, second name must not be written: files are told
+/// apart by their headers, and a spare without one goes.
 pub(super) async fn tidy(
     directory: &Directory,
     listing: &Listing,
+    segments: &[Segment],
     options: &LogOptions,
 ) -> Result<Spares> {
+    let identity = |h: &SegmentHeader| (h.number, h.base, h.salt);
+    let mut seen: BTreeSet<_> = segments.iter().map(|s| identity(&s.header)).collect();
     for path in &listing.unfinished {
         directory.remove(path).await?;
     }
     let mut spares = Spares::default();
     for &(number, len) in &listing.spares {
         spares.next = spares.next.max(number);
-        if len == options.segment_capacity && spares.numbers.len() < options.spares_max {
+        let wanted = len == options.segment_capacity && spares.numbers.len() < options.spares_max;
+        let header = if wanted { directory.spare_header(number).await } else { None };
+        if header.is_some_and(|header| seen.insert(identity(&header))) {
             spares.numbers.push(number);
         } else {
             directory.remove(&directory.spare_path(number)).await?;

@@ -147,7 +147,7 @@ pub async fn repair_cut(
         cut: after.cut,
     };
     settle_tail(&directory, &segments, &chain).await?;
-    let mut spares = tidy(&directory, &listing, &options).await?;
+    let mut spares = tidy(&directory, &listing, &all, &options).await?;
     let source = spares.source();
     let prepared = Preparation { directory: directory.clone(), header, source }.run().await?;
     for &old in listing.segments.iter().filter(|&&n| n > number).rev() {

@@ -241,6 +241,15 @@ impl Directory {
         Ok(Segment { header, file, path: path.into() })
     }
 
+    /// Returns the header of spare `number` from its life as a segment, or as one that was prepared
+    /// and not used; `None` if there is none that verifies.
+    pub async fn spare_header(&self, number: u64) -> Option<SegmentHeader> {
+        let path = self.spare_path(number);
+        let file = self.disk.open(&path, OpenMode::Read).await.ok()?;
+        let block = file.read_at(LOG_READ, 0, IoBuf::zeroed(BLOCK as usize)).await.ok()?;
+        SegmentHeader::decode(&block, &path).ok()
+    }
+
     /// Makes the names in the directory durable. A failure is final: see [`Error::Stopped`].
     pub async fn sync(&self, tag: IoTag) -> Result<()> {
         if mutant("no-dir-sync") {
