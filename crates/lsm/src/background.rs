@@ -161,10 +161,7 @@ impl Background {
         }
         let edit = Edit {
             added: outcome.tables.iter().map(|desc| (0, desc.clone())).collect(),
-            flushed: Some(Flushed {
-                position: sealed.position,
-                applied: [(crate::store::GROUP, sealed.applied)].into(),
-            }),
+            flushed: Some(Flushed { position: sealed.position, applied: sealed.applied.clone() }),
             ..Edit::default()
         };
         let installed = self
@@ -185,7 +182,7 @@ impl Background {
         store.space_returned();
         store.relief.notify(usize::MAX);
         store.compaction_due.notify();
-        commit::post(store, Work::Release { index: sealed.applied });
+        commit::post(store, Work::Release { applied: sealed.applied.clone() });
         Ok(())
     }
 

@@ -36,6 +36,7 @@ use crate::error::Result;
 use crate::log::Prepared;
 use crate::options::Durability;
 use crate::store::Store;
+use crate::version::Applied;
 
 /// What the leader is asked to do.
 pub(crate) enum Work {
@@ -45,15 +46,28 @@ pub(crate) enum Work {
     Sync,
     /// Seal the active memtable unless it is empty.
     Seal,
-    /// Entries up to this index are in tables: let the log forget them.
-    Release { index: u64 },
+    /// Entries up to these indexes are in tables: let the log forget them.
+    Release { applied: Applied },
     /// Make the log's next segment, to learn whether there is space again.
     Probe,
     /// Nothing after this group: the log is given up.
     End,
+    /// A step of a client that drives log and tree itself, as consensus will.
+    #[cfg(test)]
+    Drive(Mutex<Option<Step>>),
     /// Take the log's next segment, which was made aside.
     Adopt(Mutex<Option<Result<Prepared>>>),
 }
+
+/// What a client that drives log and tree itself does while it leads.
+#[cfg(test)]
+pub(crate) type Step = Box<
+    dyn for<'w> FnOnce(
+            &'w Store,
+            &'w mut crate::store::Writer,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'w>>
+        + Send,
+>;
 
 /// Who waits for the work, and what for.
 pub(crate) struct Ticket {

@@ -147,6 +147,11 @@ impl Database {
         Ok(Database { inner: Arc::new(inner) })
     }
 
+    #[cfg(test)]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     // ---- keyspaces ----
 
     /// Returns the keyspace of that name, creating it with `options` if there is none. The options
@@ -498,15 +503,16 @@ async fn recover(
     let mut position = contents.state.flushed.position;
     let mut visible = position.saturating_sub(1);
     replay
-        .visit(|entry| {
+        .visit(|entry, applied| {
             let needed = arena_bytes(entry.payload)?;
             if needed > active.free() {
                 let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
                 let full = std::mem::replace(&mut active, next).memtable().clone();
-                sealed.push_back(Sealed { memtable: full, applied: entry.id.index - 1, position });
+                sealed.push_back(Sealed { memtable: full, applied: applied.clone(), position });
                 memtables.insert(0, memtable);
             }
-            visible = insert(&mut active, entry.payload, entry.position)?;
+            // Entries of several groups are not applied in the order of their positions.
+            visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
             position = visible + 1;
             Ok(())
         })

@@ -46,6 +46,8 @@ mod range;
 mod read;
 mod recovery;
 mod repair;
+#[cfg(test)]
+mod seam;
 mod slice;
 mod stats;
 mod store;

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::log::{LaneSummary, Log, LogOptions, Recovery, Replayed};
 use crate::store::GROUP;
 use crate::version::manifest::Contents;
-use crate::version::{Flushed, Paths};
+use crate::version::{Applied, Flushed, Paths};
 
 /// Compares the directories with the manifest. Returns the files that no manifest names: an
 /// interrupted flush, compaction or replacement left them, and they may be removed.
@@ -81,8 +81,10 @@ async fn list(env: &Env, dir: PathBuf) -> Result<Vec<atoll_env::disk::DirEntry>>
 pub(crate) struct Replay {
     recovery: Recovery,
     log: PathBuf,
-    /// Index of the last entry that is in tables or was visited.
-    applied: u64,
+    /// Per group, the index of the last entry that is in tables or was visited.
+    applied: Applied,
+    /// Per group, the last entry that may be applied.
+    committed: Applied,
 }
 
 impl Replay {
@@ -99,46 +101,57 @@ impl Replay {
             return Err(Error::corruption(&log, 0, "the log's segments are missing"));
         }
         let recovery = Log::open(env, &log, options, flushed.position).await?;
-        let applied = flushed.applied.get(&GROUP).copied().unwrap_or(0);
-        let first = recovery.groups().find(|g| g.group == GROUP).map_or(1, |g| g.first);
-        if first > applied + 1 {
-            return Err(Error::corruption(
-                &log,
-                0,
-                format!(
-                    "the log has let go of entries up to {}, because they were in tables, but the \
-                     manifest knows of tables up to entry {applied}: it is from an earlier time",
-                    first - 1
-                ),
-            ));
+        let applied = flushed.applied.clone();
+        let mut committed = Applied::new();
+        for group in recovery.groups() {
+            let applied = applied.get(&group.group).copied().unwrap_or(0);
+            if group.first > applied + 1 {
+                return Err(Error::corruption(
+                    &log,
+                    0,
+                    format!(
+                        "the log has let go of entries up to {}, because they were in tables, but \
+                         the manifest knows of tables up to entry {applied}: it is from an earlier \
+                         time",
+                        group.first - 1
+                    ),
+                ));
+            }
+            // For the database's own group, what is durable is committed.
+            let commit = if group.group == GROUP { u64::MAX } else { group.state.commit };
+            committed.insert(group.group, commit);
         }
-        Ok(Replay { recovery, log, applied })
+        Ok(Replay { recovery, log, applied, committed })
     }
 
-    /// Returns the index of the last entry that is in tables or was visited.
-    pub(crate) fn applied(&self) -> u64 {
-        self.applied
+    /// Returns, per group, the index of the last entry that is in tables or was visited.
+    pub(crate) fn applied(&self) -> Applied {
+        self.applied.clone()
     }
 
-    /// Shows every entry that is not in tables to `visit`, in order.
+    /// Shows every committed entry that is not in tables to `visit`, in the order of the log, with
+    /// what was applied before it.
     pub(crate) async fn visit(
         &mut self,
-        mut visit: impl FnMut(Replayed<'_>) -> Result<()>,
+        mut visit: impl FnMut(Replayed<'_>, &Applied) -> Result<()>,
     ) -> Result<()> {
         while let Some(entry) = self.recovery.next_entry().await? {
-            let index = entry.id.index;
-            if entry.id.group != GROUP || index <= self.applied {
+            let (group, index) = (entry.id.group, entry.id.index);
+            let applied = self.applied.get(&group).copied().unwrap_or(0);
+            let committed = self.committed.get(&group).copied().unwrap_or(0);
+            if index <= applied || index > committed {
                 continue;
             }
-            if index != self.applied + 1 {
+            if index != applied + 1 {
                 let what = format!(
-                    "at lane position {} entry {index} follows entry {}: those between are missing",
-                    entry.position, self.applied
+                    "at lane position {} entry {} follows entry {applied}: those between are \
+                     missing",
+                    entry.position, entry.id
                 );
                 return Err(Error::corruption(&self.log, 0, what));
             }
-            visit(entry)?;
-            self.applied = index;
+            visit(entry, &self.applied)?;
+            self.applied.insert(group, index);
         }
         Ok(())
     }
@@ -153,8 +166,10 @@ impl Replay {
         let mut log = self.recovery.finish().await?;
         // A log that was cut by a repair may end before what is in tables: entries go on behind
         // that.
-        if log.group(GROUP).map_or(1, |g| g.next) <= self.applied {
-            log.release(GROUP, self.applied + 1)?;
+        for (&group, &applied) in &self.applied {
+            if log.group(group).map_or(1, |g| g.next) <= applied {
+                log.release(group, applied + 1)?;
+            }
         }
         Ok(log)
     }

@@ -174,7 +174,7 @@ async fn cut_log(
         other => other?,
     };
     let problem = match Replay::open(env, paths, options, flushed).await {
-        Ok(mut replay) => replay.visit(|_| Ok(())).await,
+        Ok(mut replay) => replay.visit(|_, _| Ok(())).await,
         Err(e) => Err(e),
     };
     let problem = match problem {

@@ -35,7 +35,7 @@ use crate::options::{Durability, Options};
 use crate::stats::Recorder;
 use crate::tables::Tables;
 use crate::version::manifest::{Manifest, State};
-use crate::version::{Garbage, Paths, Version};
+use crate::version::{Applied, Garbage, Paths, Version};
 use crate::view::View;
 
 /// The group whose entries are the database's own batches.
@@ -93,13 +93,24 @@ pub(crate) struct Catalog {
     pub(crate) state: State,
 }
 
+/// Where an entry stands in the log: the tree's half of the seam. The log knows entries by it and
+/// not by their content; the tree applies the content under it and never logs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) group: u64,
+    /// One above the last index that was applied of the group.
+    pub(crate) index: u64,
+    /// Lane position at which the entry was first appended.
+    pub(crate) position: u64,
+}
+
 /// What only the leader touches.
 pub(crate) struct Writer {
     pub(crate) log: Log,
     pub(crate) active: memtable::Writer,
-    /// Index of the last entry that was appended and applied.
-    pub(crate) applied: u64,
-    /// One above the last sequence number in it.
+    /// Per group, the index of the last entry that was applied.
+    pub(crate) applied: Applied,
+    /// One above the largest sequence number that was applied.
     pub(crate) position: u64,
     /// The next segment is being made aside, or could not be.
     preparing: bool,
@@ -108,7 +119,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(log: Log, active: memtable::Writer, applied: u64, position: u64) -> Writer {
+    pub(crate) fn new(
+        log: Log,
+        active: memtable::Writer,
+        applied: Applied,
+        position: u64,
+    ) -> Writer {
         Writer { log, active, applied, position, preparing: false, owed: Duration::ZERO }
     }
 }
@@ -117,9 +133,9 @@ impl Writer {
 #[derive(Clone)]
 pub(crate) struct Sealed {
     pub(crate) memtable: Arc<Memtable>,
-    /// Index of the last entry in it.
-    pub(crate) applied: u64,
-    /// One above the last sequence number in it: a lane position inside that entry.
+    /// Per group, the index of the last entry in it or before it.
+    pub(crate) applied: Applied,
+    /// One above the largest sequence number in it or before it.
     pub(crate) position: u64,
 }
 
@@ -366,7 +382,7 @@ impl Store {
         let mut sync = false;
         let mut site = FRAME_WRITE;
         let mut writes: Vec<(usize, &Payload, u64)> = Vec::with_capacity(group.len());
-        let mut index = writer.applied;
+        let mut index = writer.applied.get(&GROUP).copied().unwrap_or(0);
         let refusal = self.make_ready(writer, group).await.err();
         for (at, request) in group.iter().enumerate() {
             let Work::Write { payload, durability } = &request.work else {
@@ -403,7 +419,9 @@ impl Store {
             return results;
         }
         for &(at, payload, position) in &writes {
-            if let Err(e) = self.apply(writer, payload, position).await {
+            let index = writer.applied.get(&GROUP).copied().unwrap_or(0) + 1;
+            let stamp = Stamp { group: GROUP, index, position };
+            if let Err(e) = self.apply(writer, stamp, &payload.bytes).await {
                 results[at] = Err(e);
             }
         }
@@ -411,11 +429,19 @@ impl Store {
             let outcome = match &request.work {
                 Work::Write { .. } | Work::Sync => continue,
                 Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
-                Work::Release { index } => self.release(writer, *index).await,
+                Work::Release { applied } => self.release(writer, applied).await,
                 Work::End => Ok(()),
                 Work::Probe => {
                     writer.preparing = false;
                     writer.log.prepare_next().await
+                }
+                #[cfg(test)]
+                Work::Drive(step) => {
+                    let step = step.lock().take();
+                    match step {
+                        Some(step) => step(self, writer).await,
+                        None => Ok(()),
+                    }
                 }
                 Work::Adopt(prepared) => {
                     let prepared = prepared.lock().take();
@@ -543,19 +569,26 @@ impl Store {
     }
 
     /// Applies a logged batch to the active memtable and makes it visible.
-    async fn apply(&self, writer: &mut Writer, payload: &Payload, position: u64) -> Result<()> {
-        let needed = arena_bytes(&payload.bytes)?;
+    ///
+    /// Entries of one group come in the order of their indexes, those of several groups in any.
+    pub(crate) async fn apply(
+        &self,
+        writer: &mut Writer,
+        stamp: Stamp,
+        payload: &[u8],
+    ) -> Result<()> {
+        let needed = arena_bytes(payload)?;
         if needed > writer.active.free() {
             // A batch that is larger than a memtable gets one of its own size.
             let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
             self.seal(writer, capacity).await?;
         }
-        self.slow_down(writer, payload.bytes.len()).await;
-        let last = insert(&mut writer.active, &payload.bytes, position)?;
-        writer.applied += 1;
-        writer.position = last + 1;
-        self.visible.store(last, Ordering::Release);
-        self.stats.wrote(payload.bytes.len());
+        self.slow_down(writer, payload.len()).await;
+        let last = insert(&mut writer.active, payload, stamp.position)?;
+        writer.applied.insert(stamp.group, stamp.index);
+        writer.position = writer.position.max(last + 1);
+        self.visible.fetch_max(last, Ordering::Release);
+        self.stats.wrote(payload.len());
         Ok(())
     }
 
@@ -572,7 +605,7 @@ impl Store {
         let sealed = std::mem::replace(&mut writer.active, active).memtable().clone();
         let was_empty = sealed.is_empty();
         if !was_empty {
-            let (applied, position) = (writer.applied, writer.position);
+            let (applied, position) = (writer.applied.clone(), writer.position);
             self.sealed.lock().push_back(Sealed { memtable: sealed, applied, position });
         }
         self.update_view(|view| {
@@ -605,8 +638,11 @@ impl Store {
     }
 
     /// Lets the log forget entries that are in tables, and recycles its segments.
-    async fn release(&self, writer: &mut Writer, index: u64) -> Result<()> {
-        let mut released = writer.log.release(GROUP, index + 1);
+    async fn release(&self, writer: &mut Writer, applied: &Applied) -> Result<()> {
+        let mut released = Ok(());
+        for (&group, &index) in applied {
+            released = released.and_then(|()| writer.log.release(group, index + 1));
+        }
         if released.is_ok() {
             released = writer.log.reclaim().await.map(|_| ());
         }

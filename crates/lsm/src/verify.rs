@@ -249,7 +249,7 @@ async fn verify_log(
     let mut entries = 0;
     let log = paths.log();
     let visited = replay
-        .visit(|entry| {
+        .visit(|entry, _| {
             entries += 1;
             let malformed = |e| {
                 let what = format!("the entry at lane position {}: {e}", entry.position);

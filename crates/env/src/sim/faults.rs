@@ -114,6 +114,10 @@ pub enum FaultKind {
     /// EIO from a sync that throws the unsynced pages away and marks them clean; like `Error` for
     /// other operations.
     SyncLoses,
+    /// EIO from a sync that marks the unsynced pages clean and keeps them: reads show what only
+    /// memory has, until the power is cut. A later sync succeeds, and stores only pages that were
+    /// written since. Like `Error` for other operations.
+    SyncForgets,
     /// Success without an effect: a lost write, a sync that lies. Reads and opens are not touched.
     Lost,
     /// Success, but stored elsewhere. Only writes are touched.

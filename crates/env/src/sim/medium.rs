@@ -24,9 +24,9 @@ impl Medium<'_> {
     /// The error of the fault, if it stops the operation before its effect.
     pub(super) fn check(&self) -> io::Result<()> {
         match self.fault {
-            Some(FaultKind::Error | FaultKind::Short | FaultKind::SyncLoses) => {
-                Err(Errno::IO.into())
-            }
+            Some(
+                FaultKind::Error | FaultKind::Short | FaultKind::SyncLoses | FaultKind::SyncForgets,
+            ) => Err(Errno::IO.into()),
             Some(FaultKind::NoSpace) => Err(Errno::NOSPC.into()),
             _ => Ok(()),
         }
@@ -67,7 +67,9 @@ impl Medium<'_> {
         let mut stored = bytes.len();
         let mut result = Ok(());
         match self.fault {
-            Some(FaultKind::Error | FaultKind::SyncLoses) => return self.check(),
+            Some(FaultKind::Error | FaultKind::SyncLoses | FaultKind::SyncForgets) => {
+                return self.check();
+            }
             Some(FaultKind::Short | FaultKind::NoSpace) => {
                 stored = self.state.prng.index(bytes.len());
                 result = self.check();
@@ -114,6 +116,7 @@ impl Medium<'_> {
         let content = tree.content_mut(inode)?;
         match self.fault {
             Some(FaultKind::SyncLoses) => content.lose_unsynced(),
+            Some(FaultKind::SyncForgets) => content.forget_unsynced(),
             Some(FaultKind::Error | FaultKind::NoSpace | FaultKind::Short | FaultKind::Lost) => {}
             _ if self.interrupted => content.sync_partly(prng),
             _ => content.sync(),

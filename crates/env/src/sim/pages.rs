@@ -37,6 +37,9 @@ pub(super) struct Content {
     reserved: u64,
     pages: BTreeMap<u64, Page>,
     unsynced: BTreeMap<u64, Unsynced>,
+    /// Pages that differ from the medium although the kernel calls them clean: no sync stores them
+    /// before they are written again.
+    forgotten: BTreeMap<u64, Unsynced>,
 }
 
 /// A page that differs, or may differ, from the medium.
@@ -70,7 +73,8 @@ impl Content {
 
     /// Returns whether a power cut would change nothing.
     pub(super) fn is_durable(&self) -> bool {
-        self.unsynced.is_empty() && self.len == self.durable_len
+        let same = self.unsynced.is_empty() && self.forgotten.is_empty();
+        same && self.len == self.durable_len
     }
 
     /// Bytes of the medium the file occupies.
@@ -124,7 +128,10 @@ impl Content {
                 std::collections::btree_map::Entry::Occupied(page) => Some(page.get().clone()),
                 std::collections::btree_map::Entry::Vacant(_) => None,
             };
-            let unsynced = self.unsynced.entry(number).or_insert(Unsynced::of(durable));
+            // The kernel writes whole pages back: what it forgot goes along.
+            let forgotten = self.forgotten.remove(&number);
+            let unsynced = forgotten.unwrap_or_else(|| Unsynced::of(durable));
+            let unsynced = self.unsynced.entry(number).or_insert(unsynced);
             unsynced.sectors |= sector_mask(within, range.len());
             let page = Arc::make_mut(page.or_insert_with(zeros));
             page[within..within + range.len()].copy_from_slice(&bytes[range]);
@@ -136,7 +143,8 @@ impl Content {
         if len < self.len {
             let first_gone = len.div_ceil(PAGE as u64);
             for (number, page) in self.pages.split_off(&first_gone) {
-                let unsynced = Unsynced::of(Some(page));
+                let forgotten = self.forgotten.remove(&number);
+                let unsynced = forgotten.unwrap_or_else(|| Unsynced::of(Some(page)));
                 self.unsynced.entry(number).or_insert(unsynced).sectors = u8::MAX;
             }
             let kept = (len % PAGE as u64) as usize;
@@ -185,15 +193,29 @@ impl Content {
         self.cut_beyond(self.len);
     }
 
+    /// Calls the unsynced pages clean without storing them.
+    pub(super) fn forget_unsynced(&mut self) {
+        self.forgotten.append(&mut self.unsynced);
+    }
+
     /// Leaves what the medium holds after a power cut. `torn` is the chance of a torn sector.
     pub(super) fn power_cut(&mut self, mode: CrashMode, torn: f64, prng: &mut Prng) {
+        if mode == CrashMode::KeepAll {
+            // The kernel lives on, with what it has not written back.
+            return;
+        }
+        for (number, Unsynced { durable, .. }) in std::mem::take(&mut self.forgotten) {
+            match durable {
+                Some(page) => _ = self.pages.insert(number, page),
+                None => _ = self.pages.remove(&number),
+            }
+        }
         // One chance per file and crash: a fair coin per sector alone would never show a file of
         // which all but one sector arrived.
         let keep = [0.05, 0.5, 0.95][prng.index(3)];
         for (number, Unsynced { sectors, durable, between }) in std::mem::take(&mut self.unsynced) {
             let left = match mode {
-                CrashMode::KeepAll => continue,
-                CrashMode::DropAll => durable,
+                CrashMode::KeepAll | CrashMode::DropAll => durable,
                 CrashMode::Random => {
                     let new = self.pages.get(&number).cloned().unwrap_or_else(zeros);
                     let mut left = durable.unwrap_or_else(zeros);
@@ -212,8 +234,7 @@ impl Content {
         }
         let (old, new) = (self.durable_len, self.len);
         self.len = match mode {
-            CrashMode::KeepAll => new,
-            CrashMode::DropAll => old,
+            CrashMode::KeepAll | CrashMode::DropAll => old,
             // A file that grew by several writes may have any length between.
             CrashMode::Random if new > old && prng.chance(0.2) => prng.range(old..new + 1),
             CrashMode::Random if prng.chance(keep) => new,
@@ -231,7 +252,8 @@ impl Content {
         }
         let (number, within) = (offset / PAGE as u64, (offset % PAGE as u64) as usize);
         Arc::make_mut(self.pages.entry(number).or_insert_with(zeros))[within] ^= 1 << (bit % 8);
-        if let Some(unsynced) = self.unsynced.get_mut(&number) {
+        let stored = self.unsynced.get_mut(&number).or(self.forgotten.get_mut(&number));
+        if let Some(unsynced) = stored {
             let durable = Arc::make_mut(unsynced.durable.get_or_insert_with(zeros));
             durable[within] ^= 1 << (bit % 8);
             if let Some((_, between)) = &mut unsynced.between {

@@ -232,14 +232,17 @@ impl Tree {
 
     /// Leaves what the medium holds after a power cut.
     pub(super) fn power_cut(&mut self, mode: CrashMode, torn: f64, prng: &mut Prng) {
+        if mode == CrashMode::KeepAll {
+            // Only the process died: names that are not durable yet are still in the kernel.
+            return;
+        }
         // As with the sectors of a file: sometimes nearly all, sometimes nearly none.
         let keep = [0.05, 0.5, 0.95][prng.index(3)];
         let mut fate = (0, false);
         for change in std::mem::take(&mut self.pending) {
             if fate.0 != change.group {
                 let kept = match mode {
-                    CrashMode::KeepAll => true,
-                    CrashMode::DropAll => false,
+                    CrashMode::KeepAll | CrashMode::DropAll => false,
                     CrashMode::Random => prng.chance(keep),
                 };
                 fate = (change.group, kept);

@@ -114,13 +114,16 @@ impl TableDesc {
     }
 }
 
+/// Per group, the index of an entry: how far somebody got in each log.
+pub(crate) type Applied = BTreeMap<u64, u64>;
+
 /// How far the tables have caught up with the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flushed {
     /// One above the largest sequence number in tables: the log was durable up to here.
     pub(crate) position: u64,
     /// Per group, the index of the last entry that is in tables.
-    pub(crate) applied: BTreeMap<u64, u64>,
+    pub(crate) applied: Applied,
 }
 
 /// The difference of two versions.

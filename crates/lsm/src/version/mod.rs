@@ -27,7 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
-pub(crate) use edit::{Edit, Flushed, TableDesc};
+pub(crate) use edit::{Applied, Edit, Flushed, TableDesc};
 
 use crate::error::{Error, Result};
 use crate::table::Table;
