@@ -27,8 +27,8 @@ fn tiny(env: Env) -> Options {
 }
 
 async fn open(options: Options) -> (Database, Keyspace) {
-    let db = Database::builder(PATH).options(options).open_async().await.unwrap();
-    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+    let db = Database::builder(PATH).options(options).open_async().await.expect("it opens");
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.expect("it opens");
     (db, ks)
 }
 
