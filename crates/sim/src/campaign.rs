@@ -57,7 +57,7 @@ pub struct Report {
     /// Sum of the trace hashes: equal for equal runs, whatever the number of threads.
     pub digest: u64,
     /// The first violation found, if any.
-    pub violation: Option<Violation>,
+    pub violation: Option<Box<Violation>>,
 }
 
 impl Report {
@@ -196,7 +196,7 @@ fn run_history(
     seed: u64,
     report: &mut Report,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<(), Violation> {
+) -> Result<(), Box<Violation>> {
     let whole = Point { seed, at: None };
     let told = guarded(whole)?;
     report.note(whole, &told);
@@ -211,12 +211,12 @@ fn run_history(
 }
 
 /// Runs a point; a panic is a violation too.
-fn guarded(point: Point) -> Result<Told, Violation> {
+fn guarded(point: Point) -> Result<Told, Box<Violation>> {
     catch_unwind(AssertUnwindSafe(|| run(point, false))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let trouble = Trouble::Wrong(format!("panicked: {text}"));
-        Err(Violation { point, trouble, lines: Vec::new() })
+        Err(Box::new(Violation { point, trouble, lines: Vec::new() }))
     })
 }
 

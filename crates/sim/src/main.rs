@@ -176,7 +176,7 @@ fn complain(violation: &Violation) {
 
 fn replay(point: Point, trace: bool) -> ExitCode {
     if trace {
-        println!("{:#?}", Script::of(point.seed));
+        print!("{}", Script::of(point.seed));
     }
     match run(point, trace) {
         Ok(told) => {

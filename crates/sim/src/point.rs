@@ -75,7 +75,7 @@ pub struct Violation {
 ///
 /// # Errors
 /// The engine broke a promise.
-pub fn run(point: Point, verbose: bool) -> Result<Told, Violation> {
+pub fn run(point: Point, verbose: bool) -> Result<Told, Box<Violation>> {
     let mut world = World::new(point, verbose);
     let result = world.run();
     let lines = world.sim.take_trace_lines();
@@ -84,7 +84,7 @@ pub fn run(point: Point, verbose: bool) -> Result<Told, Violation> {
             world.told.trace = world.sim.trace_hash();
             Ok(world.told)
         }
-        Err(trouble) => Err(Violation { point, trouble, lines }),
+        Err(trouble) => Err(Box::new(Violation { point, trouble, lines })),
     }
 }
 
