@@ -675,7 +675,8 @@ impl Store {
             )));
         }
         let arena = Memtable::capacity_for(arena_bytes(&payload.bytes)?);
-        let most = Memtable::capacity_for(self.options.memory).min(memtable::CAPACITY_MAX);
+        let most = self.options.memory.min(memtable::CAPACITY_MAX);
+        let most = Memtable::capacity_for(most).min(memtable::CAPACITY_MAX);
         if arena > most {
             return Err(Error::InvalidInput(format!(
                 "a batch that takes {arena} bytes of memory does not fit: with this memory budget \
