@@ -1,5 +1,4 @@
 //! Work that ends early: a database closed under its users, futures dropped half-way.
-#![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
 mod support;
 
