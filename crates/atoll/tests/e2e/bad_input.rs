@@ -1,6 +1,7 @@
 //! What a server refuses: every refusal is one sentence on standard error and an exit code, never a
 //! panic, and it leaves other people's files and a running server as they were.
 
+use atoll_encoding::checksum::{Place, seeded};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Output;
@@ -101,9 +102,11 @@ fn a_newer_format_is_refused_with_both_versions() {
     assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));
     let identity = data.join("ATOLL");
     let text = std::fs::read(&identity).unwrap();
-    let newer =
-        String::from_utf8(text.clone()).unwrap().replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
-    std::fs::write(&identity, newer).unwrap();
+    // A later program would sum up what it writes: a version that does not verify is damage.
+    let words = String::from_utf8(text.clone()).unwrap();
+    let newer = words.rsplit_once(' ').unwrap().0.replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
+    let sum = seeded(Place { file: 0, salt: 0, offset: 0 }, &[newer.as_bytes()]);
+    std::fs::write(&identity, format!("{newer} {sum:08x}\n")).unwrap();
     assert_refused(&start(&data, &[]), 1, &[data.to_str().unwrap(), "format 9", "reads 1"]);
     std::fs::write(&identity, text).unwrap();
     assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));
