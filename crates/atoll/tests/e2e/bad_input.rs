@@ -1,11 +1,11 @@
 //! What a server refuses: every refusal is one sentence on standard error and an exit code, never a
 //! panic, and it leaves other people's files and a running server as they were.
 
-use atoll_encoding::checksum::{Place, seeded};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Output;
 
+use atoll_encoding::checksum::{Place, seeded};
 use redis::TypedCommands;
 use rustix::process::Signal;
 
