@@ -26,6 +26,7 @@ use atoll_env::sync::{Notify, select_biased};
 use crate::commit::{self, Work};
 use crate::compaction::choose::{Candidate, Plan, Targets, View as LevelsView, choose};
 use crate::compaction::run::{Job, Outcome, merged_tombstones};
+use crate::database::closed;
 use crate::error::{Error, Result};
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::Keyspaces;
@@ -100,6 +101,8 @@ impl Background {
         while self.running.load(Ordering::Acquire) > 0 {
             self.ended.notified().await;
         }
+        // The signal is for one, and two handles may close at once.
+        self.ended.notify();
     }
 
     fn end(&self) {
@@ -430,6 +433,10 @@ impl Background {
             if let Some(failure) = self.store.failure(Chore::Compaction) {
                 return Err(failure);
             }
+            // Nobody compacts any more, and what was under way was given up.
+            if self.store.is_closed() {
+                return Err(closed());
+            }
             if self.full_compactions.load(Ordering::Acquire) == 0 {
                 return self.nothing_is_blocked();
             }
@@ -455,15 +462,16 @@ impl Background {
         }
     }
 
-    /// Flushes what is in memory and waits for it.
+    /// Flushes what is in memory now and waits for it, but not for what others write meanwhile.
     pub(crate) async fn flush_all(&self) -> Result<()> {
         commit::submit(&self.store, Work::Seal).await?;
+        let last = self.store.sealed.lock().back().map_or(0, |sealed| sealed.position);
         // An earlier failure is not this call's: it is tried again now.
         self.store.note(Chore::Flush, None);
         self.store.flush_due.notify();
         loop {
             let relief = self.store.relief.listen();
-            if self.store.sealed.lock().is_empty() {
+            if self.store.sealed.lock().front().is_none_or(|sealed| sealed.position > last) {
                 return Ok(());
             }
             if let Some(failure) = self.store.failure(Chore::Flush) {
@@ -471,6 +479,9 @@ impl Background {
             }
             if let Some(refusal) = self.store.refusal() {
                 return Err(refusal);
+            }
+            if self.store.is_closed() {
+                return Err(closed());
             }
             relief.await;
         }

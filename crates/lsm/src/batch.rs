@@ -137,7 +137,8 @@ impl Batch {
         self.bytes.push(if deadline.is_some() { INSERT_EXPIRING } else { INSERT });
         self.push_key(keyspace, key);
         if let Some(deadline) = deadline {
-            self.bytes.extend_from_slice(&deadline.to_le_bytes());
+            // Zero stands for no deadline in what is stored.
+            self.bytes.extend_from_slice(&deadline.max(1).to_le_bytes());
         }
         varint::put_bytes(&mut self.bytes, value);
         self.records += 1;

@@ -81,6 +81,8 @@ enum TicketState {
     /// The waiter is to lead.
     Lead,
     Done(Result<()>),
+    /// Nobody waits any more.
+    Abandoned,
 }
 
 impl Ticket {
@@ -89,6 +91,20 @@ impl Ticket {
         if let TicketState::Waiting(Some(waker)) = before {
             waker.wake();
         }
+    }
+
+    /// Calls the waiter to lead; returns whether there is still one.
+    fn call_to_lead(&self) -> bool {
+        let mut state = self.state.lock();
+        if matches!(*state, TicketState::Abandoned) {
+            return false;
+        }
+        let before = std::mem::replace(&mut *state, TicketState::Lead);
+        drop(state);
+        if let TicketState::Waiting(Some(waker)) = before {
+            waker.wake();
+        }
+        true
     }
 
     /// Answers the waiter.
@@ -106,6 +122,7 @@ impl Ticket {
                     *state = TicketState::Waiting(None);
                     Poll::Ready(None)
                 }
+                TicketState::Abandoned => Poll::Pending,
                 TicketState::Waiting(waker) => {
                     if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
                         *waker = Some(cx.waker().clone());
@@ -154,10 +171,27 @@ pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
             spawn_leader(store);
         }
     }
+    let waiter = Waiter { store, ticket };
     loop {
-        match ticket.wait().await {
+        match waiter.ticket.wait().await {
             Some(answer) => return answer,
             None => lead_once(store).await,
+        }
+    }
+}
+
+/// A waiter whose future may be dropped: a call to lead that it does not hear any more is passed
+/// on, or nobody would lead ever again.
+struct Waiter<'s> {
+    store: &'s Arc<Store>,
+    ticket: Arc<Ticket>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let state = std::mem::replace(&mut *self.ticket.state.lock(), TicketState::Abandoned);
+        if matches!(state, TicketState::Lead) {
+            spawn_leader(self.store);
         }
     }
 }
@@ -192,9 +226,7 @@ async fn lead_once(store: &Arc<Store>) {
             Some(request) => request.ticket.clone(),
         }
     };
-    if next.can_lead {
-        next.set(TicketState::Lead);
-    } else {
+    if !(next.can_lead && next.call_to_lead()) {
         spawn_leader(store);
     }
 }
@@ -215,4 +247,45 @@ fn spawn_leader(store: &Arc<Store>) {
             }
         }),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+    use std::time::Duration;
+
+    use atoll_env::block_on;
+    use atoll_env::sync::{Either, oneshot, select_biased};
+
+    use super::*;
+    use crate::database::Database;
+
+    #[test]
+    fn a_call_to_lead_that_nobody_hears_any_more_is_passed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Database::builder(dir.path().join("db")).open().unwrap();
+        let store = db.store();
+        block_on(async {
+            let (go_on, wait) = oneshot::channel::<()>();
+            let step: Step = Box::new(|_, _| {
+                Box::pin(async move {
+                    let _ = wait.await;
+                    Ok(())
+                })
+            });
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut leader = pin!(submit(store, Work::Drive(Mutex::new(Some(step)))));
+            assert!(leader.as_mut().poll(&mut cx).is_pending());
+            let mut next = Box::pin(submit(store, Work::Sync));
+            assert!(next.as_mut().poll(&mut cx).is_pending());
+            go_on.send(()).unwrap();
+            assert!(leader.as_mut().poll(&mut cx).is_ready(), "the lead is handed over");
+            drop(next);
+            let limit = store.options.env.clock.sleep(Duration::from_secs(10));
+            let answer = select_biased(submit(store, Work::Sync), limit).await;
+            assert!(matches!(answer, Either::Left(Ok(()))), "nobody leads");
+        });
+        db.close().unwrap();
+    }
 }

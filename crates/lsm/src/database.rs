@@ -15,8 +15,8 @@ use crate::identity;
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
 use crate::keyspace::{
-    CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id, encode_about,
-    encode_last_id,
+    About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id,
+    encode_about, encode_last_id,
 };
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
@@ -214,9 +214,14 @@ impl Database {
             batch.remove_raw(CATALOG, about.name.as_bytes());
             batch.clear_raw(about.id);
         }
-        inner.write(batch, WriteOptions::default()).await?;
-        family.iter().for_each(|about| inner.keyspaces.forget(about));
-        Ok(())
+        // The batch is written even if nobody waits for it any more: then, too, the names must not
+        // be used again.
+        let mut forgetting = Forgetting { keyspaces: &inner.keyspaces, family };
+        let written = inner.write(batch, WriteOptions::default()).await;
+        if written.is_err() {
+            forgetting.family.clear();
+        }
+        written
     }
 
     // ---- writes and reads across keyspaces ----
@@ -304,6 +309,18 @@ impl Database {
             Err(Error::NoSpace(_)) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// Forgets dropped keyspaces when it is dropped itself, and so also when a future is.
+struct Forgetting<'k> {
+    keyspaces: &'k Keyspaces,
+    family: Vec<Arc<About>>,
+}
+
+impl Drop for Forgetting<'_> {
+    fn drop(&mut self) {
+        self.family.iter().for_each(|about| self.keyspaces.forget(about));
     }
 }
 

@@ -18,6 +18,10 @@ use crate::view::View;
 ///
 /// It pins tables and memtables: drop it when you are done. After an error it ends: every further
 /// call returns that error.
+///
+/// # Cancellation
+/// A call whose future is dropped half-way leaves the cursor between two keys: further calls return
+/// `InvalidInput`, and a new cursor takes over.
 pub struct Cursor {
     pinned: Arc<Pinned>,
     snapshot: SeqNo,
@@ -29,6 +33,8 @@ pub struct Cursor {
     back: Option<Box<Scan>>,
     /// Every key of the range was returned from one end or the other.
     met: bool,
+    /// A step was begun and has not ended: its future was dropped, unless it is the present one.
+    stepping: bool,
     error: Option<Error>,
 }
 
@@ -49,7 +55,18 @@ impl Cursor {
         let error = keyspace.check_alive().and(keyspace.db.check_open()).err();
         let met = bounds.start >= bounds.end;
         let pinned = Arc::new(Pinned { keyspace, view });
-        Cursor { pinned, snapshot, now, bounds, filter, front: None, back: None, met, error }
+        Cursor {
+            pinned,
+            snapshot,
+            now,
+            bounds,
+            filter,
+            front: None,
+            back: None,
+            met,
+            stepping: false,
+            error,
+        }
     }
 
     /// Returns the next key from the front.
@@ -66,7 +83,12 @@ impl Cursor {
         if let Some(error) = &self.error {
             return Err(error.clone());
         }
+        if std::mem::replace(&mut self.stepping, true) {
+            let what = "an earlier step of this cursor was dropped half-way: make a new cursor";
+            return Err(Error::InvalidInput(what.to_owned()));
+        }
         let step = self.try_step(direction).await;
+        self.stepping = false;
         if let Err(e) = &step {
             let Pinned { keyspace, view } = &*self.pinned;
             keyspace.db.store.tables.confirm(&view.version, e).await;

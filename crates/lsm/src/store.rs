@@ -335,6 +335,8 @@ impl Store {
         while self.preparations.load(Ordering::Acquire) > 0 {
             self.prepared.notified().await;
         }
+        // The signal is for one, and two handles may close at once.
+        self.prepared.notify();
         let lock = self.lock.lock().take();
         drop(lock);
     }
@@ -497,6 +499,10 @@ impl Store {
             if self.sealed.lock().len() < self.options.sealed_memtables_max {
                 break;
             }
+            // Nobody flushes any more, and whoever closes waits for this leader.
+            if self.is_closed() {
+                return Err(closed());
+            }
             if let Some(failure) = self.failure(Chore::Flush) {
                 return Err(failure);
             }
@@ -657,7 +663,8 @@ impl Store {
         }
     }
 
-    /// Refuses batches that could not be held in memory.
+    /// Refuses batches that could not be held in memory: short records take far more of it than
+    /// their bytes, and what no memtable can take must not get into the log.
     pub(crate) fn check_size(&self, payload: &Payload) -> Result<()> {
         let most = self.options.memory / BATCH_SHARE_MAX;
         if payload.bytes.len() > most {
@@ -665,6 +672,15 @@ impl Store {
                 "a batch of {} bytes does not fit: with this memory budget the limit is {most}; \
                  write it in parts or raise the budget",
                 payload.bytes.len()
+            )));
+        }
+        let arena = Memtable::capacity_for(arena_bytes(&payload.bytes)?);
+        let most = self.options.memory.min(memtable::CAPACITY_MAX);
+        let most = Memtable::capacity_for(most).min(memtable::CAPACITY_MAX);
+        if arena > most {
+            return Err(Error::InvalidInput(format!(
+                "a batch that takes {arena} bytes of memory does not fit: with this memory budget \
+                 the limit is {most}; write it in parts or raise the budget"
             )));
         }
         Ok(())

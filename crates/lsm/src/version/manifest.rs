@@ -395,7 +395,12 @@ async fn write_current(env: &Env, paths: &Paths, id: u64) -> Result<()> {
     file.write_at(SWAP, 0, IoBuf::from(text.as_bytes())).await.map_err(context)?;
     file.sync(SWAP).await.map_err(context)?;
     disk.rename(SWAP, &temp, &path).await.map_err(|e| Error::io("replacing", &path, e))?;
-    sync_dir(disk.as_ref(), SWAP, &paths.root).await
+    // The new manifest counts now, perhaps only until the next power cut: whatever the reason, this
+    // is no failure after which the old one goes on.
+    sync_dir(disk.as_ref(), SWAP, &paths.root).await.map_err(|e| match e {
+        Error::NoSpace(what) => Error::Stopped(format!("the manifest was half replaced: {what}")),
+        other => other,
+    })
 }
 
 fn name_sum(name: &str) -> u32 {
