@@ -491,7 +491,7 @@ async fn recover(
 
     let log_options = LogOptions {
         lane: identity,
-        segment_capacity: options.log_segment_size,
+        segment_capacity: options.segment_capacity(),
         fill: options.durability == Durability::Synced,
         ..LogOptions::default()
     };

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn mutated_blocks_of_tables_are_refused_or_decode() {
         let block = table::fuzzing::sample_block();
-        smoke("table_block", 10_000, &[block.clone()]);
+        smoke("table_block", 10_000, std::slice::from_ref(&block));
         smoke("table_sealed", 3_000, &[[&block[..], &[1, 0, 0, 0, 0, 0]].concat()]);
         smoke("table_metadata", 10_000, &[block, table::fuzzing::sample_properties()]);
     }

@@ -88,7 +88,8 @@ pub struct Options {
     pub memtable_size: usize,
     /// Sealed memtables that may wait for their flush before writers wait too.
     pub sealed_memtables_max: usize,
-    /// Capacity of a log segment, in bytes.
+    /// Capacity of a log segment, in bytes; 0 takes a memtable's, between 4 and 32 MiB: the log holds
+    /// little more than what is in memtables, and it is given back segment by segment.
     pub log_segment_size: u64,
     /// Length below which a manifest is not replaced by a shorter one, in bytes.
     pub manifest_size: u64,
@@ -120,7 +121,7 @@ impl Options {
             sync_interval: Duration::from_secs(1),
             memtable_size: 0,
             sealed_memtables_max: 2,
-            log_segment_size: 64 << 20,
+            log_segment_size: 0,
             manifest_size: 1 << 20,
             block_size: 4 << 10,
             table_size: 32 << 20,
@@ -142,6 +143,14 @@ impl Options {
         (self.memory / 8).clamp(1 << 20, 64 << 20)
     }
 
+    /// Returns the segment capacity that the options ask for.
+    pub(crate) fn segment_capacity(&self) -> u64 {
+        if self.log_segment_size != 0 {
+            return self.log_segment_size;
+        }
+        (self.memtable_capacity() as u64).clamp(4 << 20, 32 << 20).next_multiple_of(4096)
+    }
+
     /// Returns what is left for the block cache once all memtables are full.
     pub(crate) fn cache_capacity(&self) -> usize {
         let memtables = self.memtable_capacity() * (self.sealed_memtables_max + 1);
@@ -154,7 +163,8 @@ impl Options {
         if self.memory < 4 << 20 {
             return wrong("memory must be at least 4 MiB: raise it");
         }
-        if self.log_segment_size < 16 << 10 || !self.log_segment_size.is_multiple_of(4096) {
+        let segment = self.segment_capacity();
+        if segment < 16 << 10 || !segment.is_multiple_of(4096) {
             return wrong("a log segment must be a multiple of 4 KiB and at least 16 KiB");
         }
         if self.memtable_capacity() > u32::MAX as usize / 2 {

@@ -21,14 +21,15 @@ fn value(n: u64) -> Vec<u8> {
     n.to_le_bytes().repeat(16)
 }
 
-/// Waits until compaction finds nothing to do: the levels do not change any more.
+/// Waits until compaction finds nothing to do: the levels have not changed for a second.
 fn settle(db: &Database) {
     db.flush().unwrap();
-    let mut before = db.stats();
-    for _ in 0..200 {
-        std::thread::park_timeout(std::time::Duration::from_millis(50));
-        let now = db.stats();
-        if now.levels == before.levels {
+    let (mut before, mut still) = (db.stats().levels, 0);
+    for _ in 0..600 {
+        std::thread::park_timeout(std::time::Duration::from_millis(100));
+        let now = db.stats().levels;
+        still = if now == before { still + 1 } else { 0 };
+        if still == 10 {
             return;
         }
         before = now;

@@ -132,7 +132,9 @@ impl ReplyDecoder {
         loop {
             let Some(&kind) = self.buf.get(self.at) else { return Ok(None) };
             let Some(end) = self.line_end()? else { return Ok(None) };
-            let line = &self.buf[self.at + 1..end];
+            let Some(line) = self.buf.get(self.at + 1..end) else {
+                return Err(DecodeError { expected: "the type of a reply before its line end" });
+            };
             let next = end + 2;
             let value = match kind {
                 b'+' => Value::Simple(line.to_vec()),
@@ -271,6 +273,13 @@ mod tests {
 
     fn bulk(text: &str) -> Value {
         Value::Bulk(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn a_line_end_where_a_type_should_be_is_an_error() {
+        let mut decoder = ReplyDecoder::new();
+        decoder.feed(b"\r\n+OK\r\n");
+        assert!(decoder.next_reply().is_err());
     }
 
     #[test]

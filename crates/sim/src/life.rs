@@ -239,7 +239,7 @@ impl Shared {
         self.oracle.borrow_mut().submit(Effect::Batch(noted.collect()));
         let result = match &changes[..] {
             // A single change goes by the call made for it, every other time.
-            [(slot, change)] if number % 2 == 0 && self.is_simple(slot, change) => {
+            [(slot, change)] if number.is_multiple_of(2) && self.is_simple(slot, change) => {
                 let keyspace = &slot.keyspace;
                 match change {
                     Change::Put(key, value) => {

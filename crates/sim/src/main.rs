@@ -13,7 +13,7 @@ atoll-sim: cuts the power under the storage engine, in a simulator, and checks w
 
 Usage:
   atoll-sim crash [--points N] [--seed S] [--threads T] [--json] [--mutant NAME]
-  atoll-sim crash --replay SEED[:POINT] [--trace] [--mutant NAME]
+  atoll-sim crash --replay SEED[:POINT[/DRAW]] [--trace] [--mutant NAME]
 
   --points N     crash points to run (default 100000)
   --seed S       where the histories come from (default 1)
@@ -176,7 +176,7 @@ fn complain(violation: &Violation) {
 
 fn replay(point: Point, trace: bool) -> ExitCode {
     if trace {
-        println!("{:#?}", Script::of(point.seed));
+        print!("{}", Script::of(point.seed));
     }
     match run(point, trace) {
         Ok(told) => {

@@ -1,10 +1,13 @@
 //! Histories: what a seed makes of the engine's options and its users.
 
+use std::fmt;
 use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_lsm::{Compression, Durability, KeyspaceOptions, Options};
+
+use crate::model::show;
 
 /// Keyspace names; the nested one goes with its parent.
 pub const NAMES: [&str; 4] = ["main", "side", "side/nested", "fleeting"];
@@ -292,6 +295,53 @@ impl Style {
             3 => [format!("k{group}").as_bytes(), &[0xff, 0xff][..number as usize % 3]].concat(),
             4 => [format!("k{group}").as_bytes(), &[0, 0][..number as usize % 3]].concat(),
             _ => format!("k{group}/{number}").into_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?} history under {:?}", self.size, self.tuning)?;
+        for (number, phase) in self.phases.iter().enumerate() {
+            let end = if phase.close { "closed" } else { "let go" };
+            writeln!(f, "life {}, {} readings, then {end}", number + 1, phase.readings)?;
+            for (writer, ops) in phase.writers.iter().enumerate() {
+                ops.iter().try_for_each(|op| writeln!(f, "  writer {writer}: {op}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::Write(edits, durability) => {
+                write!(f, "{}", durability.name())?;
+                edits.iter().try_for_each(|edit| write!(f, "; {edit}"))
+            }
+            Op::Create(name) => write!(f, "create '{}'", NAMES[*name]),
+            Op::DropKeyspace(name) => write!(f, "drop '{}'", NAMES[*name]),
+            Op::Flush => f.write_str("flush"),
+            Op::Compact => f.write_str("compact"),
+            Op::Sync => f.write_str("sync"),
+            Op::Sleep(time) => write!(f, "sleep {time:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Edit::Put(name, key, len, ttl) => {
+                write!(f, "put '{}' {} = {len} bytes", NAMES[*name], show(key))?;
+                ttl.map_or(Ok(()), |ttl| write!(f, " for {ttl:?}"))
+            }
+            Edit::Remove(name, key) => write!(f, "remove '{}' {}", NAMES[*name], show(key)),
+            Edit::RemoveRange(name, start, end) => {
+                write!(f, "remove '{}' from {} to {}", NAMES[*name], show(start), show(end))
+            }
+            Edit::Clear(name) => write!(f, "clear '{}'", NAMES[*name]),
         }
     }
 }

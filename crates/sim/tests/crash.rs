@@ -25,13 +25,17 @@ fn no_promise_is_broken_at_thousands_of_crash_points() {
 }
 
 fn program(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_atoll-sim")).args(arguments).output().expect("the harness runs")
+    Command::new(env!("CARGO_BIN_EXE_atoll-sim"))
+        .args(arguments)
+        .output()
+        .expect("the harness runs")
 }
 
 #[test]
 fn a_seed_names_one_execution_in_every_process() {
     let hash = || {
-        let output = program(&["crash", "--points", "300", "--seed", "31", "--threads", "1", "--json"]);
+        let output =
+            program(&["crash", "--points", "300", "--seed", "31", "--threads", "1", "--json"]);
         let text = String::from_utf8(output.stdout).expect("the report is text");
         let digest = text.split_once("\"digest\":\"").map(|(_, rest)| rest[..16].to_owned());
         digest.expect("the report has a digest")
