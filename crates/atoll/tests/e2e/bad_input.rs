@@ -77,6 +77,10 @@ fn a_second_process_on_the_same_data_is_refused_and_the_first_goes_on() {
         let output = run(&[command, &["--data", path]].concat());
         assert_refused(&output, 1, &[path, "another process"]);
     }
+    // The same command line once more clashes with the ports too: the directory says why.
+    let (resp, http) = (server.resp.unwrap().to_string(), server.http.unwrap().to_string());
+    let output = run(&["start", "--data", path, "--resp", &resp, "--http", &http]);
+    assert_refused(&output, 1, &[path, "another process"]);
     assert_eq!(server.client().get("a").unwrap().as_deref(), Some("1"));
 }
 
