@@ -1,12 +1,13 @@
 //! Running the server: settings, listeners, engine, core, until a signal.
 //!
 //! ```text
-//!   settings -> HTTP port -> data directory -> Redis port -> banner -> serve
+//!   settings -> data directory -> HTTP port -> Redis port -> banner -> serve
 //!   SIGTERM or Ctrl-C -> requests under way -> flush -> exit 0
 //! ```
 //!
-//! The order makes every refusal cheap: a port in use is found before files are touched, and
-//! nothing is announced that does not work. All serving happens on this thread; the engine's
+//! The data directory comes first, because somebody who starts a server twice meets its lock and
+//! its ports at once, and it is the directory that says what went wrong. Nothing is announced that
+//! does not work. All serving happens on this thread; the engine's
 //! background work is on threads of its own. A second signal ends the process without the flush,
 //! which loses nothing: the next start reads the log.
 
@@ -56,7 +57,7 @@ struct Running {
     env: Env,
     db: Database,
     resp: Option<Server<EngineStore>>,
-    http: Option<(TcpListener, SocketAddr)>,
+    http: Option<HttpListener>,
 }
 
 impl Running {
@@ -64,23 +65,15 @@ impl Running {
         let env = atoll_env::os::env().map_err(|e| {
             Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
         })?;
-        let http = match settings.http {
-            Listen::Off => None,
-            Listen::At(addr) => Some(listen_http(addr).await?),
-        };
         let db = open(&env, settings).await?;
-        let resp = match settings.resp {
-            Listen::Off => None,
-            Listen::At(addr) => match bind_resp(&env, addr, &db, settings).await {
-                Ok(server) => Some(server),
-                Err(failure) => {
-                    // What went wrong is said already; the log has everything.
-                    let _ = db.close_async().await;
-                    return Err(failure);
-                }
-            },
-        };
-        Ok(Running { env, db, resp, http })
+        match listen(&env, &db, settings).await {
+            Ok((http, resp)) => Ok(Running { env, db, resp, http }),
+            Err(failure) => {
+                // What went wrong is said already; the log has everything.
+                let _ = db.close_async().await;
+                Err(failure)
+            }
+        }
     }
 
     /// Tells what runs where, and a first command to try.
@@ -158,8 +151,28 @@ impl Running {
     }
 }
 
+/// An HTTP port that is bound.
+type HttpListener = (TcpListener, SocketAddr);
+
+/// Binds the ports that are wanted.
+async fn listen(
+    env: &Env,
+    db: &Database,
+    settings: &Settings,
+) -> Result<(Option<HttpListener>, Option<Server<EngineStore>>)> {
+    let http = match settings.http {
+        Listen::Off => None,
+        Listen::At(addr) => Some(listen_http(addr).await?),
+    };
+    let resp = match settings.resp {
+        Listen::Off => None,
+        Listen::At(addr) => Some(bind_resp(env, addr, db, settings).await?),
+    };
+    Ok((http, resp))
+}
+
 /// Binds the HTTP port.
-async fn listen_http(addr: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+async fn listen_http(addr: SocketAddr) -> Result<HttpListener> {
     let bound = async {
         let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;

@@ -30,15 +30,41 @@ pub fn may_block() -> bool {
     BLOCKING.with(Cell::get)
 }
 
+/// Lets the thread block for as long as it lives.
+struct Blocking {
+    before: bool,
+}
+
+impl Blocking {
+    fn begin() -> Blocking {
+        Blocking { before: BLOCKING.with(|b| b.replace(true)) }
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        BLOCKING.with(|b| b.set(self.before));
+    }
+}
+
+/// Runs `future` as part of the calling task, but lets it block in the kernel while it is polled:
+/// disk operations of the real half complete inline, as under [`block_on`], while everything else
+/// is waited for as a task waits.
+///
+/// For an event loop whose next step is worth less than a change of threads: a write that goes to
+/// the page cache and no further. Never for a sync.
+pub async fn inline<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        let _blocking = Blocking::begin();
+        future.as_mut().poll(cx)
+    })
+    .await
+}
+
 /// Runs `future` to its end on the calling thread. Disk operations of the real half complete
 /// inline, by blocking calls.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            BLOCKING.with(|b| b.set(self.0));
-        }
-    }
     struct Unpark(std::thread::Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {
@@ -48,7 +74,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
             self.0.unpark();
         }
     }
-    let _restore = Restore(BLOCKING.with(|b| b.replace(true)));
+    let _blocking = Blocking::begin();
     let mut future = pin!(future);
     // Most calls complete at their first poll: memory was hit. The waker is made only for the rest.
     if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

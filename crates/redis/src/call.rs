@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use atoll_resp::{ReplyWriter, Request};
 
+use crate::commands::strings::Unit;
 use crate::error::{self, Outcome};
 use crate::executor::Executor;
 use crate::layout::{self, KIND_STRING};
@@ -104,12 +105,14 @@ impl<'a, S: Store> Call<'a, S> {
             Id::Persist => self.persist().await,
             Id::Pexpire => self.expire(1).await,
             Id::Ping => self.ping(),
+            Id::Psetex => self.setex(Unit::Milliseconds),
             Id::Pttl => self.ttl(1).await,
             Id::Quit => self.quit(),
             Id::Reset => self.reset(),
             Id::Scan => self.scan().await,
             Id::Select => self.select(),
             Id::Set => self.set().await,
+            Id::Setex => self.setex(Unit::Seconds),
             Id::Setnx => self.setnx().await,
             Id::Strlen => self.strlen().await,
             Id::Ttl => self.ttl(1_000).await,

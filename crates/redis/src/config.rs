@@ -55,7 +55,8 @@ pub(crate) static PARAMETERS: &[Parameter] = &[
         name: "appendfsync",
         get: |config| config.durability.appendfsync().into(),
         set: Some(|config, value| {
-            let modes = [Durability::Synced, Durability::Interval, Durability::Buffered];
+            // In the order in which Redis names them in its error.
+            let modes = [Durability::Interval, Durability::Synced, Durability::Buffered];
             config.durability = choose(value, modes, Durability::appendfsync)?;
             Ok(())
         }),

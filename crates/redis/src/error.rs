@@ -21,6 +21,9 @@ pub(crate) type Outcome<T = ()> = Result<T, CommandError>;
 pub(crate) const SYNTAX: CommandError = fixed("ERR syntax error");
 pub(crate) const NOT_AN_INTEGER: CommandError =
     fixed("ERR value is not an integer or out of range");
+/// For arguments that Redis keeps in a C `int`.
+pub(crate) const NOT_AN_INT: CommandError =
+    fixed("ERR value is out of range, value must between -2147483648 and 2147483647");
 pub(crate) const OVERFLOW: CommandError = fixed("ERR increment or decrement would overflow");
 pub(crate) const DECREMENT_OVERFLOW: CommandError = fixed("ERR decrement would overflow");
 pub(crate) const TOO_LONG: CommandError =

@@ -526,6 +526,8 @@ fn unknown_command(name: &[u8], request: &Request<'_>) -> CommandError {
     error::quoting(&[before, shorten(name, 128), after, &args])
 }
 
+/// Returns what Redis shows of an argument: no more than `len` bytes and none from a NUL on.
 fn shorten(text: &[u8], len: usize) -> &[u8] {
-    text.get(..len).unwrap_or(text)
+    let text = text.get(..len).unwrap_or(text);
+    text.split(|&byte| byte == 0).next().unwrap_or(text)
 }

@@ -48,22 +48,23 @@ pub struct Keys {
     pub last: i32,
     /// Distance from key to key.
     pub step: i32,
-    /// How the keys are used, in Redis's words.
+    /// How the keys are used, in Redis's words and their case.
     pub access: &'static [&'static str],
 }
 
 const NO_KEYS: Keys = Keys { first: 0, last: 0, step: 0, access: &[] };
-const READ: Keys = Keys { first: 1, last: 1, step: 1, access: &["RO", "ACCESS"] };
+const READ: Keys = Keys { first: 1, last: 1, step: 1, access: &["RO", "access"] };
 const READ_ALL: Keys = Keys { last: -1, ..READ };
 const PROBE: Keys = Keys { access: &["RO"], ..READ };
 const PROBE_ALL: Keys = Keys { last: -1, ..PROBE };
-const UPDATE: Keys = Keys { access: &["RW", "UPDATE"], ..READ };
-const UPDATE_READ: Keys = Keys { access: &["RW", "ACCESS", "UPDATE"], ..READ };
-const INSERT: Keys = Keys { access: &["RW", "INSERT"], ..READ };
-const INSERT_ONLY: Keys = Keys { access: &["OW", "INSERT"], ..READ };
-const OVERWRITE_PAIRS: Keys = Keys { last: -1, step: 2, access: &["OW", "UPDATE"], ..READ };
-const REMOVE: Keys = Keys { access: &["RW", "ACCESS", "DELETE"], ..READ };
-const REMOVE_ALL: Keys = Keys { last: -1, access: &["RM", "DELETE"], ..READ };
+const UPDATE: Keys = Keys { access: &["RW", "update"], ..READ };
+const UPDATE_READ: Keys = Keys { access: &["RW", "access", "update"], ..READ };
+const INSERT: Keys = Keys { access: &["RW", "insert"], ..READ };
+const INSERT_ONLY: Keys = Keys { access: &["OW", "insert"], ..READ };
+const OVERWRITE: Keys = Keys { access: &["OW", "update"], ..READ };
+const OVERWRITE_PAIRS: Keys = Keys { last: -1, step: 2, ..OVERWRITE };
+const REMOVE: Keys = Keys { access: &["RW", "access", "delete"], ..READ };
+const REMOVE_ALL: Keys = Keys { last: -1, access: &["RM", "delete"], ..READ };
 
 /// A set of command flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,6 +263,10 @@ commands! {
         "O(1)", "Sets the expiration time of a key in milliseconds.";
     Ping: "ping", -1, FAST, NO_KEYS, ["connection"], "connection", "1.0.0",
         "O(1)", "Returns the server's liveliness response.";
+    Psetex: "psetex", 4, WRITE.with(DENYOOM), OVERWRITE, ["string"], "string", "2.6.0",
+        "O(1)",
+        "Sets both string value and expiration time in milliseconds of a key. The key is created \
+         if it doesn't exist.";
     Pttl: "pttl", 2, LOOK, READ, ["keyspace"], "generic", "2.6.0",
         "O(1)", "Returns the expiration time in milliseconds of a key.";
     Quit: "quit", -1, GREETING, NO_KEYS, ["connection"], "connection", "1.0.0",
@@ -274,11 +279,14 @@ commands! {
         "Iterates over the key names in the database.";
     Select: "select", 2, ALWAYS.with(FAST), NO_KEYS, ["connection"], "connection", "1.0.0",
         "O(1)", "Changes the selected database.";
-    Set: "set", -3, WRITE.with(DENYOOM), Keys { access: &["RW", "ACCESS", "UPDATE"], ..READ },
+    Set: "set", -3, WRITE.with(DENYOOM), Keys { access: &["RW", "access", "update"], ..READ },
         ["string"], "string", "1.0.0",
         "O(1)",
         "Sets the string value of a key, ignoring its type. The key is created if it doesn't \
          exist.";
+    Setex: "setex", 4, WRITE.with(DENYOOM), OVERWRITE, ["string"], "string", "2.0.0",
+        "O(1)",
+        "Sets the string value and expiration time of a key. Creates the key if it doesn't exist.";
     Setnx: "setnx", 3, GROW, INSERT_ONLY, ["string"], "string", "1.0.0",
         "O(1)", "Set the string value of a key only when the key doesn't exist.";
     Strlen: "strlen", 2, LOOK, PROBE, ["string"], "string", "2.2.0",

@@ -42,7 +42,10 @@ pub struct Limits {
 
 impl Limits {
     /// The limits of a client that may execute commands.
-    pub const CLIENT: Limits = Limits { args: 1024 * 1024, bulk: 512 << 20, stranger: false };
+    ///
+    /// The argument count is bounded as in Redis, which is not at all: what bounds a request is
+    /// [`MAX_REQUEST`], and an argument takes less memory than the bytes that bring it.
+    pub const CLIENT: Limits = Limits { args: i32::MAX as usize, bulk: 512 << 20, stranger: false };
     /// The limits before authentication: enough for HELLO and AUTH, not enough to hold memory.
     pub const STRANGER: Limits = Limits { args: 10, bulk: 16 * 1024, stranger: true };
 }

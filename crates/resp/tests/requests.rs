@@ -78,7 +78,7 @@ fn errors_are_told_in_the_words_of_redis() {
         ("*x\r\n", "Protocol error: invalid multibulk length"),
         ("*\r\n", "Protocol error: invalid multibulk length"),
         ("*03\r\n", "Protocol error: invalid multibulk length"),
-        ("*1048577\r\n", "Protocol error: invalid multibulk length"),
+        ("*2147483648\r\n", "Protocol error: invalid multibulk length"),
         ("*3000000000\r\n", "Protocol error: invalid multibulk length"),
         ("*99999999999999999999\r\n", "Protocol error: invalid multibulk length"),
         ("*3\r\n$3\r\nSET\r\n$1\r\nx\r\nfooz\r\n", "Protocol error: expected '$', got 'f'"),

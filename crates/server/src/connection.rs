@@ -47,6 +47,8 @@ pub(crate) struct Pipe {
     pub closing: bool,
     /// The connection is dropped at once, whatever is unsent.
     pub cut: bool,
+    /// Everything is sent and the write half is closed.
+    pub shut: bool,
     /// The task is over.
     pub gone: bool,
     /// The client waits in the core's ready list.
@@ -77,11 +79,10 @@ pub(crate) async fn serve(
     pipe: Rc<RefCell<Pipe>>,
     desk: Rc<Desk>,
 ) {
-    let mut shut = false;
     poll_fn(|cx| {
         let mut pipe = pipe.borrow_mut();
         pipe.task = Some(cx.waker().clone());
-        step(&mut pipe, &mut *stream, &mut shut, id, &desk, cx)
+        step(&mut pipe, &mut *stream, id, &desk, cx)
     })
     .await;
     // The socket is closed before the core hears of it, so that its count of connections is true.
@@ -95,7 +96,6 @@ pub(crate) async fn serve(
 fn step(
     pipe: &mut Pipe,
     stream: &mut dyn Stream,
-    shut: &mut bool,
     id: ClientId,
     desk: &Desk,
     cx: &mut Context<'_>,
@@ -117,12 +117,14 @@ fn step(
             pipe.outgoing = Vec::new();
         }
         if pipe.closing {
-            if !*shut {
+            if !pipe.shut {
                 match stream.poll_shutdown(cx) {
-                    Poll::Ready(Ok(())) => *shut = true,
+                    Poll::Ready(Ok(())) => pipe.shut = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(()),
                     Poll::Pending => return Poll::Pending,
                 }
+                // A server that stops waits for this.
+                desk.signal.raise();
             }
             return linger(stream, desk, cx);
         }

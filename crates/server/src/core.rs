@@ -115,6 +115,11 @@ impl<S: Store> Core<S> {
         self.connections.is_empty()
     }
 
+    /// Returns whether every connection that is left has got all its replies.
+    pub fn is_told(&self) -> bool {
+        self.connections.values().all(|connection| connection.pipe.borrow().shut)
+    }
+
     /// Lets every connection close once its replies are sent.
     pub fn close_all(&mut self) {
         let now = self.env.clock.now();

@@ -23,6 +23,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 /// Time that a stop gives clients to take their last replies.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
+/// Time that a stop gives clients to close their side once the last reply is sent: enough for it
+/// to arrive. Pools keep idle connections open for ever, so it is not the time above.
+const STOP_LINGER: Duration = Duration::from_millis(500);
 
 /// Why a server could not start.
 #[derive(Debug)]
@@ -137,9 +140,17 @@ impl<S: Store + 'static> Server<S> {
             task::yield_now().await;
         }
         core.close_all();
-        while !core.is_empty() && env.clock.now() < deadline {
+        while !core.is_told() && env.clock.now() < deadline {
             // The tick raises the signal too, so the deadline is seen.
             desk.signal.raised().await;
+            core.work().await;
+        }
+        let mut linger = pin!(env.clock.sleep(STOP_LINGER));
+        while !core.is_empty() {
+            let wait = desk.signal.raised();
+            if let Either::Left(()) = select_biased(linger.as_mut(), wait).await {
+                break;
+            }
             core.work().await;
         }
     }

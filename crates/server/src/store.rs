@@ -2,6 +2,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
+use atoll_env::task;
 use atoll_lsm::{Batch, Database, Keyspace, KeyspaceOptions, Slice, WriteOptions};
 use atoll_redis::store::{DATABASES, Visitor};
 use atoll_redis::{Durability, Record, Store, StoreError, Writes};
@@ -69,13 +70,19 @@ impl Store for EngineStore {
                 };
             }
         }
-        let durability = match durability {
+        let mode = match durability {
             Durability::Synced => atoll_lsm::Durability::Synced,
             Durability::Interval => atoll_lsm::Durability::Interval,
             Durability::Buffered => atoll_lsm::Durability::Buffered,
         };
-        let options = WriteOptions::durability(durability);
-        self.database.write_async(batch, options).await.map_err(explain)
+        let write = self.database.write_async(batch, WriteOptions::durability(mode));
+        // Without a sync a commit is a copy into the page cache, and costs less than the two
+        // changes of threads that spare the event loop from waiting for it.
+        let written = match durability {
+            Durability::Synced => write.await,
+            Durability::Interval | Durability::Buffered => task::inline(write).await,
+        };
+        written.map_err(explain)
     }
 
     fn memory_bytes(&self) -> u64 {

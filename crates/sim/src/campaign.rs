@@ -25,6 +25,9 @@ pub const REQUIRED_SITES: [&str; 8] = [
     "compaction install",
     "range delete",
 ];
+/// Sites that few operations have: each is crashed at several times, with other draws.
+const RARE_SITES: [&str; 2] = ["rotation", "range delete"];
+const DRAWS_OF_RARE: u64 = 4;
 /// Points of a history that is too long to crash everywhere.
 const POINTS_OF_LONG: usize = 120;
 /// Mutations up to which a history is crashed at each of them.
@@ -197,11 +200,11 @@ fn run_history(
     report: &mut Report,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<(), Box<Violation>> {
-    let whole = Point { seed, at: None };
+    let whole = Point { seed, at: None, draw: 0 };
     let told = guarded(whole)?;
     report.note(whole, &told);
-    for at in choose(seed, &told.mutations) {
-        let point = Point { seed, at: Some(at) };
+    for (at, draw) in choose(seed, &told.mutations) {
+        let point = Point { seed, at: Some(at), draw };
         report.note(point, &guarded(point)?);
         if !go_on() {
             break;
@@ -220,10 +223,13 @@ fn guarded(point: Point) -> Result<Told, Box<Violation>> {
     })
 }
 
-/// Returns the points of a history: all of a short one; of a long one as many of each site.
-fn choose(seed: u64, mutations: &[Mutation]) -> Vec<u64> {
+/// Returns the points of a history, and which draws of them: all of a short one, those of rare
+/// sites several times; of a long one as many of each site.
+fn choose(seed: u64, mutations: &[Mutation]) -> Vec<(u64, u64)> {
     if Script::of(seed).size == Size::Short && mutations.len() <= EVERY_UP_TO {
-        return (0..mutations.len() as u64).collect();
+        let all = (0u64..).zip(mutations);
+        let draws = |m: &Mutation| if RARE_SITES.contains(&m.site) { DRAWS_OF_RARE } else { 1 };
+        return all.flat_map(|(at, m)| (0..draws(m)).map(move |draw| (at, draw))).collect();
     }
     let mut by_site: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (at, mutation) in (0u64..).zip(mutations) {
@@ -234,7 +240,7 @@ fn choose(seed: u64, mutations: &[Mutation]) -> Vec<u64> {
     let mut points = Vec::new();
     for mut of_site in by_site.into_values() {
         prng.shuffle(&mut of_site);
-        points.extend(of_site.into_iter().take(share));
+        points.extend(of_site.into_iter().take(share).map(|at| (at, 0)));
     }
     points
 }

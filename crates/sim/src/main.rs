@@ -13,7 +13,7 @@ atoll-sim: cuts the power under the storage engine, in a simulator, and checks w
 
 Usage:
   atoll-sim crash [--points N] [--seed S] [--threads T] [--json] [--mutant NAME]
-  atoll-sim crash --replay SEED[:POINT] [--trace] [--mutant NAME]
+  atoll-sim crash --replay SEED[:POINT[/DRAW]] [--trace] [--mutant NAME]
 
   --points N     crash points to run (default 100000)
   --seed S       where the histories come from (default 1)

@@ -20,12 +20,15 @@ pub struct Point {
     pub seed: u64,
     /// The mutation of the disk at which the power goes, from 0; `None` if it does not.
     pub at: Option<u64>,
+    /// Which draw of what the cut leaves and what follows.
+    pub draw: u64,
 }
 
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.at {
-            Some(at) => write!(f, "{:#x}:{at}", self.seed),
+            Some(at) if self.draw == 0 => write!(f, "{:#x}:{at}", self.seed),
+            Some(at) => write!(f, "{:#x}:{at}/{}", self.seed, self.draw),
             None => write!(f, "{:#x}", self.seed),
         }
     }
@@ -33,8 +36,16 @@ impl fmt::Display for Point {
 
 impl std::str::FromStr for Point {
     type Err = String;
-    fn from_str(text: &str) -> Result<Point, String> {
-        let wrong = || format!("'{text}' is no crash point: write SEED or SEED:POINT, as reported");
+    fn from_str(whole: &str) -> Result<Point, String> {
+        let wrong = || {
+            format!(
+                "'{whole}' is no crash point: write SEED, SEED:POINT or SEED:POINT/DRAW, as reported"
+            )
+        };
+        let (text, draw) = match whole.split_once('/') {
+            Some((text, draw)) => (text, draw.parse().map_err(|_| wrong())?),
+            None => (whole, 0),
+        };
         let (seed, at) = match text.split_once(':') {
             Some((seed, at)) => (seed, Some(at.parse().map_err(|_| wrong())?)),
             None => (text, None),
@@ -43,7 +54,7 @@ impl std::str::FromStr for Point {
             Some(hex) => u64::from_str_radix(hex, 16),
             None => seed.parse(),
         };
-        Ok(Point { seed: seed.map_err(|_| wrong())?, at })
+        Ok(Point { seed: seed.map_err(|_| wrong())?, at, draw })
     }
 }
 
@@ -110,7 +121,8 @@ impl World {
         let node = sim.node("db");
         let script = Script::of(point.seed);
         let oracle = Rc::new(RefCell::new(Oracle::new(script.tuning.sync_interval)));
-        let prng = Prng::new(point.seed ^ point.at.map_or(0, |at| (at + 1) << 32)).fork("point");
+        let fate = point.at.map_or(0, |at| (at + 1) << 32) ^ (point.draw << 56);
+        let prng = Prng::new(point.seed ^ fate).fork("point");
         World {
             point,
             sim,

@@ -2,10 +2,12 @@
 //! changes; these stay.
 
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
-use atoll_env::Env;
+use atoll_env::disk::IoClass;
 use atoll_env::sim::{CrashMode, Node, Sim};
+use atoll_env::{Env, IoTag};
 use atoll_lsm::{
     Batch, Database, Durability, Error, Keyspace, KeyspaceOptions, Options, WriteOptions,
 };
@@ -196,4 +198,46 @@ fn a_spare_that_is_the_second_name_of_a_segment_is_not_used() {
         assert_eq!(ks.get_async("a").await.unwrap().as_deref(), Some(&b"1"[..]));
     });
     assert_eq!(disk.read_file(&spare), None, "it was removed, not written");
+}
+
+#[test]
+fn a_spare_whose_name_is_not_durable_is_not_written() {
+    // Death of the process between the renaming of a segment to a spare and the sync of that, then
+    // a power cut: the segment was back under its old name, with the header of its next life.
+    for seed in 0..40 {
+        let sim = Sim::new(seed);
+        let node = sim.node("db");
+        let disk = node.disk();
+        let options = |env| Options { memtable_size: 1 << 20, ..tiny(env) };
+        run(&sim, &node, |env| async move {
+            let (db, ks) = open(options(env)).await;
+            for key in 0..12u8 {
+                ks.insert_async([key], [key; 3000], WriteOptions::default()).await.unwrap();
+            }
+            drop(ks);
+            db.close_async().await.unwrap();
+        });
+        // What retiring the oldest segment does before its sync.
+        let env = node.env();
+        let log = |name: &str| Path::new(PATH).join("log").join(name);
+        let oldest = disk.files().into_iter().find(|f| f.ends_with(".log")).expect("a segment");
+        let spare = log("0000000099.spare");
+        let tag = IoTag::new(IoClass::Log, "segment reuse");
+        let renamed = async { env.disk.rename(tag, Path::new(&oldest), &spare).await.unwrap() };
+        sim.block_on(&node, renamed).done();
+        reboot(&node, CrashMode::KeepAll);
+        run(&sim, &node, |env| async move {
+            let (_db, ks) = open(options(env)).await;
+            ks.insert_async("a", "1", WriteOptions::default()).await.unwrap();
+        });
+        reboot(&node, CrashMode::Random);
+        run(&sim, &node, |env| async move {
+            let (_db, ks) = open(options(env)).await;
+            assert_eq!(ks.get_async("a").await.unwrap().as_deref(), Some(&b"1"[..]));
+            for key in 0..12u8 {
+                let found = ks.get_async([key]).await.unwrap();
+                assert_eq!(found.as_deref(), Some(&[key; 3000][..]));
+            }
+        });
+    }
 }

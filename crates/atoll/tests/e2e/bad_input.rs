@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Output;
 
+use atoll_encoding::checksum::{Place, seeded};
 use redis::TypedCommands;
 use rustix::process::Signal;
 
@@ -76,6 +77,10 @@ fn a_second_process_on_the_same_data_is_refused_and_the_first_goes_on() {
         let output = run(&[command, &["--data", path]].concat());
         assert_refused(&output, 1, &[path, "another process"]);
     }
+    // The same command line once more clashes with the ports too: the directory says why.
+    let (resp, http) = (server.resp.unwrap().to_string(), server.http.unwrap().to_string());
+    let output = run(&["start", "--data", path, "--resp", &resp, "--http", &http]);
+    assert_refused(&output, 1, &[path, "another process"]);
     assert_eq!(server.client().get("a").unwrap().as_deref(), Some("1"));
 }
 
@@ -101,9 +106,11 @@ fn a_newer_format_is_refused_with_both_versions() {
     assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));
     let identity = data.join("ATOLL");
     let text = std::fs::read(&identity).unwrap();
-    let newer =
-        String::from_utf8(text.clone()).unwrap().replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
-    std::fs::write(&identity, newer).unwrap();
+    // A later program would sum up what it writes: a version that does not verify is damage.
+    let words = String::from_utf8(text.clone()).unwrap();
+    let newer = words.rsplit_once(' ').unwrap().0.replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
+    let sum = seeded(Place { file: 0, salt: 0, offset: 0 }, &[newer.as_bytes()]);
+    std::fs::write(&identity, format!("{newer} {sum:08x}\n")).unwrap();
     assert_refused(&start(&data, &[]), 1, &[data.to_str().unwrap(), "format 9", "reads 1"]);
     std::fs::write(&identity, text).unwrap();
     assert_eq!(Server::start(&data, &[]).stop(Signal::TERM).code(), Some(0));

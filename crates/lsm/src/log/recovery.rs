@@ -531,7 +531,9 @@ fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error 
 ///
 /// A power cut between a rename and the sync of the directory may leave both names, of one file. A
 /// spare that is a segment's, or another spare's, second name must not be written: files are told
-/// apart by their headers, and a spare without one goes.
+/// apart by their headers, and a spare without one goes. Nor may one be written whose name is not
+/// durable, because the process died before the sync: after a power cut it is the segment again
+/// that it was, with another one's header. Hence the sync.
 pub(super) async fn tidy(
     directory: &Directory,
     listing: &Listing,
@@ -553,6 +555,9 @@ pub(super) async fn tidy(
         } else {
             directory.remove(&directory.spare_path(number)).await?;
         }
+    }
+    if !spares.numbers.is_empty() {
+        directory.sync(RECOVERY).await?;
     }
     Ok(spares)
 }

@@ -54,7 +54,11 @@ impl<'a, S: Store> Call<'a, S> {
     }
 
     pub fn select(&mut self) -> Outcome {
-        let db = usize::try_from(self.int_arg(1)?).ok().filter(|&db| db < DATABASES);
+        let index = self.int_arg(1)?;
+        if i32::try_from(index).is_err() {
+            return Err(error::NOT_AN_INT);
+        }
+        let db = usize::try_from(index).ok().filter(|&db| db < DATABASES);
         self.session.db = db.ok_or(error::DB_OUT_OF_RANGE)?;
         self.reply().ok();
         Ok(())

@@ -10,6 +10,11 @@ use crate::layout;
 use crate::session::MAX_OUTPUT;
 use crate::store::{DATABASES, Store};
 
+/// Bytes of keys after which a step of a scan ends, whatever its count.
+const SCAN_BYTES: usize = 4 << 20;
+/// Keys after which a step of a scan ends, whatever its count.
+const SCAN_KEYS: usize = 1 << 20;
+
 impl<S: Store> Call<'_, S> {
     pub async fn exists(&mut self) -> Outcome {
         let mut count = 0;
@@ -146,7 +151,9 @@ impl<S: Store> Call<'_, S> {
     }
 
     pub async fn scan(&mut self) -> Outcome {
-        let cursor = std::str::from_utf8(self.arg(1)).ok().and_then(|text| text.parse().ok());
+        // No digits at all are the cursor 0, as for the `strtoul` that Redis reads them with.
+        let text = if self.arg(1).is_empty() { b"0" } else { self.arg(1) };
+        let cursor = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
         let cursor: u64 = cursor.ok_or(error::INVALID_CURSOR)?;
         let (mut pattern, mut count, mut of_type) = (None, 10, true);
         let mut at = 2;
@@ -172,16 +179,18 @@ impl<S: Store> Call<'_, S> {
         let bound = self.executor.cursors.resume(cursor, db, &mut from).map(|()| &*from);
         let mut keys = Vec::new();
         let mut last = None;
-        let mut visited = 0;
+        let (mut visited, mut bytes) = (0, 0);
         self.executor
             .visit(db, bound, &mut |storage_key, deadline_ms| {
                 visited += 1;
                 let key = layout::user_key(storage_key);
                 let live = deadline_ms.is_none_or(|deadline_ms| deadline_ms > now);
                 if live && of_type && pattern.is_none_or(|pattern| glob::matches(pattern, key)) {
+                    bytes += key.len();
                     keys.push(Box::<[u8]>::from(key));
                 }
-                if visited < count {
+                // The count is a wish: a reply stays short enough to be sent at all.
+                if visited < count && bytes < SCAN_BYTES && keys.len() < SCAN_KEYS {
                     return ControlFlow::Continue(());
                 }
                 last = Some(Box::<[u8]>::from(storage_key));

@@ -5,4 +5,4 @@
 mod connection;
 mod keys;
 mod server;
-mod strings;
+pub(crate) mod strings;

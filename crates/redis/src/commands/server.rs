@@ -53,7 +53,7 @@ impl<S: Store> Call<'_, S> {
             let mut reply = self.reply();
             match command {
                 Some(command) => describe(&mut reply, command),
-                None => reply.null_array(),
+                None => reply.null(),
             }
         }
         Ok(())
@@ -360,18 +360,18 @@ fn describe(reply: &mut ReplyWriter<'_>, command: &'static Command) {
     let categories = CATEGORIES.iter().filter(|category| command.in_category(category));
     reply.set(categories.clone().count());
     categories.for_each(|category| reply.simple(&format!("@{category}")));
-    reply.array(0); // tips
+    reply.set(0); // tips
     key_specification(reply, command);
-    reply.array(command.subcommands().count());
+    reply.set(command.subcommands().count());
     command.subcommands().for_each(|subcommand| describe(reply, subcommand));
 }
 
 fn key_specification(reply: &mut ReplyWriter<'_>, command: &Command) {
     let keys = command.keys;
     if keys.first == 0 {
-        return reply.array(0);
+        return reply.set(0);
     }
-    reply.array(1);
+    reply.set(1);
     reply.map(3);
     reply.bulk(b"flags");
     reply.set(keys.access.len());

@@ -20,8 +20,9 @@ struct Options {
     expire: Option<(Unit, usize)>,
 }
 
+/// What an expire time counts, and from when.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Unit {
+pub(crate) enum Unit {
     Seconds,
     Milliseconds,
     UnixSeconds,
@@ -65,7 +66,7 @@ impl<S: Store> Call<'_, S> {
         let options = self.options(3, true)?;
         let (key, value) = (self.arg(1), self.arg(2));
         self.check(key, value.len())?;
-        let mut deadline_ms = self.deadline(&options)?;
+        let mut deadline_ms = self.deadline(options.expire)?;
         let mut old = None;
         if options.get {
             old = self.lookup(key).await?;
@@ -87,6 +88,16 @@ impl<S: Store> Call<'_, S> {
             self.reply().null();
         }
         if wanted { self.put(key, value, deadline_ms) } else { Ok(()) }
+    }
+
+    /// Sets a value with an expire time, which has the option's unit in SET.
+    pub fn setex(&mut self, unit: Unit) -> Outcome {
+        let (key, value) = (self.arg(1), self.arg(3));
+        self.check(key, value.len())?;
+        let deadline_ms = self.deadline(Some((unit, 2)))?;
+        self.put(key, value, deadline_ms)?;
+        self.reply().ok();
+        Ok(())
     }
 
     pub async fn setnx(&mut self) -> Outcome {
@@ -131,12 +142,12 @@ impl<S: Store> Call<'_, S> {
 
     pub async fn getex(&mut self) -> Outcome {
         let options = self.options(2, false)?;
-        let deadline_ms = self.deadline(&options)?;
-        let key = self.arg(1);
-        let Some(found) = self.lookup(key).await? else {
+        let Some(found) = self.lookup(self.arg(1)).await? else {
             self.reply().null();
             return Ok(());
         };
+        // Read after the key, as Redis does: of a key that is absent no time is wrong.
+        let deadline_ms = self.deadline(options.expire)?;
         self.reply().bulk(found.string()?);
         if deadline_ms.is_some() || (options.persist && found.deadline_ms.is_some()) {
             self.restage(found.bytes, deadline_ms);
@@ -250,9 +261,9 @@ impl<S: Store> Call<'_, S> {
         Ok(options)
     }
 
-    /// Returns the deadline the options ask for.
-    fn deadline(&self, options: &Options) -> Outcome<Option<u64>> {
-        let Some((unit, index)) = options.expire else { return Ok(None) };
+    /// Returns the deadline that an expire time of this unit, at this argument, asks for.
+    fn deadline(&self, expire: Option<(Unit, usize)>) -> Outcome<Option<u64>> {
+        let Some((unit, index)) = expire else { return Ok(None) };
         let amount = self.int_arg(index)?;
         let now = i64::try_from(self.executor.now_ms).unwrap_or(i64::MAX);
         let deadline = match unit {

@@ -270,6 +270,26 @@ fn a_client_that_closes_its_side_gets_its_replies_first() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_clients_that_only_stay_connected() {
+    let sim = Sim::new(7);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(7);
+    let (stop, ended) = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut client = Client::connect(&env, &network).await;
+        assert_eq!(client.ask(&["PING"]).await, simple("PONG"));
+        let asked = env.clock.now();
+        let _ = stop.send(());
+        ended.await.expect("the server ends");
+        let took = env.clock.now().since(asked);
+        assert!(took < Duration::from_secs(2), "it took {took:?}");
+        assert_eq!(client.receive().await, None);
+    })
+    .done();
+}
+
+#[test]
 fn a_stop_executes_what_has_arrived_and_closes() {
     for seed in 0..20 {
         let sim = Sim::new(seed);
