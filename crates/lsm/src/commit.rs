@@ -154,9 +154,22 @@ struct QueueState {
 }
 
 impl Queue {
-    /// Takes everything that waits.
-    fn take(&self) -> VecDeque<Request> {
-        std::mem::take(&mut self.state.lock().waiting)
+    /// Takes the next group: what waits, in order, up to `bytes_max` of payloads but at least one
+    /// request. A group is applied without waiting for memory, so it must not be large.
+    fn take(&self, bytes_max: usize) -> VecDeque<Request> {
+        let mut state = self.state.lock();
+        let mut bytes = 0;
+        let within = |request: &&Request| {
+            if let Work::Write { payload, .. } = &request.work {
+                bytes += payload.bytes.len();
+            }
+            bytes <= bytes_max
+        };
+        let count = state.waiting.iter().take_while(within).count().max(1);
+        if count >= state.waiting.len() {
+            return std::mem::take(&mut state.waiting);
+        }
+        state.waiting.drain(..count).collect()
     }
 }
 
@@ -215,7 +228,7 @@ fn enqueue(store: &Arc<Store>, work: Work, can_lead: bool) -> (Arc<Ticket>, bool
 
 /// Leads one group on the calling thread, then hands over.
 async fn lead_once(store: &Arc<Store>) {
-    store.commit(store.queue.take()).await;
+    store.commit(store.queue.take(store.group_bytes_max())).await;
     let next = {
         let mut queue = store.queue.state.lock();
         match queue.waiting.front() {
@@ -238,7 +251,7 @@ fn spawn_leader(store: &Arc<Store>) {
         "group commit",
         Box::pin(async move {
             loop {
-                leader.commit(leader.queue.take()).await;
+                leader.commit(leader.queue.take(leader.group_bytes_max())).await;
                 let mut queue = leader.queue.state.lock();
                 if queue.waiting.is_empty() {
                     queue.has_leader = false;

@@ -625,6 +625,12 @@ impl Store {
         Ok(())
     }
 
+    /// Returns the payload bytes of one commit group: half a memtable, so that a group seals at most
+    /// one unless a single batch is larger.
+    pub(crate) fn group_bytes_max(&self) -> usize {
+        self.options.memtable_capacity() / 2
+    }
+
     /// Delays the writer when compaction falls behind: smoothly, so that writers feel a slope and
     /// not a wall.
     async fn slow_down(&self, writer: &mut Writer, bytes: usize) {
