@@ -19,7 +19,7 @@ impl Owner for Vec<u8> {
 /// A reference-counted byte string that points into its owner.
 ///
 /// It is cheap to clone. It keeps a whole block (or memtable) in memory: copy the bytes
-/// ([`Slice::to_vec`]) when you hold them for long.
+/// (`to_vec`) when you hold them for long.
 #[derive(Clone)]
 pub struct Slice {
     owner: Arc<dyn Owner>,

@@ -3,6 +3,7 @@
 //! Most of it runs in the simulator, where background work interleaves by the seed and time passes
 //! only when the list says so; a part runs on the real disk with real threads. Power cuts are the
 //! crash harness's subject (crates/sim).
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
