@@ -171,7 +171,8 @@ impl World {
             let last = aftermath.is_none();
             match self.live(aftermath)? {
                 None => {
-                    nested -= 1;
+                    // A planned cut may come just when the life has ended: then it shows here.
+                    nested = nested.saturating_sub(1);
                     first = first.or(Some(None));
                 }
                 Some(survived) => {
