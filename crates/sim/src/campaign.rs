@@ -26,8 +26,7 @@ pub const REQUIRED_SITES: [&str; 8] = [
     "range delete",
 ];
 /// Sites that few operations have: each is crashed at several times, with other draws.
-const RARE_SITES: [&str; 2] = ["rotation", "range delete"];
-const DRAWS_OF_RARE: u64 = 4;
+const DRAWS_OF_RARE: [(&str, u64); 2] = [("rotation", 12), ("range delete", 3)];
 /// Points of a history that is too long to crash everywhere.
 const POINTS_OF_LONG: usize = 120;
 /// Mutations up to which a history is crashed at each of them.
@@ -228,7 +227,9 @@ fn guarded(point: Point) -> Result<Told, Box<Violation>> {
 fn choose(seed: u64, mutations: &[Mutation]) -> Vec<(u64, u64)> {
     if Script::of(seed).size == Size::Short && mutations.len() <= EVERY_UP_TO {
         let all = (0u64..).zip(mutations);
-        let draws = |m: &Mutation| if RARE_SITES.contains(&m.site) { DRAWS_OF_RARE } else { 1 };
+        let draws = |m: &Mutation| {
+            DRAWS_OF_RARE.iter().find(|(site, _)| *site == m.site).map_or(1, |(_, draws)| *draws)
+        };
         return all.flat_map(|(at, m)| (0..draws(m)).map(move |draw| (at, draw))).collect();
     }
     let mut by_site: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
