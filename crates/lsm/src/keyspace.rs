@@ -107,7 +107,12 @@ impl Keyspace {
 
     /// Returns whether `key` has a value.
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.record(key)?.is_some())
+        block_on(self.contains_key_async(key))
+    }
+
+    /// Async twin of [`Keyspace::contains_key`].
+    pub async fn contains_key_async(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.record_async(key).await?.is_some())
     }
 
     /// Returns the values of several keys, all as of one moment, in the order asked.
@@ -156,12 +161,28 @@ impl Keyspace {
 
     /// Returns the first key with its value.
     pub fn first_key_value(&self) -> Result<Option<(Vec<u8>, Slice)>> {
-        self.iter().next().map(|guard| guard?.into_inner()).transpose()
+        block_on(self.first_key_value_async())
+    }
+
+    /// Async twin of [`Keyspace::first_key_value`].
+    pub async fn first_key_value_async(&self) -> Result<Option<(Vec<u8>, Slice)>> {
+        match self.cursor::<&[u8]>(..).next().await? {
+            Some(guard) => guard.into_inner_async().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Returns the last key with its value.
     pub fn last_key_value(&self) -> Result<Option<(Vec<u8>, Slice)>> {
-        self.iter().next_back().map(|guard| guard?.into_inner()).transpose()
+        block_on(self.last_key_value_async())
+    }
+
+    /// Async twin of [`Keyspace::last_key_value`].
+    pub async fn last_key_value_async(&self) -> Result<Option<(Vec<u8>, Slice)>> {
+        match self.cursor::<&[u8]>(..).next_back().await? {
+            Some(guard) => guard.into_inner_async().await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Returns the range of a prefix, and the part of it that filters know.
@@ -211,12 +232,23 @@ impl Keyspace {
         value: impl AsRef<[u8]>,
         ttl: Duration,
     ) -> Result<()> {
+        block_on(self.insert_for_async(key, value, ttl, WriteOptions::default()))
+    }
+
+    /// Async twin of [`Keyspace::insert_for`], under `options`.
+    pub async fn insert_for_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: Duration,
+        options: WriteOptions,
+    ) -> Result<()> {
         self.check_alive()?;
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let deadline = self.db.store.now().saturating_add(millis);
         let mut batch = Batch::new();
         batch.insert_expiring(self, key.as_ref(), value.as_ref(), deadline);
-        block_on(self.db.write(batch, WriteOptions::default()))
+        self.db.write(batch, options).await
     }
 
     /// Removes `key`.

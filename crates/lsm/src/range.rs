@@ -190,7 +190,12 @@ impl Guard {
 
     /// Returns the key and the value.
     pub fn into_inner(self) -> Result<(Vec<u8>, Slice)> {
-        let value = self.value()?;
+        block_on(self.into_inner_async())
+    }
+
+    /// Async twin of [`Guard::into_inner`].
+    pub async fn into_inner_async(self) -> Result<(Vec<u8>, Slice)> {
+        let value = self.value_async().await?;
         let mut key = self.user_key;
         key.drain(..4);
         Ok((key, value))
