@@ -120,15 +120,9 @@ impl Scan {
             self.entry.user_key.clear();
             self.entry.user_key.extend_from_slice(key.user_key);
             self.entry.trailer = key.trailer;
-            if let Some((fragment_end, seqno)) = self.hidden_by(Direction::Forward) {
-                self.covered_in_row += 1;
-                if self.covered_in_row > SKIP_AFTER {
-                    self.covered_in_row = 0;
-                    self.merge.skip_to(&fragment_end, seqno).await?;
-                }
+            if self.pass_if_hidden().await? {
                 continue;
             }
-            self.covered_in_row = 0;
             if is_dead(key_kind(self.entry.trailer), self.merge.value(), self.now) {
                 continue;
             }
@@ -155,15 +149,9 @@ impl Scan {
                 }
                 candidate = false;
                 self.has_entry = true;
-                if let Some((fragment_start, seqno)) = self.hidden_by(Direction::Backward) {
-                    self.covered_in_row += 1;
-                    if self.covered_in_row > SKIP_AFTER {
-                        self.covered_in_row = 0;
-                        self.merge.skip_to(&fragment_start, seqno).await?;
-                    }
+                if self.pass_if_hidden().await? {
                     continue;
                 }
-                self.covered_in_row = 0;
                 if is_dead(key_kind(self.entry.trailer), &self.entry.value, self.now) {
                     continue;
                 }
@@ -182,6 +170,21 @@ impl Scan {
             }
             self.merge.step().await?;
         }
+    }
+
+    /// Returns whether a range tombstone hides the entry. After a run of hidden ones the sources are
+    /// moved past the tombstone.
+    async fn pass_if_hidden(&mut self) -> Result<bool> {
+        let Some((far_edge, seqno)) = self.hidden_by(self.direction) else {
+            self.covered_in_row = 0;
+            return Ok(false);
+        };
+        self.covered_in_row += 1;
+        if self.covered_in_row > SKIP_AFTER {
+            self.covered_in_row = 0;
+            self.merge.skip_to(&far_edge, seqno).await?;
+        }
+        Ok(true)
     }
 
     /// Returns the far edge and the sequence number of a range tombstone that hides the entry.
