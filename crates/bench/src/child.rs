@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
 use crate::Failure;
+use crate::alloc::Counts;
 use crate::data;
 use crate::engines::{self, Config, Direction, Engine, Name};
 use crate::process;
@@ -19,6 +20,9 @@ use crate::workload::{Extent, Workload};
 
 /// An operation that takes longer is a stall.
 const STALL: Duration = Duration::from_millis(100);
+
+/// The longest time that is told apart from longer ones.
+const LONGEST: Duration = Duration::from_secs(100);
 
 /// Steps of a scan after its seek.
 const SCAN_STEPS: usize = 100;
@@ -105,9 +109,11 @@ fn load(engine: &dyn Engine, extent: Extent) -> Result<(), Failure> {
 }
 
 fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Failure> {
+    let before = Counts::of_process();
     let started = Instant::now();
     let engine = engines::open(args.engine, config)?;
     let opened = started.elapsed();
+    let opening = Counts::of_process() - before;
     let records = extent.records;
     let per_thread = extent.operations / extent.threads;
     let picked = |thread, n| data::key(data::pick(thread, n, records));
@@ -158,7 +164,7 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
                     args.engine.name()
                 );
             }
-            Timings::single(opened)?
+            Timings::single(opened, opening)
         }
     };
     engine.close()?;
@@ -178,8 +184,10 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
 struct Timings {
     wall: Duration,
     /// Nanoseconds per operation.
-    latency: Histogram<u64>,
+    latency: Histogram<u32>,
     stall: Duration,
+    /// What the whole process allocated meanwhile.
+    counts: Counts,
 }
 
 impl Timings {
@@ -195,18 +203,22 @@ impl Timings {
         let one = |thread: u64| -> Result<Timings, Failure> {
             let mut timings = Timings::none();
             let mut progress = Progress::new(extent.operations, thread == 0);
+            // Between the two barriers every thread is there and none allocates.
+            barrier.wait();
+            let before_all = (thread == 0).then(Counts::of_process);
             barrier.wait();
             let start = Instant::now();
             let mut before = start;
             for n in 0..per_thread {
                 operation(thread, n)?;
                 let after = Instant::now();
-                timings.add(after - before)?;
+                timings.add(after - before);
                 // The clock is read once per operation: its end is the next one's start.
                 before = after;
                 progress.step(&done, after);
             }
             timings.wall = before - start;
+            timings.counts = before_all.unwrap_or_default();
             Ok(timings)
         };
         std::thread::scope(|scope| {
@@ -220,28 +232,29 @@ impl Timings {
                 sum.stall += other.stall;
                 sum.latency.add(&other.latency)?;
             }
+            sum.counts = Counts::of_process() - sum.counts;
             Ok(sum)
         })
     }
 
-    fn single(took: Duration) -> Result<Timings, Failure> {
+    fn single(took: Duration, counts: Counts) -> Timings {
         let mut timings = Timings::none();
-        timings.add(took)?;
-        timings.wall = took;
-        Ok(timings)
+        timings.add(took);
+        Timings { wall: took, counts, ..timings }
     }
 
     fn none() -> Timings {
-        let latency = Histogram::new(3).expect("invariant: three digits are a valid precision");
-        Timings { wall: Duration::ZERO, latency, stall: Duration::ZERO }
+        // With fixed bounds, for a histogram that grows would allocate during the measurement.
+        let latency = Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
+            .expect("invariant: the bounds are in order and three digits a valid precision");
+        Timings { wall: Duration::ZERO, latency, stall: Duration::ZERO, counts: Counts::default() }
     }
 
-    fn add(&mut self, took: Duration) -> Result<(), Failure> {
-        self.latency.record(took.as_nanos() as u64)?;
+    fn add(&mut self, took: Duration) {
+        self.latency.saturating_record(took.as_nanos() as u64);
         if took > STALL {
             self.stall += took;
         }
-        Ok(())
     }
 
     fn figures(&self, operations: u64) -> Figures {
@@ -256,6 +269,8 @@ impl Timings {
             write_amp: None,
             space_amp: None,
             peak_rss_mib: None,
+            allocs_per_op: Some(self.counts.allocations as f64 / operations as f64),
+            alloc_bytes_per_op: Some(self.counts.bytes as f64 / operations as f64),
         }
     }
 }
@@ -319,6 +334,21 @@ mod tests {
         let figures = timings.figures(12);
         assert!(figures.max_us >= 120_000.0, "{figures:?}");
         assert!(figures.ops_per_s <= 100.0, "{figures:?}");
+    }
+
+    #[test]
+    fn allocations_of_all_threads_are_counted_by_operation() {
+        let extent = Extent { records: 1, operations: 200_000, threads: 4 };
+        let timings = Timings::of(extent, |_, _| {
+            drop(std::hint::black_box(Box::new([1_u8; 100])));
+            Ok(())
+        })
+        .unwrap();
+        let figures = timings.figures(extent.operations);
+        // Other tests run in this process. What they allocate meanwhile is little beside it.
+        let (allocs, bytes) = (figures.allocs_per_op.unwrap(), figures.alloc_bytes_per_op.unwrap());
+        assert!((1.0..1.9).contains(&allocs), "{allocs} allocations an operation");
+        assert!((100.0..190.0).contains(&bytes), "{bytes} bytes an operation");
     }
 
     #[test]

@@ -43,15 +43,20 @@
 //!   work owed to later compactions is in nobody's figure.
 //! - **space amp**: blocks taken by the directory after closing, by the bytes of keys and values.
 //! - **RSS**: the largest resident set of the process, without page cache.
+//! - **allocs, alloc B**: allocations and bytes allocated while the operations ran, by operations.
+//!   Background threads count; mapped memory (our memtables) and C code (zstd) do not. All engines
+//!   are counted by the same allocator, which adds about 1 ns to an allocation (`alloc`).
 //! - **x peer**: our rate by the peer's.
 //!
 //! Left out: long runs with a time series, and peers that are not Rust.
 
+#![deny(unsafe_code)]
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark is a shell: it measures the machine's clock, disk and threads"
 )]
 
+mod alloc;
 mod cgroup;
 mod child;
 mod data;

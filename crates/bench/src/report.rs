@@ -17,21 +17,23 @@ pub struct Figures {
     pub write_amp: Option<f64>,
     pub space_amp: Option<f64>,
     pub peak_rss_mib: Option<f64>,
+    pub allocs_per_op: Option<f64>,
+    pub alloc_bytes_per_op: Option<f64>,
 }
 
 impl Figures {
     /// The line by which a child tells its parent.
     pub fn to_line(self) -> String {
         let [a, b, c, d, e, f] = self.always();
-        let [g, h, i] = [self.write_amp, self.space_amp, self.peak_rss_mib]
-            .map(|figure| figure.map_or("-".into(), |figure| figure.to_string()));
-        format!("figures {a} {b} {c} {d} {e} {f} {g} {h} {i}")
+        let [g, h, i, j, k] =
+            self.sometimes().map(|figure| figure.map_or("-".into(), |figure| figure.to_string()));
+        format!("figures {a} {b} {c} {d} {e} {f} {g} {h} {i} {j} {k}")
     }
 
     /// Parses the line.
     pub fn from_line(line: &str) -> Option<Figures> {
         let words: Vec<&str> = line.strip_prefix("figures ")?.split_whitespace().collect();
-        let [a, b, c, d, e, f, g, h, i] = words[..] else { return None };
+        let [a, b, c, d, e, f, g, h, i, j, k] = words[..] else { return None };
         let some = |word: &str| if word == "-" { Some(None) } else { word.parse().ok().map(Some) };
         Some(Figures {
             ops_per_s: a.parse().ok()?,
@@ -43,11 +45,18 @@ impl Figures {
             write_amp: some(g)?,
             space_amp: some(h)?,
             peak_rss_mib: some(i)?,
+            allocs_per_op: some(j)?,
+            alloc_bytes_per_op: some(k)?,
         })
     }
 
     fn always(self) -> [f64; 6] {
         [self.ops_per_s, self.p50_us, self.p99_us, self.p999_us, self.max_us, self.stall_s]
+    }
+
+    fn sometimes(self) -> [Option<f64>; 5] {
+        let (allocs, bytes) = (self.allocs_per_op, self.alloc_bytes_per_op);
+        [self.write_amp, self.space_amp, self.peak_rss_mib, allocs, bytes]
     }
 }
 
@@ -75,9 +84,16 @@ impl Row {
                 for (name, figure) in names.into_iter().zip(figures.always()) {
                     push(&mut json, name, Some(figure));
                 }
-                push(&mut json, "write_amp", figures.write_amp);
-                push(&mut json, "space_amp", figures.space_amp);
-                push(&mut json, "peak_rss_mib", figures.peak_rss_mib);
+                let names = [
+                    "write_amp",
+                    "space_amp",
+                    "peak_rss_mib",
+                    "allocs_per_op",
+                    "alloc_bytes_per_op",
+                ];
+                for (name, figure) in names.into_iter().zip(figures.sometimes()) {
+                    push(&mut json, name, figure);
+                }
             }
             Err(reason) => {
                 let escaped: String = reason.chars().flat_map(char::escape_default).collect();
@@ -98,8 +114,10 @@ impl Row {
             Err(reason) => return format!("{workload:<18} {engine:<6} {reason}"),
         };
         let some = |figure: Option<f64>| figure.map_or("-".into(), |figure| format!("{figure:.2}"));
+        let whole =
+            |figure: Option<f64>| figure.map_or("-".into(), |figure| format!("{figure:.0}"));
         let mut row = format!(
-            "{workload:<18} {engine:<6} {:>10.0} {:>9} {:>9} {:>9} {:>9} {:>7.1} {:>7} {:>7} {:>7}",
+            "{workload:<18} {engine:<6} {:>10.0} {:>9} {:>9} {:>9} {:>9} {:>7.1} {:>7} {:>7} {:>7} {:>8} {:>9}",
             figures.ops_per_s,
             time(figures.p50_us),
             time(figures.p99_us),
@@ -108,7 +126,9 @@ impl Row {
             figures.stall_s,
             some(figures.write_amp),
             some(figures.space_amp),
-            figures.peak_rss_mib.map_or("-".into(), |mib| format!("{mib:.0}")),
+            whole(figures.peak_rss_mib),
+            some(figures.allocs_per_op),
+            whole(figures.alloc_bytes_per_op),
         );
         for (peer, rate) in peers {
             let _ = write!(row, "  {:.2} x {}", figures.ops_per_s / rate, peer.name());
@@ -123,7 +143,7 @@ impl Row {
 /// Returns the table's heading.
 pub fn heading() -> String {
     format!(
-        "{:<18} {:<6} {:>10} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7}",
+        "{:<18} {:<6} {:>10} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7} {:>8} {:>9}",
         "workload",
         "engine",
         "ops/s",
@@ -134,7 +154,9 @@ pub fn heading() -> String {
         "stall s",
         "w-amp",
         "s-amp",
-        "RSS MiB"
+        "RSS MiB",
+        "allocs",
+        "alloc B"
     )
 }
 
@@ -167,12 +189,14 @@ mod tests {
         write_amp: Some(1.5),
         space_amp: None,
         peak_rss_mib: Some(70.2),
+        allocs_per_op: Some(3.25),
+        alloc_bytes_per_op: Some(410.5),
     };
 
     #[test]
     fn figures_survive_the_line_between_child_and_parent() {
         assert_eq!(Figures::from_line(&FIGURES.to_line()), Some(FIGURES));
-        for broken in ["", "figures", "figures 1 2 3", "figures 1 2 3 4 5 x - - -"] {
+        for broken in ["", "figures", "figures 1 2 3", "figures 1 2 3 4 5 x - - - - -"] {
             assert_eq!(Figures::from_line(broken), None, "{broken}");
         }
     }
@@ -186,7 +210,8 @@ mod tests {
             "{\"workload\":\"fillseq\",\"engine\":\"atoll\",\"ops_per_s\":1234.500,\
              \"p50_us\":0.250,\"p99_us\":1500.000,\"p999_us\":2500000.000,\
              \"max_us\":3000000.000,\"stall_s\":5.500,\"write_amp\":1.500,\"space_amp\":null,\
-             \"peak_rss_mib\":70.200,\"comparable\":false}"
+             \"peak_rss_mib\":70.200,\"allocs_per_op\":3.250,\"alloc_bytes_per_op\":410.500,\
+             \"comparable\":false}"
         );
         let table = row.to_table(&[(Name::Fjall, 617.25)]);
         assert!(table.ends_with("2.00 x fjall  not comparable"), "{table}");

@@ -1,0 +1,363 @@
+//! What a transaction asks of a shard, and what a shard answers.
+//!
+//! A coordinator turns a transaction into requests, each to one shard; a shard evaluates a request
+//! in one step over its state (ARCHITECTURE.md, transactions). Neither knows how the words travel:
+//! by a function call, over a ring between cores, or over a network.
+//!
+//! | request | log entry? | who sends it |
+//! |---|---|---|
+//! | `Get` `Scan` | no | reads at a timestamp |
+//! | `Lock` `Unlock` | no | pessimistic reads, multi-key commands |
+//! | `Commit` | one | a transaction with one shard: all in one step |
+//! | `Validate` | no | serializable, shards that were read and not written, *before* any `Prewrite` |
+//! | `Prewrite` | one | each written shard, in parallel |
+//! | `Restage` `Finish` | one | the transaction's record changes state, at the primary |
+//! | `Status` | no | somebody met an intent |
+//! | `Probe` | one, if it fences | recovery: is this intent there, or can it never come? |
+//! | `Resolve` | one | intents become versions, or go |
+//! | `Forget` | one | the record is no longer needed |
+//! | `Heartbeat` | no | the coordinator lives |
+
+use std::fmt;
+
+use crate::timestamp::Timestamp;
+
+/// Names a transaction for ever. Drawn at random by its coordinator.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TxnId(pub u128);
+
+impl fmt::Debug for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Bytes of a key as shards know it: a tree key without its area (see `keys`).
+pub type Key = Vec<u8>;
+
+/// A range of keys, the end exclusive.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span {
+    /// First key in it.
+    pub start: Key,
+    /// First key behind it.
+    pub end: Key,
+}
+
+impl Span {
+    /// Returns whether `key` lies in it.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start.as_slice() <= key && key < self.end.as_slice()
+    }
+}
+
+/// How much a transaction may notice of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Isolation {
+    /// Strictly serializable: as if all ran one after the other, in an order that agrees with time.
+    #[default]
+    Serializable,
+    /// Reads of one moment; of two that write the same key one is refused. Write skew is possible.
+    Snapshot,
+    /// Each statement reads what is committed when it starts; writes wait for locks.
+    ReadCommitted,
+}
+
+/// What a transaction has read on one shard, to be validated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadSet {
+    /// Single keys, present or absent.
+    pub keys: Vec<Key>,
+    /// Ranges that were scanned: a key that appears in one is a phantom.
+    pub spans: Vec<Span>,
+}
+
+/// One write of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Where.
+    pub key: Key,
+    /// What, `None` to delete.
+    pub value: Option<Vec<u8>>,
+}
+
+/// A value as it was at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Since when.
+    pub ts: Timestamp,
+    /// What, `None` if the key was deleted then.
+    pub value: Option<Vec<u8>>,
+}
+
+/// How far a staged transaction has come: the state of its record, at the shard of its primary key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// All participants were sent their intents. It is committed as soon as every intent is in
+    /// place and, if it is serializable, none of them lies above `commit_ts`.
+    Staged {
+        /// The timestamp it wants.
+        commit_ts: Timestamp,
+        /// How strict it is.
+        isolation: Isolation,
+        /// All keys written, ascending: who recovers it asks for each of their intents.
+        keys: Vec<Key>,
+    },
+    /// Committed, whatever becomes of its coordinator.
+    Committed(Timestamp),
+    /// Aborted for ever.
+    Aborted,
+}
+
+/// A transaction's end, as its intents learn it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Intents become versions at this timestamp.
+    Committed(Timestamp),
+    /// Intents go.
+    Aborted,
+}
+
+/// An intent that stands in somebody's way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The key it lies on.
+    pub key: Key,
+    /// Whose it is.
+    pub txn: TxnId,
+    /// Where that transaction's record is.
+    pub primary: Key,
+    /// Lowest timestamp it can become visible at.
+    pub min_commit_ts: Timestamp,
+}
+
+/// What is asked. Every request names keys of one shard only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Reads keys at a timestamp; a transaction sees its own intents.
+    Get {
+        /// The reader, if it is a transaction.
+        txn: Option<TxnId>,
+        /// Which keys.
+        keys: Vec<Key>,
+        /// The moment.
+        at: Timestamp,
+    },
+    /// Reads a range at a timestamp.
+    Scan {
+        /// The reader, if it is a transaction.
+        txn: Option<TxnId>,
+        /// The range.
+        span: Span,
+        /// The moment.
+        at: Timestamp,
+        /// Most keys returned; the answer tells where to go on.
+        limit: usize,
+        /// From the end.
+        reverse: bool,
+    },
+    /// Takes locks, waits for them, and returns the newest committed values.
+    Lock {
+        /// The owner.
+        txn: TxnId,
+        /// Which keys, ascending.
+        keys: Vec<Key>,
+        /// Nobody else may lock, rather than nobody else may write.
+        exclusive: bool,
+    },
+    /// Gives all locks of a transaction back.
+    Unlock {
+        /// The owner.
+        txn: TxnId,
+    },
+    /// Commits a transaction of one shard.
+    Commit {
+        /// Which.
+        txn: TxnId,
+        /// How strict.
+        isolation: Isolation,
+        /// The moment it read at; `None` if it read nothing.
+        read_ts: Option<Timestamp>,
+        /// What it read.
+        reads: ReadSet,
+        /// What it writes.
+        writes: Vec<Write>,
+        /// The oracle's commit point.
+        commit_ts: Timestamp,
+    },
+    /// Checks that reads still hold at a later moment, and keeps them so.
+    Validate {
+        /// Which transaction.
+        txn: TxnId,
+        /// What it read.
+        reads: ReadSet,
+        /// When it read.
+        read_ts: Timestamp,
+        /// The moment at which it wants to commit.
+        at: Timestamp,
+    },
+    /// Places intents.
+    Prewrite {
+        /// Which transaction.
+        txn: TxnId,
+        /// How strict.
+        isolation: Isolation,
+        /// The moment it read at; `None` if it read nothing.
+        read_ts: Option<Timestamp>,
+        /// What it read on this shard.
+        reads: ReadSet,
+        /// What it writes on this shard.
+        writes: Vec<Write>,
+        /// The oracle's commit point.
+        commit_ts: Timestamp,
+        /// Where its record is.
+        primary: Key,
+        /// The record, if the primary is on this shard.
+        record: Option<Record>,
+    },
+    /// Moves a staged record to a later timestamp, if it still stands at `from`.
+    Restage {
+        /// Which transaction.
+        txn: TxnId,
+        /// Where its record is.
+        primary: Key,
+        /// What it says.
+        from: Timestamp,
+        /// What it is to say.
+        to: Timestamp,
+    },
+    /// Ends a transaction: its record says so from now on. Refused if the record says otherwise.
+    Finish {
+        /// Which transaction.
+        txn: TxnId,
+        /// Where its record is.
+        primary: Key,
+        /// The staged timestamp that must still stand; `None`: there must be no record.
+        expect: Option<Timestamp>,
+        /// How it ends.
+        outcome: Outcome,
+    },
+    /// Asks for the state of a transaction.
+    Status {
+        /// Which transaction.
+        txn: TxnId,
+        /// Where its record is.
+        primary: Key,
+    },
+    /// Recovery asks for the fate of one intent: it is there, or it became a version, or it can
+    /// never come (a fence is placed).
+    Probe {
+        /// Which transaction.
+        txn: TxnId,
+        /// Which keys.
+        keys: Vec<Key>,
+    },
+    /// Turns intents into versions or removes them.
+    Resolve {
+        /// Which transaction.
+        txn: TxnId,
+        /// Which keys.
+        keys: Vec<Key>,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Removes the record of a transaction whose intents are all resolved.
+    Forget {
+        /// Which transaction.
+        txn: TxnId,
+        /// Where its record is.
+        primary: Key,
+    },
+    /// Says that the coordinator lives.
+    Heartbeat {
+        /// Which transaction.
+        txn: TxnId,
+        /// Where its record is or will be.
+        primary: Key,
+    },
+}
+
+/// Why a transaction cannot commit as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A key that it writes has a newer version, or another's intent or lock.
+    WriteConflict {
+        /// The key.
+        key: Key,
+    },
+    /// Something that it read has changed.
+    ReadConflict {
+        /// The key, or the start of the range.
+        key: Key,
+    },
+    /// Somebody gave it up for dead and fenced it off.
+    Fenced,
+    /// Waiting for its lock would wait for itself.
+    Deadlock,
+    /// The moment it reads at is too old: versions of it may be gone.
+    SnapshotTooOld,
+}
+
+/// What the fate of one intent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The intent is there.
+    Intent {
+        /// Its lowest commit timestamp.
+        min_commit_ts: Timestamp,
+    },
+    /// It became a version.
+    Version {
+        /// At this timestamp.
+        ts: Timestamp,
+    },
+    /// It is not there and never will be.
+    Fenced,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// To `Get`, in the order of the keys; to `Lock`, the newest committed values.
+    Values(Vec<Option<Version>>),
+    /// To `Scan`.
+    Rows {
+        /// Keys with their versions, in the order asked for; no deleted ones.
+        rows: Vec<(Key, Version)>,
+        /// Where to go on: the last key looked at, if the limit ended the scan.
+        more: Option<Key>,
+    },
+    /// Intents of others are in the way: find out what became of them, resolve them, ask again.
+    Blocked(Vec<Obstacle>),
+    /// To `Commit`: it is committed at this timestamp.
+    Committed(Timestamp),
+    /// To `Prewrite`: the intents are in the log; they commit no lower than this.
+    Prewritten(Timestamp),
+    /// Done.
+    Done,
+    /// To `Status`, `Restage` and `Finish`: the record as it is. For the latter two this means that
+    /// it was not what was expected and nothing was changed.
+    Record {
+        /// The record, if there is one.
+        record: Option<Record>,
+        /// Whether the coordinator was heard of lately.
+        alive: bool,
+    },
+    /// To `Probe`, in the order of the keys.
+    Fates(Vec<Fate>),
+    /// No: nothing was changed.
+    Refused(Refusal),
+    /// A key does not belong to this shard (any more): ask the router again.
+    NotMine,
+    /// The shard could not find out what became of the request: leadership was lost, or the engine
+    /// stops. It may have taken effect.
+    Unknown,
+    /// The shard cannot serve now, and nothing was changed: a sentence for people.
+    Unavailable(String),
+}
