@@ -18,6 +18,8 @@
 
 pub mod request;
 pub mod timestamp;
+pub mod value;
 
 pub use request::{Request, Response, TxnId};
 pub use timestamp::{Epoch, Timestamp};
+pub use value::Value;

@@ -1,0 +1,259 @@
+//! Entries: the effects of a turn, as they are logged and applied.
+//!
+//! ```text
+//!   +------+----------------------------------+-----------------------------+
+//!   | kind | split: the two descriptors       | writes: an encoded batch    |
+//!   +------+----------------------------------+-----------------------------+
+//!   kind 1  effects: only writes
+//!   kind 2  the shard is split: left and right descriptor, then writes
+//! ```
+//!
+//! The writes are physical and unconditional, in the encoding of the tree's batches, so that
+//! applying an entry is one call with a part of its bytes. The page is docs/formats/shard.md.
+
+use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+
+use atoll_encoding::{Malformed, Reader, varint};
+use atoll_lsm::driven::Writes;
+use atoll_mvcc::keys::{self, Area};
+use atoll_mvcc::record::{self, Intent};
+use atoll_mvcc::request::{Key, Record, Span};
+use atoll_mvcc::{Timestamp, TxnId};
+
+use crate::descriptor::{Descriptor, ShardId};
+use crate::edge::EntrySeq;
+use crate::leader::Count;
+
+const EFFECTS: u8 = 1;
+const SPLIT: u8 = 2;
+
+/// An entry that still takes effects.
+#[derive(Default)]
+pub(crate) struct Open {
+    /// Effects other than versions without a timestamp: they are encoded at once.
+    writes: Writes,
+    /// What the entry's timestamp has to exceed.
+    above: Timestamp,
+    /// Reads that hold up to the entry's timestamp.
+    reads: Vec<Key>,
+    read_spans: Vec<Span>,
+    /// About how many bytes its versions have.
+    bytes: usize,
+    /// Keyspaces whose counts changed.
+    counts: BTreeSet<u32>,
+    /// A buffer for tree keys.
+    key: Vec<u8>,
+}
+
+/// An entry that is complete.
+pub struct Closed {
+    /// Its number.
+    pub seq: EntrySeq,
+    /// Largest timestamp of a version in it or before it.
+    pub stamp: Timestamp,
+    /// Its effects. The owner may add records of its own before it encodes the payload.
+    pub writes: Writes,
+    /// How the shard is split by it, if it is.
+    pub split: Option<Split>,
+}
+
+/// A split, as its entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// The shard as it is from now on.
+    pub left: Descriptor,
+    /// The new shard.
+    pub right: Descriptor,
+}
+
+impl Open {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.reads.is_empty() && self.read_spans.is_empty()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.writes.bytes().len() + self.bytes
+    }
+
+    pub(crate) fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    pub(crate) fn above(&self) -> Timestamp {
+        self.above
+    }
+
+    pub(crate) fn stamp_above(&mut self, ts: Timestamp) {
+        self.above = self.above.max(ts);
+    }
+
+    pub(crate) fn has_reads(&self) -> bool {
+        !self.reads.is_empty() || !self.read_spans.is_empty()
+    }
+
+    pub(crate) fn read(&mut self, key: &[u8]) {
+        self.reads.push(key.to_vec());
+    }
+
+    pub(crate) fn read_span(&mut self, span: Span) {
+        self.read_spans.push(span);
+    }
+
+    pub(crate) fn take_reads(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.reads)
+    }
+
+    pub(crate) fn take_read_spans(&mut self) -> Vec<Span> {
+        std::mem::take(&mut self.read_spans)
+    }
+
+    pub(crate) fn counts_changed(&mut self, keyspace: u32) {
+        self.counts.insert(keyspace);
+    }
+
+    pub(crate) fn put_version(&mut self, key: &[u8], stamp: Timestamp, value: Option<&[u8]>) {
+        keys::tree_key(&mut self.key, Area::Data, key);
+        match value {
+            Some(value) => self.writes.insert_version(&self.key, stamp.0, &[value]),
+            None => self.writes.remove_version(&self.key, stamp.0),
+        }
+    }
+
+    pub(crate) fn put_intent(&mut self, key: &[u8], intent: &Intent) {
+        keys::tree_key(&mut self.key, Area::Intents, key);
+        self.writes.insert(&self.key, &[&intent.encode()]);
+    }
+
+    pub(crate) fn remove_intent(&mut self, key: &[u8]) {
+        keys::tree_key(&mut self.key, Area::Intents, key);
+        self.writes.remove(&self.key);
+    }
+
+    pub(crate) fn put_record(
+        &mut self,
+        primary: &[u8],
+        txn: TxnId,
+        record: &Record,
+        written: Timestamp,
+    ) {
+        keys::txn_key(&mut self.key, Area::Records, primary, txn);
+        self.writes.insert(&self.key, &[&record::encode_record(record, written)]);
+    }
+
+    pub(crate) fn remove_record(&mut self, primary: &[u8], txn: TxnId) {
+        keys::txn_key(&mut self.key, Area::Records, primary, txn);
+        self.writes.remove(&self.key);
+    }
+
+    pub(crate) fn put_fence(&mut self, key: &[u8], txn: TxnId, written: Timestamp) {
+        keys::txn_key(&mut self.key, Area::Fences, key, txn);
+        self.writes.insert(&self.key, &[&record::encode_fence(written)]);
+    }
+
+    pub(crate) fn remove_fence(&mut self, key: &[u8], txn: TxnId) {
+        keys::txn_key(&mut self.key, Area::Fences, key, txn);
+        self.writes.remove(&self.key);
+    }
+
+    /// Moves a key in the expiry index.
+    pub(crate) fn move_deadline(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            keys::expiry_key(&mut self.key, old, key);
+            self.writes.remove(&self.key);
+        }
+        if let Some(new) = new {
+            keys::expiry_key(&mut self.key, new, key);
+            self.writes.insert(&self.key, &[]);
+        }
+    }
+
+    /// Adds what is due at closing and returns the entry; the open one is empty afterwards.
+    pub(crate) fn close(
+        &mut self,
+        seq: EntrySeq,
+        stamp: Timestamp,
+        shard: ShardId,
+        counts: &BTreeMap<u32, Count>,
+    ) -> Closed {
+        for keyspace in std::mem::take(&mut self.counts) {
+            let count = counts.get(&keyspace).copied().unwrap_or_default();
+            keys::count_key(&mut self.key, shard.0, keyspace);
+            self.writes.insert(&self.key, &[&encode_count(count)]);
+        }
+        self.bytes = 0;
+        self.above = Timestamp::ZERO;
+        Closed { seq, stamp, writes: std::mem::take(&mut self.writes), split: None }
+    }
+}
+
+impl Closed {
+    /// Returns the bytes to propose.
+    pub fn payload(&self) -> Vec<u8> {
+        let writes = self.writes.bytes();
+        let mut payload = Vec::with_capacity(writes.len() + 1);
+        match &self.split {
+            None => payload.push(EFFECTS),
+            Some(split) => {
+                payload.push(SPLIT);
+                varint::put_bytes(&mut payload, &split.left.encode());
+                varint::put_bytes(&mut payload, &split.right.encode());
+            }
+        }
+        payload.extend_from_slice(writes);
+        payload
+    }
+}
+
+/// A logged entry, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Payload<'a> {
+    /// How the shard is split by it, if it is.
+    pub split: Option<Split>,
+    /// What to apply to the tree.
+    pub writes: &'a [u8],
+}
+
+impl<'a> Payload<'a> {
+    /// Takes an entry apart.
+    ///
+    /// # Errors
+    /// The bytes are no entry of a known form.
+    pub fn decode(bytes: &'a [u8]) -> Result<Payload<'a>, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let unknown = reader.malformed("a known kind of entry");
+        let split = match reader.u8("the kind of an entry")? {
+            EFFECTS => None,
+            SPLIT => {
+                let left = Descriptor::decode(reader.bytes("a descriptor")?)?;
+                let right = Descriptor::decode(reader.bytes("a descriptor")?)?;
+                Some(Split { left, right })
+            }
+            _ => return Err(unknown),
+        };
+        Ok(Payload { split, writes: &bytes[reader.offset()..] })
+    }
+}
+
+/// Returns the stored form of a count.
+pub fn encode_count(count: Count) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&count.keys.to_le_bytes());
+    bytes[8..].copy_from_slice(&count.expiring.to_le_bytes());
+    bytes
+}
+
+/// Reads a stored count.
+///
+/// # Errors
+/// It has another length.
+pub fn decode_count(bytes: &[u8]) -> Result<Count, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let keys = reader.u64("a count of keys")? as i64;
+    let expiring = reader.u64("a count of keys with a deadline")? as i64;
+    reader.finish("nothing behind a count")?;
+    Ok(Count { keys, expiring })
+}

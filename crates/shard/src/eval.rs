@@ -1,0 +1,211 @@
+//! The fast lane: a command of one shard, evaluated in one step.
+//!
+//! ```text
+//!   reads   own staged writes -> edge -> applied state          (a command that writes)
+//!           applied state only                                  (a command that only reads)
+//!   writes  staged here; into the open entry when the command has ended
+//! ```
+//!
+//! A command either ends, and then all it wrote is in the open entry, or it is interrupted (a block
+//! is not in memory, an intent is in the way) and has changed nothing: it is run again from its
+//! start. So a command is a plain function of the shard's state at one moment, however long its
+//! reads took.
+//!
+//! A command that only reads is served from the applied state and answered at once, without waiting
+//! for what is in flight: it is serialised just before the oldest entry in flight. Only if its
+//! client has an unanswered write on this shard it reads the edge, and is answered with it.
+
+use std::ops::Deref;
+use std::rc::Rc;
+
+use atoll_mvcc::request::Key;
+use atoll_mvcc::{Timestamp, Value};
+
+use crate::edge::{EntrySeq, Presence};
+use crate::leader::{Base, Leader, Miss, Now, Step};
+
+/// Which state a command sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// What is applied: for commands that only read.
+    Applied,
+    /// What is decided: for commands that may write.
+    Edge,
+}
+
+/// Why a command has to be run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Something is not in memory.
+    Miss,
+    /// Something is in the way.
+    Hindered(Step),
+}
+
+impl From<Miss> for Interrupt {
+    fn from(_: Miss) -> Interrupt {
+        Interrupt::Miss
+    }
+}
+
+/// Bytes of a value, wherever they lie.
+#[derive(Clone, Debug)]
+pub enum Bytes<V> {
+    /// In the applied state.
+    Stored(V),
+    /// At the edge, or staged by the command itself.
+    Edge(Rc<[u8]>),
+}
+
+impl<V: Deref<Target = [u8]>> Deref for Bytes<V> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Stored(value) => value,
+            Bytes::Edge(value) => value,
+        }
+    }
+}
+
+/// A key's newest version, as a command sees it.
+#[derive(Clone, Debug)]
+pub struct Seen<V> {
+    /// Since when; `None` if its entry has no timestamp yet.
+    pub ts: Option<Timestamp>,
+    /// The stored bytes, `None` for a removed key.
+    pub value: Option<Bytes<V>>,
+}
+
+struct Staged {
+    key: Key,
+    value: Option<Rc<[u8]>>,
+    /// What the key held before the command, if that was read.
+    before: Option<Presence>,
+}
+
+/// A command under way.
+pub struct Eval<'a, B: Base> {
+    leader: &'a mut Leader,
+    base: &'a mut B,
+    now: Now,
+    sight: Sight,
+    staged: Vec<Staged>,
+    /// Keys read and what they held.
+    read: Vec<(Key, Presence)>,
+    /// The newest entry whose effect was seen.
+    after: Option<EntrySeq>,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether it wrote.
+    pub wrote: bool,
+    /// The entry with whose application it is answered; `None`: at once.
+    pub after: Option<EntrySeq>,
+}
+
+impl<'a, B: Base> Eval<'a, B> {
+    /// Starts a command.
+    pub fn new(leader: &'a mut Leader, base: &'a mut B, now: Now, sight: Sight) -> Eval<'a, B> {
+        let (staged, read) = (Vec::new(), Vec::new());
+        Eval { leader, base, now, sight, staged, read, after: None }
+    }
+
+    /// Returns the moment of the command.
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
+    /// Returns the leader, for what a command may ask beside values.
+    pub fn leader(&self) -> &Leader {
+        self.leader
+    }
+
+    /// Returns the newest version of a key, expired or not.
+    pub fn version(&mut self, key: &[u8]) -> Result<Option<Seen<B::Value>>, Interrupt> {
+        if let Some(staged) = self.staged.iter().rev().find(|s| s.key == key) {
+            let value = staged.value.clone().map(Bytes::Edge);
+            return Ok(Some(Seen { ts: None, value }));
+        }
+        if self.sight == Sight::Applied {
+            if let Some(step) = self.leader.read_applied(key, self.now) {
+                return Err(Interrupt::Hindered(step));
+            }
+            return self.applied(key);
+        }
+        if !self.leader.is_unhindered()
+            && let Some(step) = self.leader.hindrance(key, true)
+        {
+            return Err(Interrupt::Hindered(step));
+        }
+        let seen = match self.leader.edge_value(key) {
+            Some(edge) => {
+                self.after = self.after.max(Some(edge.entry));
+                Some(Seen { ts: edge.stamp, value: edge.value.map(Bytes::Edge) })
+            }
+            None => self.applied(key)?,
+        };
+        let presence = Presence::of(seen.as_ref().and_then(|s| s.value.as_deref()));
+        self.read.push((key.to_vec(), presence));
+        Ok(seen)
+    }
+
+    fn applied(&mut self, key: &[u8]) -> Result<Option<Seen<B::Value>>, Interrupt> {
+        let found = self.base.version(key, Timestamp::MAX)?;
+        Ok(found.map(|f| Seen { ts: Some(f.ts), value: f.value.map(Bytes::Stored) }))
+    }
+
+    /// Returns the stored bytes of a key that is there and not expired.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Bytes<B::Value>>, Interrupt> {
+        let now_ms = self.now.epoch.unix_ms();
+        let value = self.version(key)?.and_then(|seen| seen.value);
+        Ok(value.filter(|v| !Value::decode(v).is_ok_and(|v| v.is_expired(now_ms))))
+    }
+
+    /// Writes a value, `None` to remove the key.
+    pub fn put(&mut self, key: Key, value: Option<Rc<[u8]>>) {
+        debug_assert!(self.sight == Sight::Edge, "a command that only reads does not write");
+        if let Some(staged) = self.staged.iter_mut().rev().find(|s| s.key == key) {
+            staged.value = value;
+            return;
+        }
+        let before = self.read.iter().find(|(read, _)| *read == key).map(|(_, p)| *p);
+        self.staged.push(Staged { key, value, before });
+    }
+
+    /// Ends the command: what it wrote goes into the open entry.
+    pub fn finish(self) -> Result<Ended, Interrupt> {
+        let Eval { leader, base, now, staged, read, after, .. } = self;
+        let mut changes = Vec::with_capacity(staged.len());
+        for Staged { key, value, before } in staged {
+            let before = match before {
+                Some(before) => before,
+                None => {
+                    if let Some(step) = leader.hindrance(&key, true) {
+                        return Err(Interrupt::Hindered(step));
+                    }
+                    leader.presence(&key, base)?
+                }
+            };
+            // Removing what is not there is no change.
+            if value.is_some() || before.exists {
+                changes.push((key, value, before));
+            }
+        }
+        if changes.is_empty() {
+            // It is serialised behind the newest entry that it saw.
+            read.iter().for_each(|(key, _)| leader.read_edge(key, after, now));
+            return Ok(Ended { wrote: false, after });
+        }
+        for (key, _) in &read {
+            if !changes.iter().any(|(written, ..)| written == key) {
+                leader.read_with_entry(key);
+            }
+        }
+        for (key, value, before) in changes {
+            leader.put(key, value, before, now);
+        }
+        Ok(Ended { wrote: true, after: Some(leader.open_entry()) })
+    }
+}

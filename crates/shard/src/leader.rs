@@ -1,0 +1,1118 @@
+//! The leader's half of a shard: it decides; what it decided is logged, and applying only obeys.
+//!
+//! ```text
+//!   request --> check (locks, intents, fences, read timestamps) --> effects in the open entry
+//!                                                                       | close: one timestamp T
+//!   answer  <---------------- applied <-------- log, quorum <-----------+
+//! ```
+//!
+//! # One entry is one transaction
+//! Everything a shard decides between two proposals goes into one *open entry*. When it is closed
+//! it gets one timestamp T, above every timestamp the shard has used and above every read of a key
+//! that it writes. Its commands are serialised in the order of their evaluation, all at T: who
+//! reads at T or later sees all of them, who reads before sees none. Giving each command a
+//! timestamp of its own was rejected: it costs one version per command of a hot key and lets a
+//! reader fall between two commands, one of which has seen the other.
+//!
+//! # Invariants
+//! - Timestamps of versions ascend in the order of the log. So what is applied is older than what
+//!   is in flight, and a read of the applied state needs no look at the edge: it is a read just
+//!   below the oldest entry in flight. It misses no acknowledged write, because a write is
+//!   acknowledged when it is applied.
+//! - A read at `r` raises the read timestamp of its keys *before* it looks. Every later version of
+//!   them lies above `r`.
+//! - Effects are unconditional. An entry is proposed only if every entry before it is; if
+//!   leadership is lost, everything that is not applied is unknown, and the next leader starts from
+//!   the applied state.
+//! - A prewrite's intents and a one-step commit's reads never share an open entry: the intents'
+//!   timestamps must lie above a T that is not known before closing.
+//!
+//! The rules are those of the transaction protocol in ARCHITECTURE.md; nothing here waits, reads a
+//! disk or a clock. What is missing in memory is asked for through [`Base`]; a [`Miss`] leaves the
+//! state unchanged (but for raised read timestamps, which are always allowed) and the request is
+//! evaluated again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use atoll_mvcc::locks::{Acquired, LockTable, Mode};
+use atoll_mvcc::max_read::MaxRead;
+use atoll_mvcc::record::Intent;
+use atoll_mvcc::request::{
+    Fate, Isolation, Key, Obstacle, Outcome, ReadSet, Record, Refusal, Request, Response, Span,
+    Version, Write,
+};
+use atoll_mvcc::{Epoch, Timestamp, TxnId};
+
+use crate::descriptor::Descriptor;
+use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
+use crate::entry::{Closed, Open};
+
+/// A transaction whose coordinator was not heard of for this long is given up for dead.
+pub const ALIVE_MS: u64 = 3_000;
+
+/// What was looked for is not in memory: bring it there and ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss;
+
+/// A version of the applied state.
+#[derive(Clone, Debug)]
+pub struct Found<V> {
+    /// Since when.
+    pub ts: Timestamp,
+    /// The stored bytes, `None` if the key was removed then.
+    pub value: Option<V>,
+}
+
+/// The applied state of the shard, as far as memory reaches.
+pub trait Base {
+    /// Bytes of a value.
+    type Value: std::ops::Deref<Target = [u8]> + Clone;
+
+    /// Returns the newest version of `key` at or below `at`.
+    fn version(&mut self, key: &[u8], at: Timestamp) -> Result<Option<Found<Self::Value>>, Miss>;
+
+    /// Returns a key of `span` that has a version above `after`, if there is one.
+    fn changed(&mut self, span: &Span, after: Timestamp) -> Result<Option<Key>, Miss>;
+}
+
+/// The moment at which something is evaluated.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// The latest epoch that the oracle has given to this engine.
+    pub epoch: Epoch,
+    /// Monotonic time in milliseconds, for the liveness of coordinators only.
+    pub monotonic_ms: u64,
+}
+
+/// What comes of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The answer.
+    Answer(Response),
+    /// The answer, to be given when the open entry is applied.
+    AnswerWith(Response),
+    /// Ask again when this entry is applied.
+    AwaitEntry(EntrySeq),
+    /// Ask again when somebody gave locks back.
+    AwaitLock,
+    /// Close the open entry and ask again at once.
+    CloseFirst,
+    /// Nothing is in the way: read the applied state at the timestamp asked for. What is read will
+    /// not change any more.
+    Read,
+}
+
+/// An intent and the entry that places it.
+#[derive(Clone, Debug)]
+pub struct HeldIntent {
+    /// The intent.
+    pub intent: Intent,
+    /// The entry; 0 if it was there when the leadership began.
+    pub entry: EntrySeq,
+}
+
+/// The record of a transaction whose primary key is here.
+#[derive(Clone, Debug)]
+pub struct HeldRecord {
+    /// Where it is stored.
+    pub primary: Key,
+    /// How far the transaction has come.
+    pub record: Record,
+    /// When that was written.
+    pub written: Timestamp,
+    /// The entry that carries it; 0 if it was there when the leadership began.
+    pub entry: EntrySeq,
+}
+
+/// A promise that an intent will never be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldFence {
+    /// When it was written.
+    pub written: Timestamp,
+    /// The entry that carries it.
+    pub entry: EntrySeq,
+}
+
+/// Keys of one keyspace in one shard. Halves of a split shard share what was counted before, so a
+/// count may be negative; sums over shards are exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Keys stored, expired ones included until they are reaped.
+    pub keys: i64,
+    /// Of these, keys with a deadline.
+    pub expiring: i64,
+}
+
+/// What the leader starts from: the shard's applied state that is kept in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// All intents.
+    pub intents: Vec<(Key, Intent)>,
+    /// All records.
+    pub records: Vec<(TxnId, Key, Record, Timestamp)>,
+    /// All fences.
+    pub fences: Vec<(Key, TxnId, Timestamp)>,
+    /// The counts by keyspace.
+    pub counts: BTreeMap<u32, Count>,
+}
+
+/// The state of a leadership.
+pub struct Leader {
+    descriptor: Descriptor,
+    edge: Edge,
+    open: Open,
+    max_read: MaxRead,
+    locks: LockTable,
+    intents: BTreeMap<Key, HeldIntent>,
+    records: BTreeMap<TxnId, HeldRecord>,
+    fences: BTreeMap<(Key, TxnId), HeldFence>,
+    /// When the coordinator of a transaction was last heard of.
+    heard: BTreeMap<TxnId, u64>,
+    counts: BTreeMap<u32, Count>,
+    /// Number of the open entry.
+    seq: EntrySeq,
+    /// Last entry applied.
+    applied: EntrySeq,
+    /// Largest timestamp of a version in an entry, closed ones included.
+    edge_max: Timestamp,
+    /// The same for applied entries.
+    applied_max: Timestamp,
+    /// Versions below may be gone.
+    horizon: Timestamp,
+    /// Counts how often locks were given back.
+    unlocks: u64,
+}
+
+impl Leader {
+    /// Starts a leadership. `low_water` is a read point that the oracle gave after the last entry
+    /// of an earlier leader was applied: no version of this leadership lies at or below it.
+    pub fn new(descriptor: Descriptor, loaded: Loaded, low_water: Timestamp) -> Leader {
+        let mut max_read = MaxRead::new();
+        if !atoll_lsm::mutants::is("no-low-water") {
+            max_read.set_floor(low_water);
+        }
+        let intents = loaded.intents.into_iter();
+        let records = loaded.records.into_iter();
+        let fences = loaded.fences.into_iter();
+        Leader {
+            descriptor,
+            edge: Edge::default(),
+            open: Open::default(),
+            max_read,
+            locks: LockTable::new(),
+            intents: intents.map(|(k, intent)| (k, HeldIntent { intent, entry: 0 })).collect(),
+            records: records
+                .map(|(txn, primary, record, written)| {
+                    (txn, HeldRecord { primary, record, written, entry: 0 })
+                })
+                .collect(),
+            fences: fences
+                .map(|(key, txn, written)| ((key, txn), HeldFence { written, entry: 0 }))
+                .collect(),
+            heard: BTreeMap::new(),
+            counts: loaded.counts,
+            seq: 1,
+            applied: 0,
+            edge_max: Timestamp::ZERO,
+            applied_max: Timestamp::ZERO,
+            horizon: Timestamp::ZERO,
+            unlocks: 0,
+        }
+    }
+
+    // ---- what the owner asks ----
+
+    /// Returns which part of the keys it is.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Returns the number of the open entry.
+    pub fn open_entry(&self) -> EntrySeq {
+        self.seq
+    }
+
+    /// Returns whether the open entry has effects.
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty() || self.edge.open_len() > 0
+    }
+
+    /// Returns whether everything that was decided is applied.
+    pub fn is_settled(&self) -> bool {
+        !self.is_open() && self.applied + 1 == self.seq
+    }
+
+    /// Returns about how many bytes the open entry has.
+    pub fn open_bytes(&self) -> usize {
+        self.open.bytes()
+    }
+
+    /// Returns the counts by keyspace, entries in flight included.
+    pub fn counts(&self) -> &BTreeMap<u32, Count> {
+        &self.counts
+    }
+
+    /// Returns the number of intents, for statistics.
+    pub fn intents(&self) -> usize {
+        self.intents.len()
+    }
+
+    /// Returns how often locks were given back: whoever waits for one asks again when it changed.
+    pub fn unlocks(&self) -> u64 {
+        self.unlocks
+    }
+
+    /// Returns the lock table, for the detection of deadlocks across shards.
+    pub fn locks(&self) -> &LockTable {
+        &self.locks
+    }
+
+    /// Returns the lowest timestamp of an intent: the horizon may not pass it.
+    pub fn oldest_intent(&self) -> Option<Timestamp> {
+        self.intents.values().map(|held| held.intent.min_commit_ts).min()
+    }
+
+    /// Raises the horizon: what is stamped below it is refused from now on, and records and fences
+    /// that only such requests could meet are removed. No shard has an intent below it.
+    pub fn raise_horizon(&mut self, horizon: Timestamp) {
+        if horizon <= self.horizon {
+            return;
+        }
+        self.horizon = horizon;
+        let old = |written: Timestamp| written < horizon;
+        // No intent is older than the horizon, so nobody will ask for these records any more.
+        let ended = |record: &Record| !matches!(record, Record::Staged { .. });
+        let records: Vec<TxnId> = self
+            .records
+            .iter()
+            .filter(|(_, r)| ended(&r.record) && old(r.written))
+            .map(|(txn, _)| *txn)
+            .collect();
+        for txn in records {
+            if let Some(held) = self.records.remove(&txn) {
+                self.open.remove_record(&held.primary, txn);
+            }
+        }
+        let fences: Vec<(Key, TxnId)> =
+            self.fences.iter().filter(|(_, f)| old(f.written)).map(|(at, _)| at.clone()).collect();
+        for at in fences {
+            self.fences.remove(&at);
+            self.open.remove_fence(&at.0, at.1);
+        }
+    }
+
+    // ---- entries ----
+
+    /// Closes the open entry; `None` if it has no effects. `epoch` asks the oracle for a fresh
+    /// epoch where no timestamp can be derived.
+    pub fn close(&mut self, mut epoch: impl FnMut() -> Epoch) -> Option<Closed> {
+        if !self.is_open() {
+            return None;
+        }
+        let mut stamp = self.edge_max;
+        if self.edge.open_len() > 0 {
+            let mut above = self.edge_max.max(self.open.above());
+            for key in self.edge.open_keys() {
+                above = above.max(self.max_read.get(key));
+            }
+            stamp = above.next().unwrap_or_else(|| {
+                let fresh = Timestamp::commit_at(epoch());
+                debug_assert!(fresh > above, "the oracle ran behind {above}: {fresh}");
+                fresh
+            });
+        }
+        for change in self.edge.close(self.seq, stamp) {
+            self.count(&change.key, change.before, Presence::of(change.value.as_deref()));
+            self.open.put_version(&change.key, stamp, change.value.as_deref());
+        }
+        for key in self.open.take_reads() {
+            self.max_read.raise(&key, stamp);
+        }
+        for span in self.open.take_read_spans() {
+            self.max_read.raise_span(&span, stamp);
+        }
+        self.edge_max = self.edge_max.max(stamp);
+        let seq = self.seq;
+        self.seq += 1;
+        Some(self.open.close(seq, self.edge_max, self.descriptor.id, &self.counts))
+    }
+
+    /// Says that an entry, and so every one before it, is applied.
+    pub fn applied(&mut self, entry: EntrySeq, stamp: Timestamp) {
+        self.applied = self.applied.max(entry);
+        self.applied_max = self.applied_max.max(stamp);
+        self.edge.applied(entry);
+    }
+
+    /// Changes a keyspace's counts by what became of one key.
+    fn count(&mut self, key: &[u8], before: Presence, after: Presence) {
+        if before == after {
+            return;
+        }
+        let deadline = |p: &Presence| p.deadline_ms.filter(|_| p.exists);
+        let (old, new) = (deadline(&before), deadline(&after));
+        self.open.move_deadline(key, old, new);
+        let keys = i64::from(after.exists) - i64::from(before.exists);
+        let expiring = i64::from(new.is_some()) - i64::from(old.is_some());
+        if keys != 0 || expiring != 0 {
+            let keyspace = atoll_mvcc::keys::keyspace_of(key);
+            let count = self.counts.entry(keyspace).or_default();
+            count.keys += keys;
+            count.expiring += expiring;
+            self.open.counts_changed(keyspace);
+        }
+    }
+
+    // ---- the fast lane: commands of one shard, see `eval` ----
+
+    /// Returns what stands in the way of a command that reads or writes `key` now: an intent, an
+    /// entry to wait for, or a lock.
+    pub fn hindrance(&self, key: &[u8], writes: bool) -> Option<Step> {
+        if let Some(held) = self.intents.get(key) {
+            return Some(self.obstacle(key, held));
+        }
+        if writes && !self.locks.is_empty() && self.locks.is_locked(key, None) {
+            return Some(Step::AwaitLock);
+        }
+        None
+    }
+
+    /// Returns whether nothing can stand in a command's way, whatever its keys.
+    pub fn is_unhindered(&self) -> bool {
+        self.intents.is_empty() && self.locks.is_empty()
+    }
+
+    /// Prepares a read of the applied state by a command that has written nothing on this shard:
+    /// raises the key's read timestamp to the moment it reads at.
+    pub fn read_applied(&mut self, key: &[u8], now: Now) -> Option<Step> {
+        if !self.intents.is_empty()
+            && let Some(held) = self.intents.get(key)
+        {
+            return Some(self.obstacle(key, held));
+        }
+        if let Some(entry) = self.edge.resolved(key) {
+            // The transaction may be acknowledged already.
+            return Some(Step::AwaitEntry(entry));
+        }
+        if !atoll_lsm::mutants::is("fast-reads-do-not-raise") {
+            let at = self.applied_max.max(Timestamp::commit_at(now.epoch));
+            self.max_read.raise(key, at);
+        }
+        None
+    }
+
+    /// Notes that a command which wrote nothing has read a key at the edge and has seen the entries
+    /// up to `seen`.
+    pub(crate) fn read_edge(&mut self, key: &[u8], seen: Option<EntrySeq>, now: Now) {
+        if seen == Some(self.seq) {
+            self.open.read(key);
+        }
+        let at = self.edge_max.max(Timestamp::commit_at(now.epoch));
+        self.max_read.raise(key, at);
+    }
+
+    /// Returns the edge's value of a key, if it has one.
+    pub(crate) fn edge_value(&self, key: &[u8]) -> Option<EdgeValue> {
+        self.edge.newest(key, self.seq)
+    }
+
+    /// Writes a value in the open entry.
+    pub(crate) fn put(&mut self, key: Key, value: Option<Rc<[u8]>>, before: Presence, now: Now) {
+        self.open.stamp_above(Timestamp::commit_at(now.epoch));
+        self.open.grow(key.len() + value.as_ref().map_or(0, |v| v.len()));
+        self.edge.put(key, value, before);
+    }
+
+    /// Adds the read of a key to the open entry: later versions lie above its timestamp.
+    pub(crate) fn read_with_entry(&mut self, key: &[u8]) {
+        self.open.read(key);
+    }
+
+    /// Returns what a key holds at the edge, for counts.
+    pub(crate) fn presence(&self, key: &[u8], base: &mut impl Base) -> Result<Presence, Miss> {
+        match self.edge_value(key) {
+            Some(edge) => Ok(Presence::of(edge.value.as_deref())),
+            None => {
+                let found = base.version(key, Timestamp::MAX)?;
+                Ok(Presence::of(found.as_ref().and_then(|f| f.value.as_deref())))
+            }
+        }
+    }
+
+    /// Returns the timestamp of a key's newest version that is closed or applied, and what the key
+    /// holds at the edge.
+    fn newest(&self, key: &[u8], base: &mut impl Base) -> Result<(Timestamp, Presence), Miss> {
+        if let Some(edge) = self.edge_value(key) {
+            let stamp = edge.stamp.unwrap_or(self.edge_max);
+            return Ok((stamp, Presence::of(edge.value.as_deref())));
+        }
+        let found = base.version(key, Timestamp::MAX)?;
+        let ts = found.as_ref().map_or(Timestamp::ZERO, |f| f.ts);
+        Ok((ts, Presence::of(found.as_ref().and_then(|f| f.value.as_deref()))))
+    }
+
+    // ---- requests of transactions ----
+
+    /// Evaluates a request.
+    ///
+    /// # Errors
+    /// [`Miss`]: something is not in memory. Nothing was changed.
+    pub fn evaluate(
+        &mut self,
+        request: &Request,
+        base: &mut impl Base,
+        now: Now,
+    ) -> Result<Step, Miss> {
+        match request {
+            Request::Get { txn, keys, at } => {
+                let spans = &[];
+                Ok(self.read_at(*txn, keys, spans, *at))
+            }
+            Request::Scan { txn, span, at, .. } => {
+                let spans = std::slice::from_ref(span);
+                Ok(self.read_at(*txn, &[], spans, *at))
+            }
+            Request::Lock { txn, keys, exclusive } => self.lock(*txn, keys, *exclusive, base, now),
+            Request::Unlock { txn } => {
+                self.unlock(*txn);
+                Ok(Step::Answer(Response::Done))
+            }
+            Request::Commit { txn, isolation, read_ts, reads, writes, commit_ts } => {
+                let claim = Claim {
+                    txn: *txn,
+                    isolation: *isolation,
+                    read_ts: *read_ts,
+                    reads,
+                    writes,
+                    commit_ts: *commit_ts,
+                };
+                self.commit(&claim, base)
+            }
+            Request::Validate { txn, reads, read_ts, at } => {
+                self.validate(*txn, reads, *read_ts, *at, base)
+            }
+            Request::Prewrite {
+                txn,
+                isolation,
+                read_ts,
+                reads,
+                writes,
+                commit_ts,
+                primary,
+                record,
+            } => {
+                let claim = Claim {
+                    txn: *txn,
+                    isolation: *isolation,
+                    read_ts: *read_ts,
+                    reads,
+                    writes,
+                    commit_ts: *commit_ts,
+                };
+                self.prewrite(&claim, primary, record.as_ref(), base, now)
+            }
+            Request::Restage { txn, primary, from, to } => {
+                Ok(self.restage(*txn, primary, *from, *to, now))
+            }
+            Request::Finish { txn, primary, expect, outcome } => {
+                Ok(self.finish(*txn, primary, *expect, *outcome, now))
+            }
+            Request::Status { txn, primary } => Ok(self.status(*txn, primary, now)),
+            Request::Probe { txn, keys } => Ok(self.probe(*txn, keys, now)),
+            Request::Resolve { txn, keys, outcome } => Ok(self.resolve(*txn, keys, *outcome)),
+            Request::Forget { txn, primary } => Ok(self.forget(*txn, primary)),
+            Request::Heartbeat { txn, primary } => {
+                if !self.owns(primary) {
+                    return Ok(Step::Answer(Response::NotMine));
+                }
+                self.heard.insert(*txn, now.monotonic_ms);
+                Ok(Step::Answer(Response::Done))
+            }
+        }
+    }
+
+    fn owns(&self, key: &[u8]) -> bool {
+        self.descriptor.contains(key)
+    }
+
+    fn obstacle(&self, key: &[u8], held: &HeldIntent) -> Step {
+        if held.entry > self.applied {
+            return Step::AwaitEntry(held.entry);
+        }
+        Step::Answer(Response::Blocked(vec![obstacle(key, &held.intent)]))
+    }
+
+    /// Returns an intent of somebody else in the way of a reader at `at`.
+    fn intent_at(&self, txn: Option<TxnId>, key: &[u8], at: Timestamp) -> Option<Step> {
+        let held = self.intents.get(key)?;
+        let foreign = Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at;
+        foreign.then(|| self.obstacle(key, held))
+    }
+
+    fn intent_in(&self, txn: Option<TxnId>, span: &Span, at: Timestamp) -> Option<Step> {
+        let within = self.intents.range::<[u8], _>(span.start.as_slice()..span.end.as_slice());
+        let mut in_way = within.filter(|(_, held)| {
+            Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at
+        });
+        in_way.next().map(|(key, held)| self.obstacle(key, held))
+    }
+
+    fn read_at(
+        &mut self,
+        txn: Option<TxnId>,
+        keys: &[Key],
+        spans: &[Span],
+        at: Timestamp,
+    ) -> Step {
+        if !keys.iter().all(|key| self.owns(key)) || !spans.iter().all(|s| self.descriptor.contains_span(s)) {
+            return Step::Answer(Response::NotMine);
+        }
+        if at < self.horizon {
+            return Step::Answer(Response::Refused(Refusal::SnapshotTooOld));
+        }
+        // Raised before looking: what is written from here on lies above.
+        if !atoll_lsm::mutants::is("reads-do-not-raise") {
+            keys.iter().for_each(|key| self.max_read.raise(key, at));
+            spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+        }
+        let mut awaited = None;
+        for key in keys {
+            awaited = awaited.max(self.edge.awaited_at(key, at));
+        }
+        for span in spans {
+            awaited = awaited.max(self.edge.awaited_in(span, at));
+        }
+        if let Some(entry) = awaited {
+            return Step::AwaitEntry(entry);
+        }
+        let in_way = keys
+            .iter()
+            .find_map(|key| self.intent_at(txn, key, at))
+            .or_else(|| spans.iter().find_map(|span| self.intent_in(txn, span, at)));
+        in_way.unwrap_or(Step::Read)
+    }
+
+    fn lock(
+        &mut self,
+        txn: TxnId,
+        keys: &[Key],
+        exclusive: bool,
+        base: &mut impl Base,
+        now: Now,
+    ) -> Result<Step, Miss> {
+        if !keys.iter().all(|key| self.owns(key)) {
+            return Ok(Step::Answer(Response::NotMine));
+        }
+        self.heard.insert(txn, now.monotonic_ms);
+        let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
+        for key in keys {
+            match self.locks.acquire(txn, key, mode) {
+                Acquired::Granted => {}
+                Acquired::Waiting => return Ok(Step::AwaitLock),
+                Acquired::Deadlock => {
+                    return Ok(Step::Answer(Response::Refused(Refusal::Deadlock)));
+                }
+            }
+        }
+        // Nobody else writes these keys any more. What is under way has to end first.
+        for key in keys {
+            if let Some(held) = self.intents.get(key)
+                && held.intent.txn != txn
+            {
+                return Ok(self.obstacle(key, held));
+            }
+        }
+        let awaited = keys.iter().filter_map(|key| self.edge.entry_of(key, self.seq)).max();
+        if let Some(entry) = awaited {
+            return Ok(Step::AwaitEntry(entry));
+        }
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            let found = base.version(key, Timestamp::MAX)?;
+            values.push(found.map(|f| Version { ts: f.ts, value: f.value.map(|v| v.to_vec()) }));
+        }
+        Ok(Step::Answer(Response::Values(values)))
+    }
+
+    fn unlock(&mut self, txn: TxnId) {
+        if self.locks.release_all(txn) {
+            self.unlocks += 1;
+        }
+        if !self.records.contains_key(&txn) {
+            self.heard.remove(&txn);
+        }
+    }
+
+    /// Gives back the locks of transactions whose coordinators are silent, and returns whether
+    /// there were any.
+    pub fn expire_locks(&mut self, now: Now) -> bool {
+        let dead: Vec<TxnId> =
+            self.locks.owners().into_iter().filter(|txn| !self.is_alive(*txn, now)).collect();
+        dead.iter().for_each(|txn| self.unlock(*txn));
+        !dead.is_empty()
+    }
+
+    fn is_alive(&self, txn: TxnId, now: Now) -> bool {
+        let heard = self.heard.get(&txn);
+        heard.is_some_and(|heard| now.monotonic_ms.saturating_sub(*heard) <= ALIVE_MS)
+    }
+
+    /// Checks the writes of a transaction; `None` if nothing is in their way.
+    fn check_writes(
+        &self,
+        claim: &Claim<'_>,
+        base: &mut impl Base,
+    ) -> Result<Option<Step>, Miss> {
+        for write in claim.writes {
+            let key = &write.key;
+            if self.fences.contains_key(&(key.clone(), claim.txn)) {
+                return Ok(Some(Step::Answer(Response::Refused(Refusal::Fenced))));
+            }
+            if !self.locks.is_empty() && self.locks.is_locked(key, Some(claim.txn)) {
+                return Ok(Some(Step::AwaitLock));
+            }
+            if let Some(held) = self.intents.get(key)
+                && held.intent.txn != claim.txn
+            {
+                return Ok(Some(self.obstacle(key, held)));
+            }
+            let conflict = || {
+                let refusal = Refusal::WriteConflict { key: key.clone() };
+                Some(Step::Answer(Response::Refused(refusal)))
+            };
+            let Some(read_ts) = claim.read_ts else { continue };
+            match self.edge_value(key) {
+                Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
+                    return Ok(conflict());
+                }
+                Some(_) => {}
+                None => {
+                    let newest = base.version(key, Timestamp::MAX)?;
+                    if newest.is_some_and(|found| found.ts > read_ts) {
+                        return Ok(conflict());
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Checks that what was read at `read_ts` still holds at `at`; `None` if it does.
+    fn check_reads(
+        &self,
+        txn: TxnId,
+        reads: &ReadSet,
+        writes: &[Write],
+        read_ts: Timestamp,
+        at: Timestamp,
+        base: &mut impl Base,
+    ) -> Result<Option<Step>, Miss> {
+        let conflict = |key: &[u8]| {
+            let refusal = Refusal::ReadConflict { key: key.to_vec() };
+            Some(Step::Answer(Response::Refused(refusal)))
+        };
+        for key in &reads.keys {
+            // A key that is written as well was checked as a write.
+            if writes.iter().any(|write| write.key == *key) {
+                continue;
+            }
+            if let Some(step) = self.intent_at(Some(txn), key, at) {
+                return Ok(Some(step));
+            }
+            match self.edge_value(key) {
+                Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
+                    return Ok(conflict(key));
+                }
+                Some(_) => {}
+                None => {
+                    let newest = base.version(key, Timestamp::MAX)?;
+                    if newest.is_some_and(|found| found.ts > read_ts) {
+                        return Ok(conflict(key));
+                    }
+                }
+            }
+        }
+        for span in &reads.spans {
+            if let Some(step) = self.intent_in(Some(txn), span, at) {
+                return Ok(Some(step));
+            }
+            if let Some(key) = self.edge.touches(span) {
+                let newer = self
+                    .edge
+                    .newest(key, self.seq)
+                    .is_none_or(|v| v.stamp.is_none_or(|stamp| stamp > read_ts));
+                // An older one that is not applied yet hides others behind it: wait for it.
+                return Ok(if newer {
+                    conflict(key)
+                } else {
+                    self.edge.entry_of(key, self.seq).map(Step::AwaitEntry)
+                });
+            }
+            if let Some(key) = base.changed(span, read_ts)? {
+                return Ok(conflict(&key));
+            }
+        }
+        Ok(None)
+    }
+
+    fn refuse_foreign(&self, claim: &Claim<'_>) -> Option<Step> {
+        let mine = claim.writes.iter().all(|write| self.owns(&write.key))
+            && claim.reads.keys.iter().all(|key| self.owns(key))
+            && claim.reads.spans.iter().all(|span| self.descriptor.contains_span(span));
+        if !mine {
+            return Some(Step::Answer(Response::NotMine));
+        }
+        // Records and fences that would stop it may be gone.
+        let started = claim.read_ts.unwrap_or(claim.commit_ts);
+        if started < self.horizon && !atoll_lsm::mutants::is("late-prewrites-pass") {
+            return Some(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
+        }
+        None
+    }
+
+    fn commit(&mut self, claim: &Claim<'_>, base: &mut impl Base) -> Result<Step, Miss> {
+        if let Some(step) = self.refuse_foreign(claim) {
+            return Ok(step);
+        }
+        if let Some(step) = self.check_writes(claim, base)? {
+            return Ok(step);
+        }
+        let serializable = claim.isolation == Isolation::Serializable;
+        if serializable && let Some(read_ts) = claim.read_ts {
+            // Its timestamp will be that of the entry, which may lie above any intent's.
+            let at = Timestamp::MAX;
+            let (reads, writes) = (claim.reads, claim.writes);
+            if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
+                return Ok(step);
+            }
+        }
+        let mut changes = Vec::with_capacity(claim.writes.len());
+        for write in claim.writes {
+            changes.push(self.presence(&write.key, base)?);
+        }
+        // From here on nothing fails.
+        self.open.stamp_above(claim.commit_ts);
+        for (write, before) in claim.writes.iter().zip(changes) {
+            let value = write.value.as_deref().map(Rc::from);
+            self.open.grow(write.key.len() + write.value.as_ref().map_or(0, Vec::len));
+            self.edge.put(write.key.clone(), value, before);
+        }
+        if serializable {
+            claim.reads.keys.iter().for_each(|key| self.open.read(key));
+            claim.reads.spans.iter().for_each(|span| self.open.read_span(span.clone()));
+        }
+        self.unlock(claim.txn);
+        Ok(Step::AnswerWith(Response::Committed(Timestamp::ZERO)))
+    }
+
+    fn validate(
+        &mut self,
+        txn: TxnId,
+        reads: &ReadSet,
+        read_ts: Timestamp,
+        at: Timestamp,
+        base: &mut impl Base,
+    ) -> Result<Step, Miss> {
+        let mine = reads.keys.iter().all(|key| self.owns(key))
+            && reads.spans.iter().all(|span| self.descriptor.contains_span(span));
+        if !mine {
+            return Ok(Step::Answer(Response::NotMine));
+        }
+        if read_ts < self.horizon {
+            return Ok(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
+        }
+        // An entry that is open would get a timestamp above `at` only after the raise below; what
+        // it writes is a conflict all the same, found by the check.
+        reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
+        reads.spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+        let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
+        Ok(step.unwrap_or(Step::Answer(Response::Done)))
+    }
+
+    fn prewrite(
+        &mut self,
+        claim: &Claim<'_>,
+        primary: &Key,
+        record: Option<&Record>,
+        base: &mut impl Base,
+        now: Now,
+    ) -> Result<Step, Miss> {
+        if let Some(step) = self.refuse_foreign(claim) {
+            return Ok(step);
+        }
+        if record.is_some() && !self.owns(primary) {
+            return Ok(Step::Answer(Response::NotMine));
+        }
+        if record.is_some() && self.records.contains_key(&claim.txn) {
+            // Somebody gave it up before it came.
+            return Ok(Step::Answer(Response::Refused(Refusal::Fenced)));
+        }
+        if self.open.has_reads() {
+            return Ok(Step::CloseFirst);
+        }
+        if let Some(step) = self.check_writes(claim, base)? {
+            return Ok(step);
+        }
+        if claim.isolation == Isolation::Serializable
+            && let Some(read_ts) = claim.read_ts
+        {
+            let (reads, writes, at) = (claim.reads, claim.writes, claim.commit_ts);
+            // Raised before looking, as for any read.
+            reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
+            reads.spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+            if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
+                return Ok(step);
+            }
+        }
+        if claim.writes.iter().any(|write| self.edge.is_open(&write.key)) {
+            // The intent has to lie above a version whose timestamp is not known yet.
+            return Ok(Step::CloseFirst);
+        }
+        let mut min = claim.commit_ts;
+        let mut before = Vec::with_capacity(claim.writes.len());
+        for write in claim.writes {
+            let (newest, presence) = self.newest(&write.key, base)?;
+            before.push(presence);
+            let above = self.max_read.get(&write.key).max(newest);
+            if above >= min {
+                match above.next() {
+                    Some(next) => min = min.max(next),
+                    // Only the oracle may go on: the coordinator asks it for a later commit point.
+                    None => {
+                        let key = write.key.clone();
+                        let refusal = Refusal::WriteConflict { key };
+                        return Ok(Step::Answer(Response::Refused(refusal)));
+                    }
+                }
+            }
+        }
+        // From here on nothing fails.
+        for (write, before) in claim.writes.iter().zip(before) {
+            let intent = Intent {
+                txn: claim.txn,
+                primary: primary.clone(),
+                min_commit_ts: min,
+                value: write.value.clone(),
+                exists: before.exists,
+                deadline_ms: before.deadline_ms,
+            };
+            self.open.put_intent(&write.key, &intent);
+            self.intents.insert(write.key.clone(), HeldIntent { intent, entry: self.seq });
+        }
+        if let Some(record) = record {
+            self.heard.insert(claim.txn, now.monotonic_ms);
+            self.put_record(claim.txn, primary, record.clone(), claim.commit_ts);
+        }
+        Ok(Step::AnswerWith(Response::Prewritten(min)))
+    }
+
+    fn put_record(&mut self, txn: TxnId, primary: &Key, record: Record, written: Timestamp) {
+        self.open.put_record(primary, txn, &record, written);
+        let held = HeldRecord { primary: primary.clone(), record, written, entry: self.seq };
+        self.records.insert(txn, held);
+    }
+
+    /// Answers with the record as it is.
+    fn as_it_is(&self, txn: TxnId, now: Now) -> Step {
+        match self.records.get(&txn) {
+            Some(held) if held.entry > self.applied => Step::AwaitEntry(held.entry),
+            held => Step::Answer(Response::Record {
+                record: held.map(|h| h.record.clone()),
+                alive: self.is_alive(txn, now),
+            }),
+        }
+    }
+
+    fn status(&self, txn: TxnId, primary: &Key, now: Now) -> Step {
+        if !self.owns(primary) {
+            return Step::Answer(Response::NotMine);
+        }
+        self.as_it_is(txn, now)
+    }
+
+    fn restage(
+        &mut self,
+        txn: TxnId,
+        primary: &Key,
+        from: Timestamp,
+        to: Timestamp,
+        now: Now,
+    ) -> Step {
+        if !self.owns(primary) {
+            return Step::Answer(Response::NotMine);
+        }
+        match self.records.get(&txn).map(|held| &held.record) {
+            Some(Record::Staged { commit_ts, isolation, keys }) if *commit_ts == from => {
+                let record =
+                    Record::Staged { commit_ts: to, isolation: *isolation, keys: keys.clone() };
+                self.put_record(txn, primary, record, to);
+                Step::AnswerWith(Response::Done)
+            }
+            _ => self.as_it_is(txn, now),
+        }
+    }
+
+    fn finish(
+        &mut self,
+        txn: TxnId,
+        primary: &Key,
+        expect: Option<Timestamp>,
+        outcome: Outcome,
+        now: Now,
+    ) -> Step {
+        if !self.owns(primary) {
+            return Step::Answer(Response::NotMine);
+        }
+        let staged = match self.records.get(&txn).map(|held| &held.record) {
+            None => None,
+            Some(Record::Staged { commit_ts, .. }) => Some(*commit_ts),
+            Some(_) => return self.as_it_is(txn, now),
+        };
+        if staged != expect {
+            return self.as_it_is(txn, now);
+        }
+        // Never before the intents it decides on: see `raise_horizon`.
+        let now = Timestamp::commit_at(now.epoch);
+        let (record, written) = match outcome {
+            Outcome::Committed(ts) => (Record::Committed(ts), now.max(ts)),
+            Outcome::Aborted => (Record::Aborted, now.max(expect.unwrap_or_default())),
+        };
+        self.put_record(txn, primary, record, written);
+        Step::AnswerWith(Response::Done)
+    }
+
+    fn probe(&mut self, txn: TxnId, keys: &[Key], now: Now) -> Step {
+        if !keys.iter().all(|key| self.owns(key)) {
+            return Step::Answer(Response::NotMine);
+        }
+        let mut fates = Vec::with_capacity(keys.len());
+        for key in keys {
+            match self.intents.get(key).filter(|held| held.intent.txn == txn) {
+                Some(held) => {
+                    fates.push(Fate::Intent { min_commit_ts: held.intent.min_commit_ts });
+                }
+                None => fates.push(Fate::Fenced),
+            }
+        }
+        let written = Timestamp::commit_at(now.epoch);
+        for (key, fate) in keys.iter().zip(&fates) {
+            if *fate == Fate::Fenced && !self.fences.contains_key(&(key.clone(), txn)) {
+                self.open.put_fence(key, txn, written);
+                let fence = HeldFence { written, entry: self.seq };
+                self.fences.insert((key.clone(), txn), fence);
+            }
+        }
+        // What was found is as durable as what was placed: the answer goes with the entry.
+        if self.is_open() {
+            return Step::AnswerWith(Response::Fates(fates));
+        }
+        if self.applied + 1 < self.seq {
+            return Step::AwaitEntry(self.seq - 1);
+        }
+        Step::Answer(Response::Fates(fates))
+    }
+
+    fn resolve(&mut self, txn: TxnId, keys: &[Key], outcome: Outcome) -> Step {
+        if !keys.iter().all(|key| self.owns(key)) {
+            return Step::Answer(Response::NotMine);
+        }
+        for key in keys {
+            let Some(held) = self.intents.get(key).filter(|held| held.intent.txn == txn) else {
+                continue;
+            };
+            let intent = held.intent.clone();
+            self.intents.remove(key);
+            self.open.remove_intent(key);
+            if let Outcome::Committed(ts) = outcome {
+                let before = Presence { exists: intent.exists, deadline_ms: intent.deadline_ms };
+                let after = Presence::of(intent.value.as_deref());
+                self.open.put_version(key, ts, intent.value.as_deref());
+                self.count(key, before, after);
+                let value = intent.value.as_deref().map(Rc::from);
+                self.edge.put_resolved(key.clone(), value, ts, self.seq);
+                self.edge_max = self.edge_max.max(ts);
+            }
+        }
+        self.unlock(txn);
+        if self.is_open() { Step::AnswerWith(Response::Done) } else { Step::Answer(Response::Done) }
+    }
+
+    fn forget(&mut self, txn: TxnId, primary: &Key) -> Step {
+        if !self.owns(primary) {
+            return Step::Answer(Response::NotMine);
+        }
+        self.heard.remove(&txn);
+        // An aborted record stays until nothing of the transaction can come any more.
+        let committed = |held: &&HeldRecord| matches!(held.record, Record::Committed(_));
+        if self.records.get(&txn).filter(committed).is_none() {
+            return Step::Answer(Response::Done);
+        }
+        self.records.remove(&txn);
+        self.open.remove_record(primary, txn);
+        Step::AnswerWith(Response::Done)
+    }
+
+    // ---- splitting ----
+
+    /// Returns the keyspaces with counts, for a split's record.
+    pub fn keyspaces(&self) -> BTreeSet<u32> {
+        self.counts.keys().copied().collect()
+    }
+
+    /// Returns the largest timestamp of an applied version.
+    pub fn applied_max(&self) -> Timestamp {
+        self.applied_max
+    }
+
+    /// Splits what is in memory after the entry that splits the shard was applied: returns the
+    /// leader of the right half. Nothing is open or in flight.
+    pub fn split(&mut self, left: Descriptor, right: Descriptor) -> Leader {
+        debug_assert!(self.is_settled(), "a shard is split between two entries");
+        let low_water = self.max_read.max();
+        let mut child = Leader::new(right, Loaded::default(), low_water);
+        child.horizon = self.horizon;
+        child.applied_max = self.applied_max;
+        child.edge_max = self.edge_max;
+        child.heard = self.heard.clone();
+        self.descriptor = left;
+        let goes = |key: &[u8]| child.descriptor.contains(key);
+        let (right, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.intents).into_iter().partition(|(key, _)| goes(key));
+        let (records_right, records_left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.records).into_iter().partition(|(_, r)| goes(&r.primary));
+        let (fences_right, fences_left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.fences).into_iter().partition(|((key, _), _)| goes(key));
+        let locks = self.locks.split(goes);
+        self.intents = left;
+        self.records = records_left;
+        self.fences = fences_left;
+        child.intents = right.into_iter().map(|(k, h)| (k, HeldIntent { entry: 0, ..h })).collect();
+        child.records =
+            records_right.into_iter().map(|(t, r)| (t, HeldRecord { entry: 0, ..r })).collect();
+        child.fences =
+            fences_right.into_iter().map(|(at, f)| (at, HeldFence { entry: 0, ..f })).collect();
+        child.locks = locks;
+        self.unlocks += 1;
+        child
+    }
+}
+
+/// A transaction's request to write.
+struct Claim<'a> {
+    txn: TxnId,
+    isolation: Isolation,
+    read_ts: Option<Timestamp>,
+    reads: &'a ReadSet,
+    writes: &'a [Write],
+    commit_ts: Timestamp,
+}
+
+fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
+    Obstacle {
+        key: key.to_vec(),
+        txn: intent.txn,
+        primary: intent.primary.clone(),
+        min_commit_ts: intent.min_commit_ts,
+    }
+}
