@@ -59,6 +59,20 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// Reads `N` bytes.
+    pub fn array<const N: usize>(&mut self, expected: &'static str) -> Result<[u8; N], Malformed> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N, expected)?);
+        Ok(bytes)
+    }
+
+    /// Reads all that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        let rest = &self.bytes[self.at..];
+        self.at = self.bytes.len();
+        rest
+    }
+
     /// Reads a byte.
     pub fn u8(&mut self, expected: &'static str) -> Result<u8, Malformed> {
         Ok(self.take(1, expected)?[0])
@@ -66,16 +80,12 @@ impl<'a> Reader<'a> {
 
     /// Reads a little-endian `u32`.
     pub fn u32(&mut self, expected: &'static str) -> Result<u32, Malformed> {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(self.take(4, expected)?);
-        Ok(u32::from_le_bytes(bytes))
+        Ok(u32::from_le_bytes(self.array(expected)?))
     }
 
     /// Reads a little-endian `u64`.
     pub fn u64(&mut self, expected: &'static str) -> Result<u64, Malformed> {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(self.take(8, expected)?);
-        Ok(u64::from_le_bytes(bytes))
+        Ok(u64::from_le_bytes(self.array(expected)?))
     }
 
     /// Reads a varint.

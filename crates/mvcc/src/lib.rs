@@ -16,6 +16,7 @@
 //! neither the log nor the network; [`request`] is the vocabulary between a coordinator and a
 //! shard, whoever carries the words.
 
+pub mod keys;
 pub mod request;
 pub mod timestamp;
 pub mod value;
