@@ -12,7 +12,7 @@
 use std::fmt;
 
 use atoll_encoding::{Malformed, Reader, varint};
-use atoll_mvcc::keys::{Range, RoutingKey};
+use atoll_mvcc::keys::{Range, RoutingKey, class};
 use atoll_mvcc::request::Span;
 
 const VERSION: u8 = 1;
@@ -41,20 +41,13 @@ pub struct Descriptor {
 impl Descriptor {
     /// Returns whether a key is in the range.
     pub fn contains(&self, key: &[u8]) -> bool {
-        atoll_mvcc::keys::place_of(key).is_some_and(|place| self.range.contains(place))
+        class::place_of(key).is_some_and(|place| self.range.contains(place))
     }
 
-    /// Returns whether all keys of a span are.
+    /// Returns whether all keys of a span are. The span lies in one keyspace.
     pub fn contains_span(&self, span: &Span) -> bool {
-        let Some(start) = atoll_mvcc::keys::place_of(&span.start) else { return false };
-        if !self.range.contains(start) {
-            return false;
-        }
-        // The end is exclusive: it may be the first key that is not here any more.
-        match atoll_mvcc::keys::place_before(&span.end) {
-            Some(last) => self.range.contains(last.borrowed()),
-            None => false,
-        }
+        let first = class::place_before(span).is_some_and(|place| self.range.contains(place));
+        first && class::place_behind(span).is_some_and(|end| end <= self.range.end.borrowed())
     }
 
     /// Returns the two halves of the shard cut at `at`; the right one is the new shard `id`.

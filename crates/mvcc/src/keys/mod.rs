@@ -11,6 +11,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`class`] | which keyspace ids are placed how |
 //! | [`placement`] | how a keyspace lays its keys out: in order, by Redis slot, by hash |
 //! | [`routing`] | the one ordered space that shards divide among themselves, and its ranges |
 //! | [`tree`] | the areas of a store: versions, intents, records, fences, parts, deadlines, state |
@@ -19,10 +20,12 @@
 //! That is the price of keeping every keyspace contiguous within a shard, which makes dropping one
 //! a single range delete however many slots it has.
 
+pub mod class;
 pub mod placement;
 pub mod routing;
 pub mod tree;
 
+pub use class::{PARTS, SLOTTED, is_slotted, place_of};
 pub use placement::{Buckets, Parts, Placement, SLOTS, slot};
 pub use routing::{Range, RoutingKey};
 pub use tree::{Area, TreeKey};
