@@ -16,14 +16,16 @@ use std::collections::BTreeMap;
 
 use atoll_encoding::{Malformed, Reader, varint};
 use atoll_lsm::driven::Writes;
-use atoll_mvcc::keys::{self, Area};
-use atoll_mvcc::record::{self, Intent};
+use atoll_mvcc::keys::tree;
+use atoll_mvcc::record::{Fence, TxnRecord};
 use atoll_mvcc::request::{Key, Record, Span};
 use atoll_mvcc::{Timestamp, TxnId};
 
 use crate::descriptor::{Descriptor, ShardId};
 use crate::edge::EntrySeq;
+use crate::intent::Intent;
 use crate::leader::Count;
+use crate::state;
 
 const EFFECTS: u8 = 1;
 const SPLIT: u8 = 2;
@@ -113,7 +115,7 @@ impl Open {
     }
 
     pub(crate) fn put_version(&mut self, key: &[u8], stamp: Timestamp, value: Option<&[u8]>) {
-        keys::tree_key(&mut self.key, Area::Data, key);
+        tree::data(&mut self.key, key);
         match value {
             Some(value) => self.writes.insert_version(&self.key, stamp.0, &[value]),
             None => self.writes.remove_version(&self.key, stamp.0),
@@ -121,12 +123,12 @@ impl Open {
     }
 
     pub(crate) fn put_intent(&mut self, key: &[u8], intent: &Intent) {
-        keys::tree_key(&mut self.key, Area::Intents, key);
+        tree::intent(&mut self.key, key);
         self.writes.insert(&self.key, &[&intent.encode()]);
     }
 
     pub(crate) fn remove_intent(&mut self, key: &[u8]) {
-        keys::tree_key(&mut self.key, Area::Intents, key);
+        tree::intent(&mut self.key, key);
         self.writes.remove(&self.key);
     }
 
@@ -137,22 +139,23 @@ impl Open {
         record: &Record,
         written: Timestamp,
     ) {
-        keys::txn_key(&mut self.key, Area::Records, primary, txn);
-        self.writes.insert(&self.key, &[&record::encode_record(record, written)]);
+        tree::record(&mut self.key, primary, txn);
+        let record = TxnRecord { written: written.epoch(), state: record.clone() };
+        self.writes.insert(&self.key, &[&record.encode()]);
     }
 
     pub(crate) fn remove_record(&mut self, primary: &[u8], txn: TxnId) {
-        keys::txn_key(&mut self.key, Area::Records, primary, txn);
+        tree::record(&mut self.key, primary, txn);
         self.writes.remove(&self.key);
     }
 
     pub(crate) fn put_fence(&mut self, key: &[u8], txn: TxnId, written: Timestamp) {
-        keys::txn_key(&mut self.key, Area::Fences, key, txn);
-        self.writes.insert(&self.key, &[&record::encode_fence(written)]);
+        tree::fence(&mut self.key, key, txn);
+        self.writes.insert(&self.key, &[&Fence { start: written }.encode()]);
     }
 
     pub(crate) fn remove_fence(&mut self, key: &[u8], txn: TxnId) {
-        keys::txn_key(&mut self.key, Area::Fences, key, txn);
+        tree::fence(&mut self.key, key, txn);
         self.writes.remove(&self.key);
     }
 
@@ -162,11 +165,11 @@ impl Open {
             return;
         }
         if let Some(old) = old {
-            keys::expiry_key(&mut self.key, old, key);
+            tree::expiry(&mut self.key, old, key);
             self.writes.remove(&self.key);
         }
         if let Some(new) = new {
-            keys::expiry_key(&mut self.key, new, key);
+            tree::expiry(&mut self.key, new, key);
             self.writes.insert(&self.key, &[]);
         }
     }
@@ -181,7 +184,7 @@ impl Open {
     ) -> Closed {
         for keyspace in std::mem::take(&mut self.counts) {
             let count = counts.get(&keyspace).copied().unwrap_or_default();
-            keys::count_key(&mut self.key, shard.0, keyspace);
+            tree::shard(&mut self.key, shard.0, &state::count(keyspace));
             self.writes.insert(&self.key, &[&encode_count(count)]);
         }
         self.bytes = 0;

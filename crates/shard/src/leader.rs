@@ -35,18 +35,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use atoll_mvcc::keys;
 use atoll_mvcc::locks::{Acquired, LockTable, Mode};
 use atoll_mvcc::max_read::MaxRead;
-use atoll_mvcc::record::Intent;
 use atoll_mvcc::request::{
     Fate, Isolation, Key, Obstacle, Outcome, ReadSet, Record, Refusal, Request, Response, Span,
     Version, Write,
 };
 use atoll_mvcc::{Epoch, Timestamp, TxnId};
 
+use atoll_lsm::mutants;
+
 use crate::descriptor::Descriptor;
 use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
 use crate::entry::{Closed, Open};
+use crate::intent::Intent;
 
 /// A transaction whose coordinator was not heard of for this long is given up for dead.
 pub const ALIVE_MS: u64 = 3_000;
@@ -164,6 +167,8 @@ pub struct Leader {
     open: Open,
     max_read: MaxRead,
     locks: LockTable,
+    /// Transactions that hold locks or wait for some.
+    lockers: BTreeSet<TxnId>,
     intents: BTreeMap<Key, HeldIntent>,
     records: BTreeMap<TxnId, HeldRecord>,
     fences: BTreeMap<(Key, TxnId), HeldFence>,
@@ -188,10 +193,8 @@ impl Leader {
     /// Starts a leadership. `low_water` is a read point that the oracle gave after the last entry
     /// of an earlier leader was applied: no version of this leadership lies at or below it.
     pub fn new(descriptor: Descriptor, loaded: Loaded, low_water: Timestamp) -> Leader {
-        let mut max_read = MaxRead::new();
-        if !atoll_lsm::mutants::is("no-low-water") {
-            max_read.set_floor(low_water);
-        }
+        let floor = if mutants::is("no-low-water") { Timestamp::ZERO } else { low_water };
+        let max_read = MaxRead::new(floor);
         let intents = loaded.intents.into_iter();
         let records = loaded.records.into_iter();
         let fences = loaded.fences.into_iter();
@@ -201,6 +204,7 @@ impl Leader {
             open: Open::default(),
             max_read,
             locks: LockTable::new(),
+            lockers: BTreeSet::new(),
             intents: intents.map(|(k, intent)| (k, HeldIntent { intent, entry: 0 })).collect(),
             records: records
                 .map(|(txn, primary, record, written)| {
@@ -330,7 +334,7 @@ impl Leader {
             self.max_read.raise(&key, stamp);
         }
         for span in self.open.take_read_spans() {
-            self.max_read.raise_span(&span, stamp);
+            self.max_read.raise_span(&span.start, &span.end, stamp);
         }
         self.edge_max = self.edge_max.max(stamp);
         let seq = self.seq;
@@ -356,7 +360,7 @@ impl Leader {
         let keys = i64::from(after.exists) - i64::from(before.exists);
         let expiring = i64::from(new.is_some()) - i64::from(old.is_some());
         if keys != 0 || expiring != 0 {
-            let keyspace = atoll_mvcc::keys::keyspace_of(key);
+            let Some(keyspace) = keys::placement::keyspace(key) else { return };
             let count = self.counts.entry(keyspace).or_default();
             count.keys += keys;
             count.expiring += expiring;
@@ -372,7 +376,7 @@ impl Leader {
         if let Some(held) = self.intents.get(key) {
             return Some(self.obstacle(key, held));
         }
-        if writes && !self.locks.is_empty() && self.locks.is_locked(key, None) {
+        if writes && self.locks.blocks(key, None, Mode::Exclusive) {
             return Some(Step::AwaitLock);
         }
         None
@@ -395,7 +399,7 @@ impl Leader {
             // The transaction may be acknowledged already.
             return Some(Step::AwaitEntry(entry));
         }
-        if !atoll_lsm::mutants::is("fast-reads-do-not-raise") {
+        if !mutants::is("fast-reads-do-not-raise") {
             let at = self.applied_max.max(Timestamp::commit_at(now.epoch));
             self.max_read.raise(key, at);
         }
@@ -572,9 +576,9 @@ impl Leader {
             return Step::Answer(Response::Refused(Refusal::SnapshotTooOld));
         }
         // Raised before looking: what is written from here on lies above.
-        if !atoll_lsm::mutants::is("reads-do-not-raise") {
+        if !mutants::is("reads-do-not-raise") {
             keys.iter().for_each(|key| self.max_read.raise(key, at));
-            spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+            spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
         }
         let mut awaited = None;
         for key in keys {
@@ -605,11 +609,12 @@ impl Leader {
             return Ok(Step::Answer(Response::NotMine));
         }
         self.heard.insert(txn, now.monotonic_ms);
+        self.lockers.insert(txn);
         let mode = if exclusive { Mode::Exclusive } else { Mode::Shared };
         for key in keys {
             match self.locks.acquire(txn, key, mode) {
                 Acquired::Granted => {}
-                Acquired::Waiting => return Ok(Step::AwaitLock),
+                Acquired::Waiting(_) => return Ok(Step::AwaitLock),
                 Acquired::Deadlock => {
                     return Ok(Step::Answer(Response::Refused(Refusal::Deadlock)));
                 }
@@ -636,7 +641,9 @@ impl Leader {
     }
 
     fn unlock(&mut self, txn: TxnId) {
-        if self.locks.release_all(txn) {
+        if self.lockers.remove(&txn) {
+            // Who waits asks again and is told then: grants need no delivery.
+            self.locks.release_all(txn);
             self.unlocks += 1;
         }
         if !self.records.contains_key(&txn) {
@@ -648,7 +655,7 @@ impl Leader {
     /// there were any.
     pub fn expire_locks(&mut self, now: Now) -> bool {
         let dead: Vec<TxnId> =
-            self.locks.owners().into_iter().filter(|txn| !self.is_alive(*txn, now)).collect();
+            self.lockers.iter().copied().filter(|txn| !self.is_alive(*txn, now)).collect();
         dead.iter().for_each(|txn| self.unlock(*txn));
         !dead.is_empty()
     }
@@ -669,7 +676,7 @@ impl Leader {
             if self.fences.contains_key(&(key.clone(), claim.txn)) {
                 return Ok(Some(Step::Answer(Response::Refused(Refusal::Fenced))));
             }
-            if !self.locks.is_empty() && self.locks.is_locked(key, Some(claim.txn)) {
+            if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive) {
                 return Ok(Some(Step::AwaitLock));
             }
             if let Some(held) = self.intents.get(key)
@@ -765,7 +772,7 @@ impl Leader {
         }
         // Records and fences that would stop it may be gone.
         let started = claim.read_ts.unwrap_or(claim.commit_ts);
-        if started < self.horizon && !atoll_lsm::mutants::is("late-prewrites-pass") {
+        if started < self.horizon && !mutants::is("late-prewrites-pass") {
             return Some(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
         }
         None
@@ -825,7 +832,7 @@ impl Leader {
         // An entry that is open would get a timestamp above `at` only after the raise below; what
         // it writes is a conflict all the same, found by the check.
         reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
-        reads.spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+        reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
         let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
         Ok(step.unwrap_or(Step::Answer(Response::Done)))
     }
@@ -860,7 +867,7 @@ impl Leader {
             let (reads, writes, at) = (claim.reads, claim.writes, claim.commit_ts);
             // Raised before looking, as for any read.
             reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
-            reads.spans.iter().for_each(|span| self.max_read.raise_span(span, at));
+            reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
             if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
                 return Ok(step);
             }
@@ -894,8 +901,7 @@ impl Leader {
                 primary: primary.clone(),
                 min_commit_ts: min,
                 value: write.value.clone(),
-                exists: before.exists,
-                deadline_ms: before.deadline_ms,
+                before,
             };
             self.open.put_intent(&write.key, &intent);
             self.intents.insert(write.key.clone(), HeldIntent { intent, entry: self.seq });
@@ -1025,7 +1031,7 @@ impl Leader {
             self.intents.remove(key);
             self.open.remove_intent(key);
             if let Outcome::Committed(ts) = outcome {
-                let before = Presence { exists: intent.exists, deadline_ms: intent.deadline_ms };
+                let before = intent.before;
                 let after = Presence::of(intent.value.as_deref());
                 self.open.put_version(key, ts, intent.value.as_deref());
                 self.count(key, before, after);
@@ -1069,7 +1075,7 @@ impl Leader {
     /// leader of the right half. Nothing is open or in flight.
     pub fn split(&mut self, left: Descriptor, right: Descriptor) -> Leader {
         debug_assert!(self.is_settled(), "a shard is split between two entries");
-        let low_water = self.max_read.max();
+        let low_water = self.max_read.get_span(&[], &[0xff; 8]);
         let mut child = Leader::new(right, Loaded::default(), low_water);
         child.horizon = self.horizon;
         child.applied_max = self.applied_max;
@@ -1083,7 +1089,6 @@ impl Leader {
             std::mem::take(&mut self.records).into_iter().partition(|(_, r)| goes(&r.primary));
         let (fences_right, fences_left): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut self.fences).into_iter().partition(|((key, _), _)| goes(key));
-        let locks = self.locks.split(goes);
         self.intents = left;
         self.records = records_left;
         self.fences = fences_left;
@@ -1092,7 +1097,8 @@ impl Leader {
             records_right.into_iter().map(|(t, r)| (t, HeldRecord { entry: 0, ..r })).collect();
         child.fences =
             fences_right.into_iter().map(|(at, f)| (at, HeldFence { entry: 0, ..f })).collect();
-        child.locks = locks;
+        // Locks of the right half are lost, as at a change of leaders: a commit validates without
+        // them. Whoever waits asks again.
         self.unlocks += 1;
         child
     }

@@ -1,1 +1,28 @@
-//! x
+//! A block-shard: a range of keys with a log of its own.
+//!
+//! ```text
+//!   requests, commands                                         answers
+//!        |                                                        ^
+//!     Leader: evaluates over the edge  --> entry --> log --> applied
+//!        |                                            |
+//!      Edge: decided, not applied                  Consensus: which entries count, in which order
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`leader`] | what a leader decides: transactions, locks, intents, timestamps |
+//! | [`eval`] | one command of one shard, evaluated in one step |
+//! | [`edge`] | values that are decided and not applied |
+//! | [`entry`] | what is logged |
+//! | [`descriptor`] | which keys are whose |
+//!
+//! Everything here is a plain state machine: no I/O, no clock, no threads, no randomness. Who owns
+//! a shard drives it: gives it requests, logs its entries, tells it what is applied.
+
+pub mod descriptor;
+pub mod edge;
+pub mod entry;
+pub mod eval;
+pub mod intent;
+pub mod leader;
+pub mod state;

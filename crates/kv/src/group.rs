@@ -1,0 +1,174 @@
+//! A shard as its core keeps it: the leader, the consensus group, and everybody who waits.
+//!
+//! ```text
+//!   job --> attempt --+--> answered at once
+//!            ^        +--> answered when entry n is applied  --> waiters[n]
+//!            |        +--> again when entry n is applied     --> waiters[n]
+//!            |        +--> again when a lock is given back   --> for_locks
+//!            |        +--> again when a block was read, or an intent resolved (a task of its own)
+//!            +--------------------------------------------------------------+
+//! ```
+//!
+//! Jobs of one lane (a client's connection) are evaluated in the order they came: while one of them
+//! has to try again, the later ones queue behind it. Jobs of different lanes do not wait for each
+//! other.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+
+use atoll_encoding::hash::HashMap;
+use atoll_lsm::Durability;
+use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::{Request, Response};
+use atoll_shard::consensus::Consensus;
+use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::edge::EntrySeq;
+use atoll_shard::entry::{Closed, Split};
+use atoll_shard::leader::Leader;
+
+use crate::base::Reads;
+use crate::program::Program;
+
+/// Names a stream of jobs whose order counts: core and connection.
+pub type Lane = u64;
+
+/// Where an answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplyTo {
+    pub(crate) core: usize,
+    pub(crate) token: u64,
+}
+
+/// What is to be done.
+pub(crate) enum Work<P: Program> {
+    /// A command of the layer above.
+    Call(P::Call),
+    /// A transaction's request.
+    Request(Request),
+    /// Remove a key if it still has this deadline, which is due.
+    Reap { key: Vec<u8>, deadline_ms: u64 },
+}
+
+/// Something to be evaluated, until it is answered.
+pub(crate) struct Job<P: Program> {
+    pub(crate) work: Work<P>,
+    pub(crate) reply_to: ReplyTo,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) durability: Durability,
+    pub(crate) reads: Reads,
+}
+
+/// An answer.
+pub(crate) enum Answer<P: Program> {
+    Reply(P::Reply),
+    Response(Response),
+}
+
+/// Who waits for an entry to be applied.
+pub(crate) enum Waiter<P: Program> {
+    /// The answer is known; `call` is kept for the answer it gets if the entry is lost.
+    Answered { job: Box<Job<P>>, answer: Answer<P> },
+    /// It is tried again.
+    Again(Box<Job<P>>),
+}
+
+/// An entry that was proposed.
+pub(crate) struct InFlight {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) seq: EntrySeq,
+    pub(crate) stamp: Timestamp,
+}
+
+/// Somebody who waits for a split.
+pub(crate) struct Splitting {
+    pub(crate) split: Split,
+    pub(crate) done: atoll_env::sync::oneshot::Sender<Result<(), String>>,
+}
+
+/// One shard on its core.
+pub(crate) struct Group<P: Program> {
+    pub(crate) id: ShardId,
+    pub(crate) consensus: RefCell<Consensus>,
+    pub(crate) state: RefCell<State<P>>,
+}
+
+/// What changes with every job.
+pub(crate) struct State<P: Program> {
+    pub(crate) descriptor: Descriptor,
+    /// `None` until everything that an earlier leadership left in the log is applied.
+    pub(crate) leader: Option<Leader>,
+    /// Nothing is evaluated: a split is due, or the leader is made anew.
+    pub(crate) frozen: bool,
+    /// Jobs that came while frozen or without leader.
+    pub(crate) queue: VecDeque<Job<P>>,
+    pub(crate) waiters: BTreeMap<EntrySeq, Vec<Waiter<P>>>,
+    pub(crate) for_locks: Vec<Job<P>>,
+    /// The leader's count of given-back locks when `for_locks` was last tried.
+    pub(crate) unlocks: u64,
+    /// Lanes with a job that has to try again, and the jobs behind it.
+    pub(crate) stalled: BTreeMap<Lane, VecDeque<Job<P>>>,
+    /// The last entry with a write of a lane that is not answered yet.
+    pub(crate) unanswered: HashMap<Lane, EntrySeq>,
+    /// Entries that were closed before their turn ended.
+    pub(crate) closed: VecDeque<Closed>,
+    /// Something in the open entry is to survive a power cut before it is answered.
+    pub(crate) sync: bool,
+    pub(crate) in_flight: VecDeque<InFlight>,
+    pub(crate) splitting: Option<Splitting>,
+    /// Entries applied in this process: reads of the applied state are as old as this says.
+    pub(crate) applied_entries: u64,
+    /// It is in its store's list of shards with something to do.
+    pub(crate) listed: bool,
+    /// Jobs evaluated, for `atoll shards`.
+    pub(crate) jobs: u64,
+    /// Index of the last entry applied to the tree.
+    pub(crate) applied_index: u64,
+}
+
+impl<P: Program> State<P> {
+    pub(crate) fn new(descriptor: Descriptor, applied_index: u64) -> State<P> {
+        State {
+            descriptor,
+            leader: None,
+            frozen: false,
+            queue: VecDeque::new(),
+            waiters: BTreeMap::new(),
+            for_locks: Vec::new(),
+            unlocks: 0,
+            stalled: BTreeMap::new(),
+            unanswered: HashMap::default(),
+            closed: VecDeque::new(),
+            sync: false,
+            in_flight: VecDeque::new(),
+            splitting: None,
+            applied_entries: 0,
+            listed: false,
+            jobs: 0,
+            applied_index,
+        }
+    }
+
+    /// Returns whether the leader has something to log.
+    pub(crate) fn has_entries(&self) -> bool {
+        !self.closed.is_empty() || self.leader.as_ref().is_some_and(Leader::is_open)
+    }
+
+    /// Takes everybody who waits for something that was not applied.
+    pub(crate) fn take_all(&mut self) -> Vec<Waiter<P>> {
+        let mut all: Vec<Waiter<P>> = Vec::new();
+        for (_, waiters) in std::mem::take(&mut self.waiters) {
+            all.extend(waiters);
+        }
+        let again = |job| Waiter::Again(Box::new(job));
+        all.extend(self.for_locks.drain(..).map(again));
+        for (_, jobs) in std::mem::take(&mut self.stalled) {
+            all.extend(jobs.into_iter().map(again));
+        }
+        all.extend(self.queue.drain(..).map(again));
+        self.unanswered.clear();
+        self.closed.clear();
+        self.in_flight.clear();
+        all
+    }
+}

@@ -1,0 +1,47 @@
+//! What runs at a shard: the layer above gives its commands a meaning here, so that a command
+//! travels to its shard's core as data and is evaluated there in one step.
+
+use atoll_lsm::Durability;
+use atoll_mvcc::keys::RoutingKey;
+use atoll_shard::eval::{Eval, Interrupt, Sight};
+use atoll_shard::leader::Base;
+
+/// Why a command got no answer of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It may have taken effect or not: the shard was lost before its log said so.
+    Unknown,
+    /// It took no effect; a sentence that says why.
+    Unavailable(String),
+}
+
+/// The meaning of commands of one shard.
+pub trait Program: 'static {
+    /// A command, with everything that it needs.
+    type Call: Send + 'static;
+    /// What its client is told.
+    type Reply: Send + 'static;
+
+    /// Returns a place of the command: all its keys are on the shard that has it, or the command
+    /// would not be evaluated in one step.
+    fn place<'c>(&self, call: &'c Self::Call) -> RoutingKey<&'c [u8]>;
+
+    /// Returns whether the command may write.
+    fn sight(&self, call: &Self::Call) -> Sight;
+
+    /// Returns what its acknowledgement has to survive.
+    fn durability(&self, call: &Self::Call) -> Durability;
+
+    /// Evaluates the command; it may be called again for the same command.
+    ///
+    /// # Errors
+    /// It was interrupted: what `eval` said, passed on.
+    fn run<B: Base>(
+        &self,
+        call: &Self::Call,
+        eval: &mut Eval<'_, B>,
+    ) -> Result<Self::Reply, Interrupt>;
+
+    /// Returns the reply to a command that got no answer.
+    fn failed(&self, call: &Self::Call, failure: &Failure) -> Self::Reply;
+}

@@ -1,0 +1,25 @@
+//! What a shard keeps about itself in the store: names and encodings.
+//!
+//! ```text
+//!   S | shard | 'd'                  its descriptor
+//!   S | shard | 'c' | keyspace u32   how many keys of a keyspace it has
+//! ```
+
+/// Name of the descriptor.
+pub const DESCRIPTOR: &[u8] = b"d";
+/// First byte of the names of counts.
+const COUNT: u8 = b'c';
+
+/// Returns the name of a keyspace's count.
+pub fn count(keyspace: u32) -> [u8; 5] {
+    let [a, b, c, d] = keyspace.to_be_bytes();
+    [COUNT, a, b, c, d]
+}
+
+/// Returns the keyspace whose count has this name.
+pub fn counted(name: &[u8]) -> Option<u32> {
+    match name {
+        [COUNT, a, b, c, d] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
+}
