@@ -224,6 +224,41 @@ impl LockTable {
         grants
     }
 
+    /// Gives back what a transaction holds or waits for on one key. Returns who has a lock now.
+    pub fn release(&mut self, txn: TxnId, key: &[u8]) -> Vec<Grant> {
+        let mut grants = Vec::new();
+        let Some(at) = self.find(key) else { return grants };
+        let Some(state) = self.txns.get_mut(&txn) else { return grants };
+        state.holds.retain(|held| *held != at);
+        state.waits.retain(|wait| wait.at != at);
+        if state.waits.is_empty() && state.holds.is_empty() {
+            self.txns.remove(&txn);
+        }
+        self.keys[at].queue.retain(|waiter| waiter.txn != txn);
+        self.keys[at].holders.retain(|holder| holder.txn != txn);
+        self.let_in(at, &mut grants);
+        grants
+    }
+
+    /// Returns whether a transaction holds or waits for anything.
+    pub fn knows(&self, txn: TxnId) -> bool {
+        self.txns.contains_key(&txn)
+    }
+
+    /// Returns whom a request of `txn` for `key` waits for: the holders and those in front of it.
+    /// Nothing if it does not wait there.
+    pub fn waits_at(&self, txn: TxnId, key: &[u8]) -> Vec<TxnId> {
+        let Some(at) = self.find(key) else { return Vec::new() };
+        let locked = &self.keys[at];
+        let Some(place) = locked.queue.iter().position(|waiter| waiter.txn == txn) else {
+            return Vec::new();
+        };
+        let mut blockers: Vec<TxnId> = locked.blockers(place, Looked::default()).collect();
+        blockers.sort_unstable();
+        blockers.dedup();
+        blockers
+    }
+
     /// Gives up one wait; the transaction keeps what it holds. Returns who has a lock now.
     pub fn give_up(&mut self, txn: TxnId, ticket: Ticket) -> Vec<Grant> {
         let mut grants = Vec::new();

@@ -1,12 +1,16 @@
 //! Entries: the effects of a turn, as they are logged and applied.
 //!
 //! ```text
-//!   +------+----------------------------------+-----------------------------+
-//!   | kind | split: the two descriptors       | writes: an encoded batch    |
-//!   +------+----------------------------------+-----------------------------+
+//!   +------+---------------+----------------------------+---------------------------+
+//!   | kind | bound u64 LE  | split: the two descriptors | writes: an encoded batch  |
+//!   +------+---------------+----------------------------+---------------------------+
 //!   kind 1  effects: only writes
 //!   kind 2  the shard is split: left and right descriptor, then writes
+//!   + 128   a new bound of the lane's timestamps stands behind the kind
 //! ```
+//!
+//! The bound is also among the writes: it is read from there once the entry is applied, and from
+//! here at a start, before anything is.
 //!
 //! The writes are physical and unconditional, in the encoding of the tree's batches, so that
 //! applying an entry is one call with a part of its bytes. The page is docs/formats/shard.md.
@@ -17,9 +21,9 @@ use std::collections::BTreeMap;
 use atoll_encoding::{Malformed, Reader, varint};
 use atoll_lsm::driven::Writes;
 use atoll_mvcc::keys::tree;
-use atoll_mvcc::record::{Fence, TxnRecord};
+use atoll_mvcc::record::{Fence, LaneBound, TxnRecord};
 use atoll_mvcc::request::{Key, Record, Span};
-use atoll_mvcc::{Timestamp, TxnId};
+use atoll_mvcc::{Epoch, Timestamp, TxnId};
 
 use crate::descriptor::{Descriptor, ShardId};
 use crate::edge::EntrySeq;
@@ -29,6 +33,7 @@ use crate::state;
 
 const EFFECTS: u8 = 1;
 const SPLIT: u8 = 2;
+const BOUND: u8 = 128;
 
 /// An entry that still takes effects.
 #[derive(Default)]
@@ -40,6 +45,8 @@ pub(crate) struct Open {
     /// Reads that hold up to the entry's timestamp.
     reads: Vec<Key>,
     read_spans: Vec<Span>,
+    /// Transactions that commit with it, and where their records go.
+    committed: Vec<(Key, TxnId)>,
     /// About how many bytes its versions have.
     bytes: usize,
     /// Keyspaces whose counts changed.
@@ -58,6 +65,8 @@ pub struct Closed {
     pub writes: Writes,
     /// How the shard is split by it, if it is.
     pub split: Option<Split>,
+    /// The bound of the lane that it records.
+    bound: Option<Epoch>,
 }
 
 /// A split, as its entry says.
@@ -71,7 +80,10 @@ pub struct Split {
 
 impl Open {
     pub(crate) fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.reads.is_empty() && self.read_spans.is_empty()
+        self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.read_spans.is_empty()
+            && self.committed.is_empty()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -100,6 +112,14 @@ impl Open {
 
     pub(crate) fn read_span(&mut self, span: Span) {
         self.read_spans.push(span);
+    }
+
+    pub(crate) fn commit_record(&mut self, at: Key, txn: TxnId) {
+        self.committed.push((at, txn));
+    }
+
+    pub(crate) fn take_committed(&mut self) -> Vec<(Key, TxnId)> {
+        std::mem::take(&mut self.committed)
     }
 
     pub(crate) fn take_reads(&mut self) -> Vec<Key> {
@@ -159,6 +179,11 @@ impl Open {
         self.writes.remove(&self.key);
     }
 
+    pub(crate) fn put_descriptor(&mut self, descriptor: &Descriptor) {
+        tree::shard(&mut self.key, descriptor.id.0, state::DESCRIPTOR);
+        self.writes.insert(&self.key, &[&descriptor.encode()]);
+    }
+
     /// Moves a key in the expiry index.
     pub(crate) fn move_deadline(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
         if old == new {
@@ -189,22 +214,36 @@ impl Open {
         }
         self.bytes = 0;
         self.above = Timestamp::ZERO;
-        Closed { seq, stamp, writes: std::mem::take(&mut self.writes), split: None }
+        Closed { seq, stamp, writes: std::mem::take(&mut self.writes), split: None, bound: None }
     }
 }
 
 impl Closed {
+    /// Records a bound of the lane with the entry.
+    pub fn set_bound(&mut self, bound: Epoch) {
+        let mut name = Vec::new();
+        tree::bound(&mut name);
+        self.writes.insert(&name, &[&LaneBound(bound).encode()]);
+        self.bound = Some(bound);
+    }
+
+    /// Returns the bound that it records.
+    pub fn bound(&self) -> Option<Epoch> {
+        self.bound
+    }
+
     /// Returns the bytes to propose.
     pub fn payload(&self) -> Vec<u8> {
         let writes = self.writes.bytes();
-        let mut payload = Vec::with_capacity(writes.len() + 1);
-        match &self.split {
-            None => payload.push(EFFECTS),
-            Some(split) => {
-                payload.push(SPLIT);
-                varint::put_bytes(&mut payload, &split.left.encode());
-                varint::put_bytes(&mut payload, &split.right.encode());
-            }
+        let mut payload = Vec::with_capacity(writes.len() + 16);
+        let kind = if self.split.is_some() { SPLIT } else { EFFECTS };
+        payload.push(kind | if self.bound.is_some() { BOUND } else { 0 });
+        if let Some(bound) = self.bound {
+            payload.extend_from_slice(&bound.0.to_le_bytes());
+        }
+        if let Some(split) = &self.split {
+            varint::put_bytes(&mut payload, &split.left.encode());
+            varint::put_bytes(&mut payload, &split.right.encode());
         }
         payload.extend_from_slice(writes);
         payload
@@ -214,6 +253,8 @@ impl Closed {
 /// A logged entry, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
+    /// The bound of the lane that it records.
+    pub bound: Option<Epoch>,
     /// How the shard is split by it, if it is.
     pub split: Option<Split>,
     /// What to apply to the tree.
@@ -228,7 +269,12 @@ impl<'a> Payload<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Payload<'a>, Malformed> {
         let mut reader = Reader::new(bytes);
         let unknown = reader.malformed("a known kind of entry");
-        let split = match reader.u8("the kind of an entry")? {
+        let kind = reader.u8("the kind of an entry")?;
+        let bound = match kind & BOUND {
+            0 => None,
+            _ => Some(Epoch(reader.u64("a bound")?)),
+        };
+        let split = match kind & !BOUND {
             EFFECTS => None,
             SPLIT => {
                 let left = Descriptor::decode(reader.bytes("a descriptor")?)?;
@@ -237,7 +283,7 @@ impl<'a> Payload<'a> {
             }
             _ => return Err(unknown),
         };
-        Ok(Payload { split, writes: &bytes[reader.offset()..] })
+        Ok(Payload { bound, split, writes: &bytes[reader.offset()..] })
     }
 }
 

@@ -48,7 +48,7 @@ use atoll_lsm::mutants;
 
 use crate::descriptor::Descriptor;
 use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
-use crate::entry::{Closed, Open};
+use crate::entry::{Closed, Open, Split};
 use crate::intent::Intent;
 
 /// A transaction whose coordinator was not heard of for this long is given up for dead.
@@ -95,6 +95,8 @@ pub enum Step {
     Answer(Response),
     /// The answer, to be given when the open entry is applied.
     AnswerWith(Response),
+    /// The answer, to be given when this entry is applied.
+    AnswerAt(EntrySeq, Response),
     /// Ask again when this entry is applied.
     AwaitEntry(EntrySeq),
     /// Ask again when somebody gave locks back.
@@ -187,12 +189,19 @@ pub struct Leader {
     horizon: Timestamp,
     /// Counts how often locks were given back.
     unlocks: u64,
+    /// When the leadership began, in monotonic milliseconds.
+    since_ms: u64,
 }
 
 impl Leader {
     /// Starts a leadership. `low_water` is a read point that the oracle gave after the last entry
     /// of an earlier leader was applied: no version of this leadership lies at or below it.
-    pub fn new(descriptor: Descriptor, loaded: Loaded, low_water: Timestamp) -> Leader {
+    pub fn new(
+        descriptor: Descriptor,
+        loaded: Loaded,
+        low_water: Timestamp,
+        since_ms: u64,
+    ) -> Leader {
         let floor = if mutants::is("no-low-water") { Timestamp::ZERO } else { low_water };
         let max_read = MaxRead::new(floor);
         let intents = loaded.intents.into_iter();
@@ -222,6 +231,7 @@ impl Leader {
             applied_max: Timestamp::ZERO,
             horizon: Timestamp::ZERO,
             unlocks: 0,
+            since_ms,
         }
     }
 
@@ -265,6 +275,11 @@ impl Leader {
     /// Returns how often locks were given back: whoever waits for one asks again when it changed.
     pub fn unlocks(&self) -> u64 {
         self.unlocks
+    }
+
+    /// Returns the last entry that is applied.
+    pub fn applied_entry(&self) -> EntrySeq {
+        self.applied
     }
 
     /// Returns the lock table, for the detection of deadlocks across shards.
@@ -332,6 +347,12 @@ impl Leader {
         }
         for key in self.open.take_reads() {
             self.max_read.raise(&key, stamp);
+        }
+        for (key, txn) in self.open.take_committed() {
+            let record = Record::Committed(stamp);
+            self.open.put_record(&key, txn, &record, stamp);
+            let held = HeldRecord { primary: key, record, written: stamp, entry: self.seq };
+            self.records.insert(txn, held);
         }
         for span in self.open.take_read_spans() {
             self.max_read.raise_span(&span.start, &span.end, stamp);
@@ -478,9 +499,16 @@ impl Leader {
                 Ok(self.read_at(*txn, &[], spans, *at))
             }
             Request::Lock { txn, keys, exclusive } => self.lock(*txn, keys, *exclusive, base, now),
-            Request::Unlock { txn } => {
-                self.unlock(*txn);
+            Request::Unlock { txn, keys } => {
+                self.unlock(*txn, keys);
                 Ok(Step::Answer(Response::Done))
+            }
+            Request::Waits { txn, keys } => {
+                let mut waits: Vec<TxnId> =
+                    keys.iter().flat_map(|key| self.locks.waits_at(*txn, key)).collect();
+                waits.sort_unstable();
+                waits.dedup();
+                Ok(Step::Answer(Response::Waits(waits)))
             }
             Request::Commit { txn, isolation, read_ts, reads, writes, commit_ts } => {
                 let claim = Claim {
@@ -519,15 +547,15 @@ impl Leader {
             Request::Restage { txn, primary, from, to } => {
                 Ok(self.restage(*txn, primary, *from, *to, now))
             }
-            Request::Finish { txn, primary, expect, outcome } => {
-                Ok(self.finish(*txn, primary, *expect, *outcome, now))
+            Request::Finish { txn, primary, expect, outcome, stamp } => {
+                Ok(self.finish(*txn, primary, *expect, *outcome, *stamp, now))
             }
             Request::Status { txn, primary } => Ok(self.status(*txn, primary, now)),
-            Request::Probe { txn, keys } => Ok(self.probe(*txn, keys, now)),
+            Request::Probe { txn, keys, fence } => Ok(self.probe(*txn, keys, *fence)),
             Request::Resolve { txn, keys, outcome } => Ok(self.resolve(*txn, keys, *outcome)),
             Request::Forget { txn, primary } => Ok(self.forget(*txn, primary)),
-            Request::Heartbeat { txn, primary } => {
-                if !self.owns(primary) {
+            Request::Heartbeat { txn, key } => {
+                if !self.owns(key) {
                     return Ok(Step::Answer(Response::NotMine));
                 }
                 self.heard.insert(*txn, now.monotonic_ms);
@@ -640,12 +668,30 @@ impl Leader {
         Ok(Step::Answer(Response::Values(values)))
     }
 
-    fn unlock(&mut self, txn: TxnId) {
-        if self.lockers.remove(&txn) {
+    fn unlock(&mut self, txn: TxnId, keys: &[Key]) {
+        if !self.lockers.contains(&txn) {
+            return;
+        }
+        for key in keys {
             // Who waits asks again and is told then: grants need no delivery.
+            self.locks.release(txn, key);
+        }
+        if !self.locks.knows(txn) {
+            self.lockers.remove(&txn);
+            self.forget_life(txn);
+        }
+        self.unlocks += 1;
+    }
+
+    fn unlock_all(&mut self, txn: TxnId) {
+        if self.lockers.remove(&txn) {
             self.locks.release_all(txn);
             self.unlocks += 1;
         }
+        self.forget_life(txn);
+    }
+
+    fn forget_life(&mut self, txn: TxnId) {
         if !self.records.contains_key(&txn) {
             self.heard.remove(&txn);
         }
@@ -656,13 +702,17 @@ impl Leader {
     pub fn expire_locks(&mut self, now: Now) -> bool {
         let dead: Vec<TxnId> =
             self.lockers.iter().copied().filter(|txn| !self.is_alive(*txn, now)).collect();
-        dead.iter().for_each(|txn| self.unlock(*txn));
+        dead.iter().for_each(|txn| self.unlock_all(*txn));
         !dead.is_empty()
     }
 
     fn is_alive(&self, txn: TxnId, now: Now) -> bool {
-        let heard = self.heard.get(&txn);
-        heard.is_some_and(|heard| now.monotonic_ms.saturating_sub(*heard) <= ALIVE_MS)
+        // A new leader has heard nobody yet.
+        let heard = self.heard.get(&txn).copied().or_else(|| {
+            let staged = |held: &&HeldRecord| matches!(held.record, Record::Staged { .. });
+            self.records.get(&txn).filter(staged).map(|_| self.since_ms)
+        });
+        heard.is_some_and(|heard| now.monotonic_ms.saturating_sub(heard) <= ALIVE_MS)
     }
 
     /// Checks the writes of a transaction; `None` if nothing is in their way.
@@ -688,7 +738,10 @@ impl Leader {
                 let refusal = Refusal::WriteConflict { key: key.clone() };
                 Some(Step::Answer(Response::Refused(refusal)))
             };
-            let Some(read_ts) = claim.read_ts else { continue };
+            // What was read under a lock has to be what is there; else nothing newer than the moment
+            // of reading. A blind write has seen nothing that could have changed.
+            let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
+            let Some(read_ts) = locked.map(|(_, ts)| *ts).or(claim.read_ts) else { continue };
             match self.edge_value(key) {
                 Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
                     return Ok(conflict());
@@ -740,6 +793,21 @@ impl Leader {
                 }
             }
         }
+        for (key, found) in &reads.locked {
+            if writes.iter().any(|write| write.key == *key) {
+                continue;
+            }
+            if let Some(step) = self.intent_at(Some(txn), key, at) {
+                return Ok(Some(step));
+            }
+            let newest = match self.edge_value(key) {
+                Some(edge) => edge.stamp,
+                None => Some(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |f| f.ts)),
+            };
+            if newest.is_none_or(|newest| newest > *found) {
+                return Ok(conflict(key));
+            }
+        }
         for span in &reads.spans {
             if let Some(step) = self.intent_in(Some(txn), span, at) {
                 return Ok(Some(step));
@@ -766,13 +834,14 @@ impl Leader {
     fn refuse_foreign(&self, claim: &Claim<'_>) -> Option<Step> {
         let mine = claim.writes.iter().all(|write| self.owns(&write.key))
             && claim.reads.keys.iter().all(|key| self.owns(key))
+            && claim.reads.locked.iter().all(|(key, _)| self.owns(key))
             && claim.reads.spans.iter().all(|span| self.descriptor.contains_span(span));
         if !mine {
             return Some(Step::Answer(Response::NotMine));
         }
-        // Records and fences that would stop it may be gone.
-        let started = claim.read_ts.unwrap_or(claim.commit_ts);
-        if started < self.horizon && !mutants::is("late-prewrites-pass") {
+        // Records and fences that would stop it may be gone, and versions that it depends on.
+        let started = claim.read_ts.unwrap_or(claim.commit_ts).min(claim.commit_ts);
+        if started <= self.horizon && !mutants::is("late-prewrites-pass") {
             return Some(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
         }
         None
@@ -785,11 +854,20 @@ impl Leader {
         if let Some(step) = self.check_writes(claim, base)? {
             return Ok(step);
         }
+        let Some(first) = claim.writes.first() else {
+            return Ok(Step::Answer(Response::Unavailable(
+                "a commit without writes; this is a bug of its coordinator".to_owned(),
+            )));
+        };
+        if self.records.contains_key(&claim.txn) {
+            return Ok(Step::Answer(Response::Refused(Refusal::Fenced)));
+        }
         let serializable = claim.isolation == Isolation::Serializable;
-        if serializable && let Some(read_ts) = claim.read_ts {
+        if serializable {
             // Its timestamp will be that of the entry, which may lie above any intent's.
             let at = Timestamp::MAX;
             let (reads, writes) = (claim.reads, claim.writes);
+            let read_ts = claim.read_ts.unwrap_or(Timestamp::MAX);
             if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
                 return Ok(step);
             }
@@ -807,9 +885,12 @@ impl Leader {
         }
         if serializable {
             claim.reads.keys.iter().for_each(|key| self.open.read(key));
+            claim.reads.locked.iter().for_each(|(key, _)| self.open.read(key));
             claim.reads.spans.iter().for_each(|span| self.open.read_span(span.clone()));
         }
-        self.unlock(claim.txn);
+        // The answer to a coordinator that loses its own. Its timestamp is known at closing.
+        self.open.commit_record(first.key.clone(), claim.txn);
+        self.unlock_all(claim.txn);
         Ok(Step::AnswerWith(Response::Committed(Timestamp::ZERO)))
     }
 
@@ -822,6 +903,7 @@ impl Leader {
         base: &mut impl Base,
     ) -> Result<Step, Miss> {
         let mine = reads.keys.iter().all(|key| self.owns(key))
+            && reads.locked.iter().all(|(key, _)| self.owns(key))
             && reads.spans.iter().all(|span| self.descriptor.contains_span(span));
         if !mine {
             return Ok(Step::Answer(Response::NotMine));
@@ -832,6 +914,7 @@ impl Leader {
         // An entry that is open would get a timestamp above `at` only after the raise below; what
         // it writes is a conflict all the same, found by the check.
         reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
+        reads.locked.iter().for_each(|(key, _)| self.max_read.raise(key, at));
         reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
         let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
         Ok(step.unwrap_or(Step::Answer(Response::Done)))
@@ -861,11 +944,11 @@ impl Leader {
         if let Some(step) = self.check_writes(claim, base)? {
             return Ok(step);
         }
-        if claim.isolation == Isolation::Serializable
-            && let Some(read_ts) = claim.read_ts
-        {
+        if claim.isolation == Isolation::Serializable {
             let (reads, writes, at) = (claim.reads, claim.writes, claim.commit_ts);
+            let read_ts = claim.read_ts.unwrap_or(Timestamp::MAX);
             // Raised before looking, as for any read.
+            reads.locked.iter().for_each(|(key, _)| self.max_read.raise(key, at));
             reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
             reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
             if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
@@ -965,6 +1048,7 @@ impl Leader {
         primary: &Key,
         expect: Option<Timestamp>,
         outcome: Outcome,
+        stamp: Timestamp,
         now: Now,
     ) -> Step {
         if !self.owns(primary) {
@@ -979,44 +1063,47 @@ impl Leader {
             return self.as_it_is(txn, now);
         }
         // Never before the intents it decides on: see `raise_horizon`.
-        let now = Timestamp::commit_at(now.epoch);
         let (record, written) = match outcome {
-            Outcome::Committed(ts) => (Record::Committed(ts), now.max(ts)),
-            Outcome::Aborted => (Record::Aborted, now.max(expect.unwrap_or_default())),
+            Outcome::Committed(ts) => (Record::Committed(ts), stamp.max(ts)),
+            Outcome::Aborted => (Record::Aborted, stamp),
         };
         self.put_record(txn, primary, record, written);
         Step::AnswerWith(Response::Done)
     }
 
-    fn probe(&mut self, txn: TxnId, keys: &[Key], now: Now) -> Step {
+    fn probe(&mut self, txn: TxnId, keys: &[Key], fence: Option<Timestamp>) -> Step {
         if !keys.iter().all(|key| self.owns(key)) {
             return Step::Answer(Response::NotMine);
         }
         let mut fates = Vec::with_capacity(keys.len());
         for key in keys {
-            match self.intents.get(key).filter(|held| held.intent.txn == txn) {
-                Some(held) => {
-                    fates.push(Fate::Intent { min_commit_ts: held.intent.min_commit_ts });
-                }
-                None => fates.push(Fate::Fenced),
-            }
+            let at = (key.clone(), txn);
+            fates.push(match self.intents.get(key).filter(|held| held.intent.txn == txn) {
+                Some(held) => Fate::Intent { min_commit_ts: held.intent.min_commit_ts },
+                None if self.fences.contains_key(&at) => Fate::Fenced,
+                None => match fence {
+                    None => Fate::Missing,
+                    Some(written) => {
+                        self.open.put_fence(key, txn, written);
+                        self.fences.insert(at, HeldFence { written, entry: self.seq });
+                        Fate::Fenced
+                    }
+                },
+            });
         }
-        let written = Timestamp::commit_at(now.epoch);
-        for (key, fate) in keys.iter().zip(&fates) {
-            if *fate == Fate::Fenced && !self.fences.contains_key(&(key.clone(), txn)) {
-                self.open.put_fence(key, txn, written);
-                let fence = HeldFence { written, entry: self.seq };
-                self.fences.insert((key.clone(), txn), fence);
-            }
-        }
-        // What was found is as durable as what was placed: the answer goes with the entry.
+        // What is told is in the log when it is told.
+        self.with_entry(Response::Fates(fates))
+    }
+
+    /// Answers when everything that was decided so far is applied.
+    fn with_entry(&self, response: Response) -> Step {
         if self.is_open() {
-            return Step::AnswerWith(Response::Fates(fates));
+            Step::AnswerWith(response)
+        } else if self.applied + 1 < self.seq {
+            Step::AnswerAt(self.seq - 1, response)
+        } else {
+            Step::Answer(response)
         }
-        if self.applied + 1 < self.seq {
-            return Step::AwaitEntry(self.seq - 1);
-        }
-        Step::Answer(Response::Fates(fates))
     }
 
     fn resolve(&mut self, txn: TxnId, keys: &[Key], outcome: Outcome) -> Step {
@@ -1040,8 +1127,8 @@ impl Leader {
                 self.edge_max = self.edge_max.max(ts);
             }
         }
-        self.unlock(txn);
-        if self.is_open() { Step::AnswerWith(Response::Done) } else { Step::Answer(Response::Done) }
+        self.unlock(txn, keys);
+        self.with_entry(Response::Done)
     }
 
     fn forget(&mut self, txn: TxnId, primary: &Key) -> Step {
@@ -1061,46 +1148,29 @@ impl Leader {
 
     // ---- splitting ----
 
-    /// Returns the keyspaces with counts, for a split's record.
-    pub fn keyspaces(&self) -> BTreeSet<u32> {
-        self.counts.keys().copied().collect()
+    /// Closes the entry that splits the shard. Nothing is open or in flight; nothing is evaluated
+    /// before it is applied, and then both halves start from the applied state.
+    ///
+    /// Counts stay with the left half: sums over shards are what is exact.
+    pub fn close_split(&mut self, split: Split) -> Closed {
+        debug_assert!(self.is_settled(), "a shard is split between two entries");
+        self.open.put_descriptor(&split.left);
+        self.open.put_descriptor(&split.right);
+        let seq = self.seq;
+        self.seq += 1;
+        let mut closed = self.open.close(seq, self.edge_max, self.descriptor.id, &self.counts);
+        closed.split = Some(split);
+        closed
+    }
+
+    /// Removes an entry of the expiry index that says nothing true.
+    pub fn forget_deadline(&mut self, key: &[u8], deadline_ms: u64) {
+        self.open.move_deadline(key, Some(deadline_ms), None);
     }
 
     /// Returns the largest timestamp of an applied version.
     pub fn applied_max(&self) -> Timestamp {
         self.applied_max
-    }
-
-    /// Splits what is in memory after the entry that splits the shard was applied: returns the
-    /// leader of the right half. Nothing is open or in flight.
-    pub fn split(&mut self, left: Descriptor, right: Descriptor) -> Leader {
-        debug_assert!(self.is_settled(), "a shard is split between two entries");
-        let low_water = self.max_read.get_span(&[], &[0xff; 8]);
-        let mut child = Leader::new(right, Loaded::default(), low_water);
-        child.horizon = self.horizon;
-        child.applied_max = self.applied_max;
-        child.edge_max = self.edge_max;
-        child.heard = self.heard.clone();
-        self.descriptor = left;
-        let goes = |key: &[u8]| child.descriptor.contains(key);
-        let (right, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.intents).into_iter().partition(|(key, _)| goes(key));
-        let (records_right, records_left): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.records).into_iter().partition(|(_, r)| goes(&r.primary));
-        let (fences_right, fences_left): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut self.fences).into_iter().partition(|((key, _), _)| goes(key));
-        self.intents = left;
-        self.records = records_left;
-        self.fences = fences_left;
-        child.intents = right.into_iter().map(|(k, h)| (k, HeldIntent { entry: 0, ..h })).collect();
-        child.records =
-            records_right.into_iter().map(|(t, r)| (t, HeldRecord { entry: 0, ..r })).collect();
-        child.fences =
-            fences_right.into_iter().map(|(at, f)| (at, HeldFence { entry: 0, ..f })).collect();
-        // Locks of the right half are lost, as at a change of leaders: a commit validates without
-        // them. Whoever waits asks again.
-        self.unlocks += 1;
-        child
     }
 }
 

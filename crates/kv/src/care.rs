@@ -1,0 +1,107 @@
+//! What a core does about its shards from time to time: reaping, the horizon, lost locks.
+//!
+//! - **Reaping.** A key whose deadline has passed is absent for every command at once; that its
+//!   space comes back is this task's work. It looks into the expiry index of each store and has the
+//!   keys removed by ordinary entries, each conditional on the deadline that was seen.
+//! - **Horizon.** Versions that no reader can ask for any more may go: the horizon is what was the
+//!   present a retention ago, or earlier if a reader, a transaction or an intent is older. Each core
+//!   publishes the oldest moment it needs; the horizon is below all of them.
+//! - **Locks** of transactions that nobody was heard of for three seconds are given back.
+
+use std::rc::{Rc, Weak};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use atoll_mvcc::keys::{TreeKey, tree};
+use atoll_mvcc::{Epoch, Timestamp};
+
+use crate::core::Inner;
+use crate::program::Program;
+use crate::store::StoreHost;
+
+/// Between two rounds.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Rounds between two looks at the horizon.
+const HORIZON_ROUNDS: u64 = 5;
+/// Keys reaped per round and store: expiry must not crowd out clients.
+const REAP_MAX: usize = 2_000;
+
+/// Cares until the core is gone or stops.
+pub(crate) async fn run<P: Program>(core: Weak<Inner<P>>) {
+    let mut round = 0;
+    loop {
+        let clock = match core.upgrade() {
+            Some(core) => core.env.clock.clone(),
+            None => return,
+        };
+        clock.sleep(PAUSE).await;
+        let Some(core) = core.upgrade() else { return };
+        if core.stopping.get() {
+            return;
+        }
+        core.refresh();
+        let hosts: Vec<_> = core.stores.borrow().values().cloned().collect();
+        for host in &hosts {
+            reap(&core, host, REAP_MAX).await;
+        }
+        expire_locks(&core);
+        if round % HORIZON_ROUNDS == 0 {
+            raise_horizon(&core);
+        }
+        round += 1;
+    }
+}
+
+/// Has keys removed whose deadlines are due, up to `limit`; returns how many were due.
+pub(crate) async fn reap<P: Program>(
+    core: &Rc<Inner<P>>,
+    host: &Rc<StoreHost<P>>,
+    limit: usize,
+) -> usize {
+    let now_ms = core.now().epoch.unix_ms();
+    let (start, end) = tree::expiry_before(now_ms.saturating_add(1));
+    let mut cursor = host.tree.scan(&start, &end);
+    let mut due = 0;
+    while due < limit {
+        // An index that cannot be read says so to whoever reads keys.
+        let Ok(Some(entry)) = cursor.next().await else { break };
+        if let Ok(TreeKey::Expiry { deadline_ms, key }) = TreeKey::decode(&entry.key) {
+            core.reap(key.to_vec(), deadline_ms);
+        }
+        due += 1;
+    }
+    due
+}
+
+fn expire_locks<P: Program>(core: &Rc<Inner<P>>) {
+    let now = core.now();
+    for (host, group) in core.all_groups() {
+        let expired = {
+            let mut state = group.state.borrow_mut();
+            state.leader.as_mut().is_some_and(|leader| leader.expire_locks(now))
+        };
+        if expired {
+            host.wake_lock_waiters(core, &group);
+        }
+    }
+}
+
+fn raise_horizon<P: Program>(core: &Rc<Inner<P>>) {
+    let shared = &core.shared;
+    shared.floors[core.index].store(core.floor().0, Ordering::Release);
+    let retention = shared.options.retention_us;
+    let past = Epoch(core.oracle.last().0.saturating_sub(retention));
+    let floors = shared.floors.iter().map(|floor| floor.load(Ordering::Acquire));
+    let oldest = floors.min().unwrap_or(u64::MAX);
+    let horizon = Timestamp::commit_at(past).min(Timestamp(oldest).prev());
+    for (host, group) in core.all_groups() {
+        let mut state = group.state.borrow_mut();
+        if let Some(leader) = &mut state.leader {
+            leader.raise_horizon(horizon);
+            host.relist(&group, &mut state);
+        }
+    }
+    for host in core.stores.borrow().values() {
+        host.tree.set_horizon(horizon.0);
+    }
+}

@@ -1,0 +1,604 @@
+//! A core: the stores it owns, its part of the mesh, and the way of a job to its shard.
+//!
+//! ```text
+//!   front end (sessions)          transactions
+//!        | call                        | request
+//!        v                             v
+//!      route: table ---- a shard of this core ----> store, shard: evaluated here and now
+//!        |
+//!        +------------- a shard of another core --> ring --> that core's stores
+//!                                              <-- ring <-- answer
+//! ```
+//!
+//! Everything here runs on one thread; there are no locks. The only shared things are the oracle
+//! (one atomic), the rings, and what the node keeps for all cores ([`Shared`]).
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use atoll_env::Env;
+use atoll_env::mesh::Port;
+use atoll_env::sync::oneshot;
+use atoll_lsm::{Durability, Error};
+use atoll_mvcc::keys::{Placement, RoutingKey, is_slotted, place_of};
+use atoll_mvcc::request::{Isolation, Obstacle, Request, Response, Span};
+use atoll_mvcc::{Epoch, Oracle, Timestamp};
+use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::leader::Now;
+use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
+
+use crate::base::Reads;
+use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
+use crate::node::Shared;
+use crate::program::{Failure, Program};
+use crate::signal::Signal;
+use crate::store::StoreHost;
+use crate::table::Table;
+
+/// What cores say to each other.
+pub(crate) enum Message<P: Program> {
+    /// Do this at a shard of yours.
+    Job { work: Work<P>, lane: Option<Lane>, durability: Durability, token: u64 },
+    /// The answer to a job.
+    Answer { token: u64, answer: Answer<P> },
+    /// A shard was split.
+    Split { left: Descriptor, right: Descriptor },
+    /// Split a shard of yours.
+    PleaseSplit { shard: ShardId, at: RoutingKey, id: ShardId, done: oneshot::Sender<Result<(), String>> },
+    /// Something for the layer above.
+    Note(Box<dyn FnOnce(&Core<P>) + Send>),
+}
+
+/// Tokens of requests; those of calls are the front end's and lie below.
+const REQUEST: u64 = 1 << 63;
+/// Tokens whose answer nobody wants.
+const NOBODY: u64 = u64::MAX;
+
+/// A core's handle on itself. Cheap to clone, stays on its thread.
+pub struct Core<P: Program>(pub(crate) Rc<Inner<P>>);
+
+impl<P: Program> Clone for Core<P> {
+    fn clone(&self) -> Core<P> {
+        Core(self.0.clone())
+    }
+}
+
+pub(crate) struct Inner<P: Program> {
+    pub(crate) index: usize,
+    pub(crate) env: Env,
+    pub(crate) program: P,
+    pub(crate) oracle: Arc<Oracle>,
+    pub(crate) shared: Arc<Shared<P>>,
+    pub(crate) table: RefCell<Arc<Table>>,
+    pub(crate) stores: RefCell<BTreeMap<usize, Rc<StoreHost<P>>>>,
+    pub(crate) port: RefCell<Port<Message<P>>>,
+    /// Answers to calls that the front end has not taken.
+    replies: RefCell<Vec<(u64, P::Reply)>>,
+    replied: Signal,
+    /// Requests that wait for their answer.
+    asked: RefCell<BTreeMap<u64, oneshot::Sender<Response>>>,
+    next_token: Cell<u64>,
+    /// The moment of what is evaluated now.
+    epoch: Cell<Epoch>,
+    coordinator: RefCell<Option<Coordinator<CoreShards<P>, NodeOracle>>>,
+    /// Stores that are not closed.
+    pub(crate) open_stores: Cell<usize>,
+    /// Shards that do not serve yet.
+    pub(crate) starting: Cell<usize>,
+    pub(crate) changed: Signal,
+    /// Why a store could not be closed in order.
+    pub(crate) close_failure: RefCell<Option<String>>,
+    pub(crate) stopping: Cell<bool>,
+}
+
+impl<P: Program> Inner<P> {
+    pub(crate) fn new(
+        index: usize,
+        env: Env,
+        program: P,
+        oracle: Arc<Oracle>,
+        shared: Arc<Shared<P>>,
+        table: Arc<Table>,
+        port: Port<Message<P>>,
+    ) -> Rc<Inner<P>> {
+        let epoch = oracle.last();
+        Rc::new(Inner {
+            index,
+            env,
+            program,
+            oracle,
+            shared,
+            table: RefCell::new(table),
+            stores: RefCell::default(),
+            port: RefCell::new(port),
+            replies: RefCell::default(),
+            replied: Signal::default(),
+            asked: RefCell::default(),
+            next_token: Cell::new(REQUEST),
+            epoch: Cell::new(epoch),
+            coordinator: RefCell::default(),
+            open_stores: Cell::new(0),
+            starting: Cell::new(0),
+            changed: Signal::default(),
+            close_failure: RefCell::default(),
+            stopping: Cell::new(false),
+        })
+    }
+
+    // ---- time ----
+
+    pub(crate) fn wall_epoch(&self) -> Epoch {
+        Epoch::from_unix_ms(self.env.clock.wall().0)
+    }
+
+    pub(crate) fn monotonic_ms(&self) -> u64 {
+        self.env.clock.now().0 / 1_000_000
+    }
+
+    /// Allocates an epoch that nobody else has.
+    pub(crate) fn fresh_epoch(&self) -> Epoch {
+        self.oracle.epoch(self.wall_epoch())
+    }
+
+    /// Moves the moment of evaluation to the present.
+    pub(crate) fn refresh(&self) {
+        self.epoch.set(self.fresh_epoch());
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now { epoch: self.epoch.get(), monotonic_ms: self.monotonic_ms() }
+    }
+
+    // ---- tasks ----
+
+    pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.env.tasks.spawn_local(name, Box::pin(task));
+    }
+
+    /// Runs a task as far as memory reaches, the rest as a task of its own.
+    pub(crate) fn run(&self, task: impl Future<Output = ()> + 'static) {
+        let mut task = Box::pin(task);
+        let mut context = Context::from_waker(Waker::noop());
+        if task.as_mut().poll(&mut context).is_pending() {
+            // The first poll registered a deaf waker: the next one comes at once.
+            self.env.tasks.spawn_local("read", task);
+        }
+    }
+
+    // ---- the way of a job ----
+
+    /// Brings a job to its shard; returns its answer if there is one at once.
+    pub(crate) fn route(self: &Rc<Self>, job: Job<P>) -> Option<(Job<P>, Answer<P>)> {
+        let (store, core, shard) = {
+            let table = self.table.borrow();
+            let place = match &job.work {
+                Work::Call(call) => Some(self.program.place(call)),
+                Work::Request(request) => place_of(request.key()),
+                Work::Reap { key, .. } => place_of(key),
+            };
+            let Some(place) = place else {
+                let answer = Answer::Response(Response::Unavailable(
+                    "a request names no key; this is a bug".to_owned(),
+                ));
+                drop(table);
+                return Some((job, answer));
+            };
+            let route = table.find(place);
+            (route.store, route.core, route.descriptor.id)
+        };
+        if core != self.index {
+            if job.reply_to.core != self.index {
+                // It came from elsewhere by an older table: it is answered through this core.
+                let token = job.reply_to.token;
+                let back = job.reply_to.core;
+                self.forward(job, core, back, token);
+                return None;
+            }
+            let Job { work, lane, durability, reply_to, .. } = job;
+            let message = Message::Job { work, lane, durability, token: reply_to.token };
+            self.port.borrow_mut().send(core, message);
+            return None;
+        }
+        let host = self.stores.borrow().get(&store).cloned();
+        let group = host.as_ref().and_then(|host| host.group(shard));
+        match (host, group) {
+            (Some(host), Some(group)) => host.submit(self, &group, job),
+            _ => {
+                let failure = Failure::Unavailable("the engine stops".to_owned());
+                let answer = match &job.work {
+                    Work::Call(call) => Answer::Reply(self.program.failed(call, &failure)),
+                    _ => Answer::Response(Response::Unavailable("the engine stops".to_owned())),
+                };
+                Some((job, answer))
+            }
+        }
+    }
+
+    /// Passes a job of another core on to a third one. (Shards do not change cores yet, so this is
+    /// only reached when tables differ about a split, and then the core is this one.)
+    fn forward(self: &Rc<Self>, job: Job<P>, core: usize, back: usize, token: u64) {
+        let (sender, receiver) = oneshot::channel();
+        let mine = self.draw_token();
+        self.asked.borrow_mut().insert(mine, sender);
+        let Job { work, lane, durability, .. } = job;
+        let message = Message::Job { work, lane, durability, token: mine };
+        self.port.borrow_mut().send(core, message);
+        let inner = self.clone();
+        self.spawn("forward", async move {
+            let response = receiver.await.unwrap_or(Response::Unknown);
+            inner.deliver(ReplyTo { core: back, token }, Answer::Response(response));
+        });
+    }
+
+    fn draw_token(&self) -> u64 {
+        let token = self.next_token.get();
+        self.next_token.set(if token + 1 == NOBODY { REQUEST } else { token + 1 });
+        token
+    }
+
+    /// Gives an answer to whoever asked.
+    pub(crate) fn deliver(&self, to: ReplyTo, answer: Answer<P>) {
+        if to.core != self.index {
+            self.port.borrow_mut().send(to.core, Message::Answer { token: to.token, answer });
+            return;
+        }
+        match answer {
+            Answer::Reply(reply) => {
+                self.replies.borrow_mut().push((to.token, reply));
+                self.replied.raise();
+            }
+            Answer::Response(response) => {
+                if let Some(asked) = self.asked.borrow_mut().remove(&to.token) {
+                    let _ = asked.send(response);
+                }
+            }
+        }
+    }
+
+    /// Asks a shard, wherever it is.
+    pub(crate) async fn ask(
+        self: &Rc<Self>,
+        request: Request,
+        durability: Durability,
+    ) -> Response {
+        self.refresh();
+        let token = self.draw_token();
+        let reply_to = ReplyTo { core: self.index, token };
+        let reads = Reads::default();
+        let (sender, receiver) = oneshot::channel();
+        self.asked.borrow_mut().insert(token, sender);
+        let work = Work::Request(request);
+        let job = Job { work, reply_to, lane: None, durability, reads };
+        if let Some((_, Answer::Response(response))) = self.route(job) {
+            self.asked.borrow_mut().remove(&token);
+            return response;
+        }
+        receiver.await.unwrap_or(Response::Unknown)
+    }
+
+    /// Has a key reaped; nobody waits for it.
+    pub(crate) fn reap(self: &Rc<Self>, key: Vec<u8>, deadline_ms: u64) {
+        let work = Work::Reap { key, deadline_ms };
+        let reply_to = ReplyTo { core: self.index, token: NOBODY };
+        let reads = Reads::default();
+        // What is reaped was absent already: nobody is told, so nothing has to be synced for it.
+        let durability = Durability::Buffered;
+        let _ = self.route(Job { work, reply_to, lane: None, durability, reads });
+    }
+
+    /// Finds out what became of an intent's transaction and removes it from the way.
+    pub(crate) async fn resolve(self: &Rc<Self>, obstacle: &Obstacle) -> Result<(), String> {
+        match self.coordinator().resolve(std::slice::from_ref(obstacle)).await {
+            // A transaction that lives on is asked for again when the job meets its intent again.
+            Ok(_) | Err(Unresolved::Alive(_)) => Ok(()),
+            Err(Unresolved::Unavailable(why)) => Err(why.to_string()),
+        }
+    }
+
+    pub(crate) fn coordinator(self: &Rc<Self>) -> Coordinator<CoreShards<P>, NodeOracle> {
+        self.coordinator.borrow().clone().expect("made before the core serves")
+    }
+
+    pub(crate) fn make_coordinator(self: &Rc<Self>) {
+        let shards = CoreShards { core: self.clone() };
+        let oracle = NodeOracle { oracle: self.oracle.clone(), env: self.env.clone() };
+        let options = atoll_txn::Options::default();
+        let deadlocks = self.shared.deadlocks.clone();
+        let (coordinator, background) =
+            Coordinator::new(shards, oracle, &self.env, deadlocks, options);
+        *self.coordinator.borrow_mut() = Some(coordinator);
+        self.spawn("transactions", background.run());
+    }
+
+    // ---- messages ----
+
+    /// Serves the other cores' messages until the node stops.
+    pub(crate) async fn serve_mesh(self: Rc<Self>) {
+        loop {
+            let arrived = {
+                // The port is borrowed only while it is polled.
+                std::future::poll_fn(|cx| self.port.borrow_mut().poll_arrived(cx)).await
+            };
+            let () = arrived;
+            self.refresh();
+            let mut messages = Vec::new();
+            self.port.borrow_mut().drain(|from, message| messages.push((from, message)));
+            for (from, message) in messages {
+                self.handle(from, message);
+            }
+            self.port.borrow_mut().flush();
+        }
+    }
+
+    fn handle(self: &Rc<Self>, from: usize, message: Message<P>) {
+        match message {
+            Message::Job { work, lane, durability, token } => {
+                let reply_to = ReplyTo { core: from, token };
+                let reads = Reads::default();
+                if let Some((job, answer)) =
+                    self.route(Job { work, reply_to, lane, durability, reads })
+                {
+                    self.deliver(job.reply_to, answer);
+                }
+            }
+            Message::Answer { token, answer } => {
+                self.deliver(ReplyTo { core: self.index, token }, answer);
+            }
+            Message::Split { left, right } => self.learn_split(&left, &right),
+            Message::PleaseSplit { shard, at, id, done } => self.split_here(shard, at, id, done),
+            Message::Note(note) => note(&Core(self.clone())),
+        }
+    }
+
+    // ---- splits ----
+
+    fn learn_split(&self, left: &Descriptor, right: &Descriptor) {
+        let next = self.table.borrow().after_split(left, right);
+        *self.table.borrow_mut() = Arc::new(next);
+    }
+
+    /// A shard of this core was split: everybody is told.
+    pub(crate) fn split_done(&self, _store: usize, left: &Descriptor, right: &Descriptor) {
+        self.learn_split(left, right);
+        self.shared.note_shard(right.id);
+        for core in 0..self.shared.cores {
+            if core != self.index {
+                let message = Message::Split { left: left.clone(), right: right.clone() };
+                self.port.borrow_mut().send(core, message);
+            }
+        }
+    }
+
+    fn split_here(
+        self: &Rc<Self>,
+        shard: ShardId,
+        at: RoutingKey,
+        id: ShardId,
+        done: oneshot::Sender<Result<(), String>>,
+    ) {
+        let store = self.table.borrow().get(shard).map(|route| route.store);
+        let host = store.and_then(|store| self.stores.borrow().get(&store).cloned());
+        let group = host.as_ref().and_then(|host| host.group(shard));
+        let (Some(host), Some(group)) = (host, group) else {
+            let _ = done.send(Err(format!("shard {shard} is not on core {}", self.index)));
+            return;
+        };
+        let receiver = host.split(&group, at, id);
+        self.spawn("split", async move {
+            let result = receiver.await;
+            let _ = done.send(result.unwrap_or_else(|_| Err("the store has stopped".to_owned())));
+        });
+    }
+
+    pub(crate) fn shard_ready(&self) {
+        self.starting.set(self.starting.get().saturating_sub(1));
+        self.changed.raise();
+    }
+
+    pub(crate) fn store_closed(&self, store: usize, closed: Result<(), Error>) {
+        self.stores.borrow_mut().remove(&store);
+        self.open_stores.set(self.open_stores.get() - 1);
+        if let Err(failure) = closed {
+            self.close_failure.borrow_mut().get_or_insert(failure.to_string());
+        }
+        self.changed.raise();
+    }
+
+    /// Returns the groups of this core with their stores.
+    pub(crate) fn all_groups(&self) -> Vec<(Rc<StoreHost<P>>, Rc<Group<P>>)> {
+        let stores: Vec<_> = self.stores.borrow().values().cloned().collect();
+        let mut all = Vec::new();
+        for host in stores {
+            let groups: Vec<_> = host.groups.borrow().values().cloned().collect();
+            all.extend(groups.into_iter().map(|group| (host.clone(), group)));
+        }
+        all
+    }
+}
+
+impl<P: Program> Core<P> {
+    /// Returns the number of this core.
+    pub fn index(&self) -> usize {
+        self.0.index
+    }
+
+    /// Returns the world.
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// Returns the program.
+    pub fn program(&self) -> &P {
+        &self.0.program
+    }
+
+    /// Moves the moment of evaluation to the present; for the front end, before it evaluates what
+    /// has arrived.
+    pub fn refresh(&self) {
+        self.0.refresh();
+    }
+
+    /// Returns the moment of evaluation.
+    pub fn now(&self) -> Now {
+        self.0.now()
+    }
+
+    /// Has a command evaluated by its shard. Commands of one lane on one shard take effect in the
+    /// order of the calls. Returns the reply if there is one at once; otherwise it comes out of
+    /// [`Core::take_replies`] with `token`, which is below 2^63.
+    pub fn call(&self, call: P::Call, lane: Lane, token: u64) -> Option<P::Reply> {
+        debug_assert!(token < REQUEST, "the upper half of the tokens is not the front end's");
+        let durability = self.0.program.durability(&call);
+        let reply_to = ReplyTo { core: self.0.index, token };
+        let reads = Reads::default();
+        let work = Work::Call(call);
+        let job = Job { work, reply_to, lane: Some(lane), durability, reads };
+        match self.0.route(job)? {
+            (_, Answer::Reply(reply)) => Some(reply),
+            (_, Answer::Response(_)) => None,
+        }
+    }
+
+    /// Takes the replies that have come.
+    pub fn take_replies(&self, replies: &mut Vec<(u64, P::Reply)>) {
+        replies.append(&mut self.0.replies.borrow_mut());
+    }
+
+    /// Waits until there are replies.
+    pub async fn replied(&self) {
+        self.0.replied.raised().await;
+    }
+
+    /// Sends what waits for other cores.
+    pub fn flush(&self) {
+        self.0.port.borrow_mut().flush();
+    }
+
+    /// Begins a transaction.
+    pub fn begin(&self, isolation: Isolation) -> Transaction<CoreShards<P>, NodeOracle> {
+        self.0.coordinator().begin(isolation)
+    }
+
+    /// Returns the coordinator of this core's transactions.
+    pub fn coordinator(&self) -> Coordinator<CoreShards<P>, NodeOracle> {
+        self.0.coordinator()
+    }
+
+    /// Returns the routing table as this core knows it.
+    pub fn table(&self) -> Arc<Table> {
+        self.0.table.borrow().clone()
+    }
+
+    /// Runs something on another core.
+    pub fn on_core(&self, core: usize, note: impl FnOnce(&Core<P>) + Send + 'static) {
+        if core == self.0.index {
+            note(self);
+        } else {
+            self.0.port.borrow_mut().send(core, Message::Note(Box::new(note)));
+        }
+    }
+
+    /// Returns the number of cores.
+    pub fn cores(&self) -> usize {
+        self.0.shared.cores
+    }
+
+    /// Splits the shard that has a place there. Returns the new shard.
+    ///
+    /// # Errors
+    /// A sentence: the place divides no shard, or the shard is being split already.
+    pub async fn split_at(&self, at: RoutingKey) -> Result<ShardId, String> {
+        let (shard, core) = {
+            let table = self.table();
+            let route = table.find(at.borrowed());
+            (route.descriptor.id, route.core)
+        };
+        let id = self.0.shared.draw_shard();
+        let (done, receiver) = oneshot::channel();
+        if core == self.0.index {
+            self.0.split_here(shard, at, id, done);
+        } else {
+            let message = Message::PleaseSplit { shard, at, id, done };
+            self.0.port.borrow_mut().send(core, message);
+        }
+        receiver.await.unwrap_or_else(|_| Err("the engine stops".to_owned()))?;
+        Ok(id)
+    }
+}
+
+/// The shards of the node, as transactions of one core see them.
+pub struct CoreShards<P: Program> {
+    core: Rc<Inner<P>>,
+}
+
+impl<P: Program> Clone for CoreShards<P> {
+    fn clone(&self) -> CoreShards<P> {
+        CoreShards { core: self.core.clone() }
+    }
+}
+
+impl<P: Program> Shards for CoreShards<P> {
+    fn shard_of(&self, key: &[u8]) -> ShardRef {
+        let table = self.core.table.borrow();
+        let place = place_of(key).unwrap_or(RoutingKey::Slot(0));
+        let descriptor = &table.find(place).descriptor;
+        ShardRef { id: descriptor.id.0, epoch: descriptor.epoch }
+    }
+
+    fn pieces(&self, span: &Span) -> Vec<(ShardRef, Span)> {
+        let table = self.core.table.borrow();
+        let Some(keyspace) = atoll_mvcc::keys::placement::keyspace(&span.start) else {
+            return Vec::new();
+        };
+        let placement =
+            if is_slotted(keyspace) { Placement::Slots } else { Placement::Ordered };
+        let mut pieces = Vec::new();
+        for route in table.routes() {
+            let Some(part) = route.descriptor.range.span(keyspace, placement) else { continue };
+            let start = part.start.max(span.start.clone());
+            let end = part.end.min(span.end.clone());
+            if start < end {
+                let shard =
+                    ShardRef { id: route.descriptor.id.0, epoch: route.descriptor.epoch };
+                pieces.push((shard, Span { start, end }));
+            }
+        }
+        pieces.sort_by(|(_, a), (_, b)| a.start.cmp(&b.start));
+        pieces
+    }
+
+    async fn send(&self, request: Request) -> Response {
+        self.core.ask(request, Durability::Synced).await
+    }
+}
+
+/// The node's oracle, as transactions see it.
+#[derive(Clone)]
+pub struct NodeOracle {
+    oracle: Arc<Oracle>,
+    env: Env,
+}
+
+impl NodeOracle {
+    fn wall(&self) -> Epoch {
+        Epoch::from_unix_ms(self.env.clock.wall().0)
+    }
+}
+
+impl atoll_txn::Oracle for NodeOracle {
+    async fn read_point(&self) -> Result<Timestamp, Unavailable> {
+        Ok(self.oracle.read_ts(self.wall()))
+    }
+
+    async fn commit_point(&self) -> Result<Timestamp, Unavailable> {
+        Ok(self.oracle.commit_ts(self.wall()))
+    }
+
+    fn known(&self) -> Timestamp {
+        Timestamp::read_at(self.oracle.last())
+    }
+}

@@ -1,0 +1,1049 @@
+//! A store on its core: it drives the lane, the tree and the shards that live in it.
+//!
+//! ```text
+//!   a turn:   close and propose        every shard with something to log: one entry
+//!             append, write, sync      one batch of the lane for all of them, one sync
+//!             apply, answer            in the order of the log
+//! ```
+//!
+//! While a turn waits for its sync, commands go on being evaluated over the edge, and what they
+//! decide gathers for the next turn: the slower the disk, the larger the turns.
+//!
+//! # Failures
+//! A turn that finds no room (memory, disk) refuses what it would have logged: nothing was proposed,
+//! so nothing has happened; the leader is made anew from the applied state. A write or sync that
+//! fails ends the store: whoever waits is told that the outcome is unknown, everybody later that the
+//! store has stopped.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use atoll_env::sync::oneshot;
+use atoll_env::task;
+use atoll_lsm::driven::{Driver, Tree, Writes};
+use atoll_lsm::log::EntryId;
+use atoll_lsm::{Durability, Error};
+use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
+use atoll_mvcc::record::{Fence, TxnRecord};
+use atoll_mvcc::request::{Key, Request, Response, Version};
+use atoll_mvcc::{Bound, Epoch, Timestamp, Value};
+use atoll_shard::consensus::{self, Consensus, EntryKind, ShardConsensus};
+use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::edge::EntrySeq;
+use atoll_shard::entry::{self, Closed, Payload, Split};
+use atoll_shard::eval::{Eval, Interrupt, Sight};
+use atoll_shard::intent::Intent;
+use atoll_shard::leader::{Leader, Loaded, Miss, Step};
+use atoll_shard::state;
+
+use crate::base::{Reads, TreeBase};
+use crate::core::Inner;
+use crate::group::{Answer, Group, InFlight, Job, ReplyTo, Splitting, State, Waiter, Work};
+use crate::program::{Failure, Program};
+use crate::signal::Signal;
+
+/// The one replica of a shard, for now.
+pub(crate) const REPLICA: u64 = 1;
+
+/// A store and its shards.
+pub(crate) struct StoreHost<P: Program> {
+    pub(crate) index: usize,
+    pub(crate) tree: Tree,
+    pub(crate) groups: RefCell<BTreeMap<ShardId, Rc<Group<P>>>>,
+    /// Shards with something to log.
+    dirty: RefCell<Vec<ShardId>>,
+    /// There is something to do.
+    pub(crate) signal: Signal,
+    bound: RefCell<Bound>,
+    /// Why the store has stopped.
+    pub(crate) stopped: RefCell<Option<String>>,
+    /// The owner closes.
+    pub(crate) closing: Cell<bool>,
+    /// A buffer for tree keys.
+    name: RefCell<Vec<u8>>,
+}
+
+/// How one attempt at a job ended.
+enum Outcome<P: Program> {
+    Answer(Answer<P>),
+    /// With the application of an entry.
+    At(EntrySeq, Answer<P>),
+    /// The tree is read, then it is answered.
+    Read,
+    CloseFirst,
+    Interrupted(Interrupt),
+    Failed(Error),
+}
+
+impl<P: Program> StoreHost<P> {
+    pub(crate) fn new(index: usize, tree: Tree, bound: Epoch) -> StoreHost<P> {
+        StoreHost {
+            index,
+            tree,
+            groups: RefCell::default(),
+            dirty: RefCell::default(),
+            signal: Signal::default(),
+            bound: RefCell::new(Bound::new(bound)),
+            stopped: RefCell::default(),
+            closing: Cell::new(false),
+            name: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn group(&self, id: ShardId) -> Option<Rc<Group<P>>> {
+        self.groups.borrow().get(&id).cloned()
+    }
+
+    fn list(&self, group: &Group<P>, state: &mut State<P>) {
+        if !std::mem::replace(&mut state.listed, true) {
+            self.dirty.borrow_mut().push(group.id);
+            self.signal.raise();
+        }
+    }
+
+    /// Lists a shard whose leader may have got something to log.
+    pub(crate) fn relist(&self, group: &Group<P>, state: &mut State<P>) {
+        if state.has_entries() {
+            self.list(group, state);
+        }
+    }
+
+    // ---- jobs ----
+
+    /// Takes a job; returns its answer if there is one at once.
+    pub(crate) fn submit(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        job: Job<P>,
+    ) -> Option<(Job<P>, Answer<P>)> {
+        let mut state = group.state.borrow_mut();
+        if let Some(why) = &*self.stopped.borrow() {
+            let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
+            return Some((job, answer));
+        }
+        if state.leader.is_none() || state.frozen {
+            state.queue.push_back(job);
+            return None;
+        }
+        if let Some(lane) = job.lane
+            && !state.stalled.is_empty()
+            && let Some(behind) = state.stalled.get_mut(&lane)
+        {
+            behind.push_back(job);
+            return None;
+        }
+        drop(state);
+        self.attempt(core, group, job)
+    }
+
+    /// Submits a job and delivers its answer if there is one at once.
+    pub(crate) fn submit_and_deliver(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        job: Job<P>,
+    ) {
+        if let Some((job, answer)) = self.submit(core, group, job) {
+            core.deliver(job.reply_to, answer);
+        }
+    }
+
+    /// Tries a job. Afterwards it is answered, or waits somewhere.
+    fn attempt(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        mut job: Job<P>,
+    ) -> Option<(Job<P>, Answer<P>)> {
+        loop {
+            if let Some(failure) = job.reads.failure.take() {
+                let answer = refuse(core, &job, &Failure::Unavailable(failure.to_string()));
+                self.go_on(core, group, job.lane);
+                return Some((job, answer));
+            }
+            let mut guard = group.state.borrow_mut();
+            let state = &mut *guard;
+            state.jobs += 1;
+            if !self.is_mine(core, state, &job) {
+                drop(guard);
+                return self.send_on(core, group, job);
+            }
+            let outcome = self.evaluate(core, state, &mut job);
+            let opened = state.leader.as_ref().is_some_and(Leader::is_open);
+            if opened {
+                self.list(group, state);
+            }
+            match outcome {
+                Outcome::Answer(answer) => {
+                    drop(guard);
+                    self.go_on(core, group, job.lane);
+                    return Some((job, answer));
+                }
+                Outcome::At(entry, answer) => {
+                    state.sync |= job.durability == Durability::Synced;
+                    if let Some(lane) = job.lane {
+                        state.unanswered.insert(lane, entry);
+                    }
+                    let lane = job.lane;
+                    let waiter = Waiter::Answered { job: Box::new(job), answer };
+                    state.waiters.entry(entry).or_default().push(waiter);
+                    drop(guard);
+                    self.go_on(core, group, lane);
+                    return None;
+                }
+                Outcome::Read => {
+                    drop(guard);
+                    self.read(core, job);
+                    return None;
+                }
+                Outcome::CloseFirst => {
+                    let Some(leader) = &mut state.leader else { continue };
+                    if let Some(closed) = leader.close(|| core.fresh_epoch()) {
+                        state.closed.push_back(closed);
+                    }
+                }
+                Outcome::Failed(failure) => {
+                    drop(guard);
+                    let answer = refuse(core, &job, &Failure::Unavailable(failure.to_string()));
+                    self.go_on(core, group, job.lane);
+                    return Some((job, answer));
+                }
+                Outcome::Interrupted(interrupt) => {
+                    if let Some(lane) = job.lane {
+                        state.stalled.entry(lane).or_default();
+                    }
+                    match interrupt {
+                        Interrupt::Hindered(Step::AwaitEntry(entry)) => {
+                            let waiter = Waiter::Again(Box::new(job));
+                            state.waiters.entry(entry).or_default().push(waiter);
+                        }
+                        Interrupt::Hindered(Step::AwaitLock) => state.for_locks.push(job),
+                        Interrupt::Hindered(Step::Answer(Response::Blocked(obstacles))) => {
+                            drop(guard);
+                            self.resolve(core, group, job, obstacles);
+                        }
+                        Interrupt::Miss => {
+                            drop(guard);
+                            self.catch_up(core, group, job);
+                        }
+                        Interrupt::Hindered(other) => {
+                            drop(guard);
+                            let why = format!("a command met {other:?}; this is a bug");
+                            let answer = refuse(core, &job, &Failure::Unavailable(why));
+                            self.go_on(core, group, job.lane);
+                            return Some((job, answer));
+                        }
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Returns whether the job's place is still this shard's.
+    fn is_mine(&self, core: &Inner<P>, state: &State<P>, job: &Job<P>) -> bool {
+        match &job.work {
+            Work::Call(call) => state.descriptor.range.contains(core.program.place(call)),
+            // Requests are told by the leader.
+            Work::Request(_) => true,
+            Work::Reap { key, .. } => state.descriptor.contains(key),
+        }
+    }
+
+    /// Sends a job to the shard that has its place now.
+    fn send_on(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        job: Job<P>,
+    ) -> Option<(Job<P>, Answer<P>)> {
+        let lane = job.lane;
+        let answered = core.route(job);
+        self.go_on(core, group, lane);
+        answered
+    }
+
+    fn evaluate(&self, core: &Rc<Inner<P>>, state: &mut State<P>, job: &mut Job<P>) -> Outcome<P> {
+        let Some(leader) = &mut state.leader else {
+            return Outcome::Interrupted(Interrupt::Miss);
+        };
+        let now = core.now();
+        job.reads.begin(state.applied_entries);
+        let mut name = self.name.borrow_mut();
+        let mut base = TreeBase::new(&self.tree, &mut job.reads, &mut name);
+        match &job.work {
+            Work::Call(call) => {
+                let mut sight = core.program.sight(call);
+                if sight == Sight::Applied
+                    && let Some(lane) = job.lane
+                    && !state.unanswered.is_empty()
+                    && state.unanswered.contains_key(&lane)
+                {
+                    // It follows a write of its own client that is not applied.
+                    sight = Sight::Edge;
+                }
+                let mut eval = Eval::new(leader, &mut base, now, sight);
+                let reply = match core.program.run(call, &mut eval) {
+                    Ok(reply) => reply,
+                    Err(interrupt) => return Outcome::Interrupted(interrupt),
+                };
+                match eval.finish() {
+                    Err(interrupt) => Outcome::Interrupted(interrupt),
+                    Ok(ended) => {
+                        let answer = Answer::Reply(reply);
+                        match ended.after.filter(|entry| *entry > leader.applied_entry()) {
+                            None => Outcome::Answer(answer),
+                            Some(entry) => Outcome::At(entry, answer),
+                        }
+                    }
+                }
+            }
+            Work::Request(request) => match leader.evaluate(request, &mut base, now) {
+                Err(Miss) => Outcome::Interrupted(Interrupt::Miss),
+                Ok(Step::Answer(response)) => Outcome::Answer(Answer::Response(response)),
+                Ok(Step::AnswerWith(response)) => {
+                    Outcome::At(leader.open_entry(), Answer::Response(response))
+                }
+                Ok(Step::AnswerAt(entry, response)) => {
+                    Outcome::At(entry, Answer::Response(response))
+                }
+                Ok(Step::Read) => Outcome::Read,
+                Ok(Step::CloseFirst) => Outcome::CloseFirst,
+                Ok(step @ (Step::AwaitEntry(_) | Step::AwaitLock)) => {
+                    Outcome::Interrupted(Interrupt::Hindered(step))
+                }
+            },
+            Work::Reap { key, deadline_ms } => {
+                let mut eval = Eval::new(leader, &mut base, now, Sight::Edge);
+                match reap(&mut eval, key, *deadline_ms) {
+                    Err(interrupt) => Outcome::Interrupted(interrupt),
+                    Ok(is_there) => match eval.finish() {
+                        Err(interrupt) => Outcome::Interrupted(interrupt),
+                        Ok(ended) => {
+                            if !is_there {
+                                // The index was not told the truth: a half moved away, or a bug.
+                                leader.forget_deadline(key, *deadline_ms);
+                            }
+                            let done = Answer::Response(Response::Done);
+                            match ended.after.filter(|entry| *entry > leader.applied_entry()) {
+                                None if leader.is_open() => Outcome::At(leader.open_entry(), done),
+                                None => Outcome::Answer(done),
+                                Some(entry) => Outcome::At(entry, done),
+                            }
+                        }
+                    },
+                }
+            }
+        }
+    }
+
+    /// Lets the jobs behind one of their lane go on.
+    fn go_on(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, lane: Option<u64>) {
+        let Some(lane) = lane else { return };
+        if group.state.borrow().stalled.is_empty() {
+            return;
+        }
+        let Some(mut behind) = group.state.borrow_mut().stalled.remove(&lane) else { return };
+        while let Some(job) = behind.pop_front() {
+            if let Some((job, answer)) = self.attempt_one(core, group, job) {
+                core.deliver(job.reply_to, answer);
+            }
+            let mut state = group.state.borrow_mut();
+            if let Some(stalled) = state.stalled.get_mut(&lane) {
+                // It has to try again: everybody else stays behind it.
+                stalled.extend(behind.drain(..));
+                return;
+            }
+        }
+    }
+
+    /// As [`Self::attempt`], for a job that leads its lane.
+    fn attempt_one(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        job: Job<P>,
+    ) -> Option<(Job<P>, Answer<P>)> {
+        let frozen = {
+            let state = group.state.borrow();
+            state.leader.is_none() || state.frozen
+        };
+        if frozen {
+            group.state.borrow_mut().queue.push_back(job);
+            return None;
+        }
+        self.attempt(core, group, job)
+    }
+
+    /// Tries a job again that waited.
+    fn again(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, job: Job<P>) {
+        if let Some((job, answer)) = self.attempt_one(core, group, job) {
+            core.deliver(job.reply_to, answer);
+        }
+    }
+
+    /// Does the read that interrupted a job, then tries it again.
+    fn catch_up(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, mut job: Job<P>) {
+        let (host, inner, group) = (self.clone(), core.clone(), group.clone());
+        core.spawn("read", async move {
+            job.reads.catch_up(&host.tree).await;
+            host.again(&inner, &group, job);
+        });
+    }
+
+    /// Finds out what became of intents in the way, then tries the job again.
+    fn resolve(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        mut job: Job<P>,
+        obstacles: Vec<atoll_mvcc::request::Obstacle>,
+    ) {
+        // A transaction asks again by itself: it has its own idea of patience.
+        if let Work::Request(_) = job.work {
+            let answer = Answer::Response(Response::Blocked(obstacles));
+            core.deliver(job.reply_to, answer);
+            return;
+        }
+        let (host, inner, group) = (self.clone(), core.clone(), group.clone());
+        core.spawn("resolve", async move {
+            for obstacle in &obstacles {
+                if let Err(why) = inner.resolve(obstacle).await {
+                    job.reads.failure = Some(Error::Stopped(why));
+                    break;
+                }
+            }
+            host.again(&inner, &group, job);
+        });
+    }
+
+    /// Reads the applied state for a request whose way is free.
+    fn read(self: &Rc<Self>, core: &Rc<Inner<P>>, job: Job<P>) {
+        let Work::Request(request) = &job.work else { return };
+        let tree = self.tree.clone();
+        let request = request.clone();
+        let reply_to = job.reply_to;
+        let inner = core.clone();
+        core.run(async move {
+            let response = match read_tree(&tree, &request).await {
+                Ok(response) => response,
+                Err(failure) => Response::Unavailable(failure.to_string()),
+            };
+            inner.deliver(reply_to, Answer::Response(response));
+        });
+    }
+
+    // ---- turns ----
+
+    /// Takes turns until the store is closed.
+    pub(crate) async fn run(self: Rc<Self>, core: Rc<Inner<P>>, mut driver: Driver) {
+        loop {
+            self.signal.raised().await;
+            let done = self.turn(&core, &mut driver).await;
+            if let Err(failure) = done {
+                self.stop(&core, &failure);
+            }
+            if self.closing.get() && self.is_settled() {
+                break;
+            }
+        }
+        let closed = driver.close().await;
+        core.store_closed(self.index, closed);
+    }
+
+    fn is_settled(&self) -> bool {
+        if self.stopped.borrow().is_some() {
+            return true;
+        }
+        let groups = self.groups.borrow();
+        groups.values().all(|group| {
+            let state = group.state.borrow();
+            state.in_flight.is_empty() && !state.has_entries()
+        })
+    }
+
+    /// Ends the service of the store.
+    fn stop(self: &Rc<Self>, core: &Rc<Inner<P>>, failure: &Error) {
+        self.stopped.borrow_mut().get_or_insert_with(|| failure.to_string());
+        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for group in groups {
+            let waiters = group.state.borrow_mut().take_all();
+            for waiter in waiters {
+                let (job, failure) = match waiter {
+                    Waiter::Answered { job, .. } => (job, Failure::Unknown),
+                    Waiter::Again(job) => (job, Failure::Unavailable(failure.to_string())),
+                };
+                let answer = refuse(core, &job, &failure);
+                core.deliver(job.reply_to, answer);
+            }
+        }
+    }
+
+    /// One turn.
+    async fn turn(self: &Rc<Self>, core: &Rc<Inner<P>>, driver: &mut Driver) -> Result<(), Error> {
+        driver.chores().await?;
+        loop {
+            let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
+            if dirty.is_empty() {
+                return Ok(());
+            }
+            dirty.sort_unstable();
+            let groups: Vec<Rc<Group<P>>> =
+                dirty.into_iter().filter_map(|id| self.group(id)).collect();
+            self.propose(core, driver, &groups).await?;
+            self.persist_and_apply(core, driver, &groups).await?;
+        }
+    }
+
+    /// Closes the open entries and proposes them.
+    async fn propose(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        driver: &mut Driver,
+        groups: &[Rc<Group<P>>],
+    ) -> Result<(), Error> {
+        let mut arena = 0;
+        let mut lens = Vec::new();
+        let mut entries: Vec<(Rc<Group<P>>, Closed)> = Vec::new();
+        for group in groups {
+            let mut state = group.state.borrow_mut();
+            state.listed = false;
+            let mut closed: Vec<Closed> = state.closed.drain(..).collect();
+            if let Some(leader) = &mut state.leader {
+                closed.extend(leader.close(|| core.fresh_epoch()));
+            }
+            if closed.is_empty()
+                && state.splitting.is_some()
+                && state.leader.as_ref().is_some_and(Leader::is_settled)
+            {
+                closed.extend(self.close_split(&mut state));
+            }
+            for mut closed in closed {
+                if let Some(bound) = self.bound.borrow().bound_for(closed.stamp) {
+                    closed.set_bound(bound);
+                }
+                if let Some(bound) = closed.bound() {
+                    self.bound.borrow_mut().set(bound);
+                }
+                arena += closed.writes.arena_bytes();
+                lens.push(closed.writes.bytes().len() + 64);
+                entries.push((group.clone(), closed));
+            }
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if let Err(refusal) = driver.reserve(arena, &lens).await {
+            return self.refuse_turn(core, entries, refusal).await;
+        }
+        for (group, closed) in entries {
+            let payload = closed.payload();
+            let mut consensus = group.consensus.borrow_mut();
+            let proposed = consensus.propose(payload.into());
+            let mut state = group.state.borrow_mut();
+            match proposed {
+                Ok(at) => state.in_flight.push_back(InFlight {
+                    index: at.index,
+                    term: at.term,
+                    seq: closed.seq,
+                    stamp: closed.stamp,
+                }),
+                Err(why) => {
+                    // With one voter this is a bug; nothing was appended.
+                    return Err(Error::Stopped(format!("shard {}: {why}", group.id)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what a turn would have logged: nothing of it has happened.
+    async fn refuse_turn(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        entries: Vec<(Rc<Group<P>>, Closed)>,
+        refusal: Error,
+    ) -> Result<(), Error> {
+        if matches!(refusal, Error::Stopped(_)) {
+            return Err(refusal);
+        }
+        let mut groups: Vec<Rc<Group<P>>> = entries.into_iter().map(|(group, _)| group).collect();
+        groups.dedup_by_key(|group| group.id);
+        for group in groups {
+            let waiters = {
+                let mut state = group.state.borrow_mut();
+                state.frozen = true;
+                state.take_all()
+            };
+            let descriptor = group.state.borrow().descriptor.clone();
+            let leader = self.lead(core, descriptor).await?;
+            {
+                let mut state = group.state.borrow_mut();
+                state.leader = Some(leader);
+                state.frozen = false;
+                state.sync = false;
+            }
+            for waiter in waiters {
+                let job = match waiter {
+                    Waiter::Answered { job, .. } | Waiter::Again(job) => job,
+                };
+                let answer = refuse(core, &job, &Failure::Unavailable(refusal.to_string()));
+                core.deliver(job.reply_to, answer);
+            }
+            self.drain_queue(core, &group);
+        }
+        Ok(())
+    }
+
+    /// Logs what the groups have, makes it durable, and applies what is committed by it.
+    async fn persist_and_apply(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        driver: &mut Driver,
+        groups: &[Rc<Group<P>>],
+    ) -> Result<(), Error> {
+        let mut more: Vec<Rc<Group<P>>> = groups.to_vec();
+        while !more.is_empty() {
+            let mut batches: Vec<(Rc<Group<P>>, u64)> = Vec::new();
+            let mut committed: Vec<(Rc<Group<P>>, Vec<consensus::Entry>)> = Vec::new();
+            let mut sync = false;
+            for group in &more {
+                while let Some(effects) = group.consensus.borrow_mut().ready() {
+                    for entry in &effects.entries {
+                        let id = EntryId { group: group.id.0, index: entry.index(), term: entry.term() };
+                        driver.append(id, &entry.log_parts())?;
+                    }
+                    if let Some(state) = effects.state {
+                        driver.set_state(group.id.0, state.into())?;
+                        // A vote or a term is a promise to others.
+                        sync |= effects.entries.is_empty();
+                    }
+                    if effects.must_sync {
+                        batches.push((group.clone(), effects.number));
+                    }
+                    if !effects.committed.is_empty() {
+                        committed.push((group.clone(), effects.committed));
+                    }
+                }
+                sync |= std::mem::take(&mut group.state.borrow_mut().sync);
+            }
+            if !batches.is_empty() {
+                task::inline(driver.write()).await?;
+                if sync {
+                    driver.sync().await?;
+                }
+            }
+            for (group, entries) in committed {
+                self.apply(core, driver, &group, entries).await?;
+            }
+            more.clear();
+            for (group, number) in batches {
+                group.consensus.borrow_mut().persisted(number);
+                more.push(group);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies committed entries and answers whoever waited for them.
+    async fn apply(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        driver: &mut Driver,
+        group: &Rc<Group<P>>,
+        entries: Vec<consensus::Entry>,
+    ) -> Result<(), Error> {
+        for entry in entries {
+            let (index, term) = (entry.index(), entry.term());
+            let position = driver.position(group.id.0, index).ok_or_else(|| {
+                Error::Stopped(format!("shard {}: entry {index} is not in the log", group.id))
+            })?;
+            let malformed = |e: atoll_encoding::Malformed| {
+                Error::Stopped(format!("shard {}: entry {index} does not decode: {e}", group.id))
+            };
+            let mut split = None;
+            match entry.kind() {
+                EntryKind::Normal => {
+                    let payload = Payload::decode(entry.payload()).map_err(malformed)?;
+                    driver.apply(group.id.0, index, position, payload.writes).await?;
+                    split = payload.split;
+                }
+                EntryKind::Empty => {
+                    driver.apply(group.id.0, index, position, Writes::new().bytes()).await?;
+                }
+                EntryKind::Change => {
+                    group.consensus.borrow_mut().apply_change(&entry).map_err(|e| {
+                        Error::Stopped(format!("shard {}: {e}", group.id))
+                    })?;
+                    driver.apply(group.id.0, index, position, Writes::new().bytes()).await?;
+                }
+            }
+            group.consensus.borrow_mut().applied(index);
+            let was_ours = {
+                let mut state = group.state.borrow_mut();
+                state.applied_index = index;
+                state.applied_entries += 1;
+                state.in_flight.pop_front_if(|e| e.index == index && e.term == term)
+            };
+            if let Some(split) = split {
+                self.carry_out_split(core, driver, group, split).await?;
+            }
+            if let Some(ours) = was_ours {
+                self.answer(core, group, ours.seq, ours.stamp);
+            }
+            let is_leader = group.consensus.borrow().is_leader();
+            let of_this_term = term == group.consensus.borrow().term();
+            if is_leader && of_this_term && group.state.borrow().leader.is_none() {
+                // An entry of the own term is applied: everything before it is, too.
+                let descriptor = group.state.borrow().descriptor.clone();
+                let leader = self.lead(core, descriptor).await?;
+                group.state.borrow_mut().leader = Some(leader);
+                self.drain_queue(core, group);
+                core.shard_ready();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the leader of a shard from its applied state.
+    async fn lead(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        descriptor: Descriptor,
+    ) -> Result<Leader, Error> {
+        let loaded = load(&self.tree, &descriptor).await?;
+        let low_water = core.oracle.read_ts(core.wall_epoch());
+        Ok(Leader::new(descriptor, loaded, low_water, core.monotonic_ms()))
+    }
+
+    /// Answers everybody who waited for entries up to `seq`.
+    fn answer(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        seq: EntrySeq,
+        stamp: Timestamp,
+    ) {
+        let (waiters, unlocked) = {
+            let mut state = group.state.borrow_mut();
+            let Some(leader) = &mut state.leader else { return };
+            leader.applied(seq, stamp);
+            let unlocks = leader.unlocks();
+            let unlocked = if unlocks != state.unlocks {
+                state.unlocks = unlocks;
+                std::mem::take(&mut state.for_locks)
+            } else {
+                Vec::new()
+            };
+            (state.waiters.remove(&seq).unwrap_or_default(), unlocked)
+        };
+        for waiter in waiters {
+            match waiter {
+                Waiter::Answered { job, mut answer } => {
+                    if let Answer::Response(Response::Committed(ts)) = &mut answer {
+                        *ts = stamp;
+                    }
+                    if let Some(lane) = job.lane {
+                        let mut state = group.state.borrow_mut();
+                        if state.unanswered.get(&lane) == Some(&seq) {
+                            state.unanswered.remove(&lane);
+                        }
+                    }
+                    core.deliver(job.reply_to, answer);
+                }
+                Waiter::Again(job) => self.again(core, group, *job),
+            }
+        }
+        for job in unlocked {
+            self.again(core, group, job);
+        }
+    }
+
+    /// Tries jobs again that wait for locks, if some were given back.
+    pub(crate) fn wake_lock_waiters(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>) {
+        loop {
+            let jobs = {
+                let mut state = group.state.borrow_mut();
+                let Some(leader) = &state.leader else { return };
+                let unlocks = leader.unlocks();
+                if unlocks == state.unlocks || state.for_locks.is_empty() {
+                    state.unlocks = unlocks;
+                    return;
+                }
+                state.unlocks = unlocks;
+                std::mem::take(&mut state.for_locks)
+            };
+            for job in jobs {
+                self.again(core, group, job);
+            }
+        }
+    }
+
+    /// Evaluates what came while nothing could be.
+    fn drain_queue(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>) {
+        loop {
+            let job = {
+                let mut state = group.state.borrow_mut();
+                if state.frozen || state.leader.is_none() {
+                    return;
+                }
+                state.queue.pop_front()
+            };
+            let Some(job) = job else { return };
+            self.submit_and_deliver(core, group, job);
+        }
+    }
+
+    // ---- splits ----
+
+    /// Asks for a split of a shard at a place. Completes when it is done.
+    pub(crate) fn split(
+        self: &Rc<Self>,
+        group: &Rc<Group<P>>,
+        at: RoutingKey,
+        id: ShardId,
+    ) -> oneshot::Receiver<Result<(), String>> {
+        let (done, receiver) = oneshot::channel();
+        let mut state = group.state.borrow_mut();
+        let halves = state.descriptor.split(at.clone(), id);
+        let refusal = match &halves {
+            _ if state.splitting.is_some() => Some(format!("shard {} is being split", group.id)),
+            None => Some(format!("{at} does not divide shard {}", state.descriptor)),
+            Some(_) => None,
+        };
+        match (refusal, halves) {
+            (None, Some((left, right))) => {
+                // What is evaluated already is logged first; the rest waits for a moment.
+                state.frozen = true;
+                state.splitting = Some(Splitting { split: Split { left, right }, done });
+                self.list(group, &mut state);
+            }
+            (refusal, _) => {
+                let _ = done.send(Err(refusal.unwrap_or_default()));
+            }
+        }
+        receiver
+    }
+
+    /// Makes the entry that splits a shard on which nothing is under way.
+    fn close_split(&self, state: &mut State<P>) -> Option<Closed> {
+        let split = state.splitting.as_ref()?.split.clone();
+        let leader = state.leader.as_mut()?;
+        state.sync = true;
+        Some(leader.close_split(split))
+    }
+
+    /// Divides what is in memory after the entry was applied.
+    async fn carry_out_split(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        driver: &mut Driver,
+        group: &Rc<Group<P>>,
+        split: Split,
+    ) -> Result<(), Error> {
+        let Split { left, right } = split;
+        if self.group(right.id).is_none() {
+            let (child, _) = open_group(driver, right.clone()).await?;
+            self.groups.borrow_mut().insert(right.id, Rc::new(child));
+        }
+        let splitting = {
+            let mut state = group.state.borrow_mut();
+            state.descriptor = left.clone();
+            state.splitting.take()
+        };
+        core.split_done(self.index, &left, &right);
+        if let Some(leader) = group.state.borrow_mut().leader.take() {
+            // The halves start anew from the applied state; nothing was under way.
+            drop(leader);
+        }
+        let leader = self.lead(core, left).await?;
+        {
+            let mut state = group.state.borrow_mut();
+            state.leader = Some(leader);
+            state.frozen = false;
+        }
+        if let Some(child) = self.group(right.id) {
+            self.list(&child, &mut child.state.borrow_mut());
+        }
+        if let Some(splitting) = splitting {
+            let _ = splitting.done.send(Ok(()));
+        }
+        self.drain_queue(core, group);
+        Ok(())
+    }
+
+    /// Starts the shards of an opened store: what their logs have is applied, then they lead.
+    pub(crate) fn start(&self) {
+        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for group in groups {
+            self.list(&group, &mut group.state.borrow_mut());
+        }
+    }
+}
+
+/// Removes a key whose deadline is due; returns whether a key with this deadline is there.
+fn reap<B: atoll_shard::leader::Base>(
+    eval: &mut Eval<'_, B>,
+    key: &Key,
+    deadline_ms: u64,
+) -> Result<bool, Interrupt> {
+    let Some(value) = eval.version(key)?.and_then(|seen| seen.value) else { return Ok(false) };
+    let is_it = Value::decode(&value).is_ok_and(|v| v.deadline_ms == Some(deadline_ms));
+    if is_it && deadline_ms <= eval.now().epoch.unix_ms() {
+        eval.put(key.clone(), None);
+    }
+    Ok(is_it)
+}
+
+/// Returns the answer to a job that gets none of its own.
+fn refuse<P: Program>(core: &Inner<P>, job: &Job<P>, failure: &Failure) -> Answer<P> {
+    match &job.work {
+        Work::Call(call) => Answer::Reply(core.program.failed(call, failure)),
+        Work::Request(_) | Work::Reap { .. } => Answer::Response(match failure {
+            Failure::Unknown => Response::Unknown,
+            Failure::Unavailable(why) => Response::Unavailable(why.clone()),
+        }),
+    }
+}
+
+/// Reads what a `Get` or `Scan` asks for.
+async fn read_tree(tree: &Tree, request: &Request) -> Result<Response, Error> {
+    let mut name = Vec::new();
+    match request {
+        Request::Get { keys, at, .. } => {
+            let mut values = Vec::with_capacity(keys.len());
+            for key in keys {
+                tree::data(&mut name, key);
+                let found = tree.get_version(&name, at.0).await?;
+                values.push(found.map(|v| Version {
+                    ts: Timestamp(v.stamp),
+                    value: v.value.map(|value| value.to_vec()),
+                }));
+            }
+            Ok(Response::Values(values))
+        }
+        Request::Scan { span, at, limit, reverse, .. } => {
+            let (mut start, mut end) = (Vec::new(), Vec::new());
+            tree::data(&mut start, &span.start);
+            tree::data(&mut end, &span.end);
+            let mut cursor = tree.scan_versions_directed(&start, &end, at.0, *reverse);
+            let mut rows = Vec::new();
+            let mut more = None;
+            while let Some(entry) = cursor.next().await? {
+                let key = entry.key[1..].to_vec();
+                if let Some(value) = &entry.value {
+                    let version =
+                        Version { ts: Timestamp(entry.stamp), value: Some(value.to_vec()) };
+                    rows.push((key.clone(), version));
+                }
+                if rows.len() >= *limit {
+                    more = Some(key);
+                    break;
+                }
+            }
+            Ok(Response::Rows { rows, more })
+        }
+        _ => Ok(Response::Unavailable("this request does not read; this is a bug".to_owned())),
+    }
+}
+
+/// Reads what the leader of a shard keeps in memory.
+async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
+    let mut loaded = Loaded::default();
+    let broken = |key: &[u8], e: atoll_encoding::Malformed| {
+        Error::Stopped(format!("a record of shard {} at \"{}\": {e}", descriptor.id, key.escape_ascii()))
+    };
+    for area in [Area::Intent, Area::Record, Area::Fence] {
+        // All keyspaces of the area in key order; those of other shards are passed by.
+        let (start, end) = ([area as u8], [area as u8 + 1]);
+        let mut cursor = tree.scan(&start, &end);
+        while let Some(entry) = cursor.next().await? {
+            let key = TreeKey::decode(&entry.key).map_err(|e| broken(&entry.key, e))?;
+            match key {
+                TreeKey::Intent(key) if descriptor.contains(key) => {
+                    let intent = Intent::decode(&entry.value).map_err(|e| broken(key, e))?;
+                    loaded.intents.push((key.to_vec(), intent));
+                }
+                TreeKey::Record { primary, txn } if descriptor.contains(&primary) => {
+                    let record =
+                        TxnRecord::decode(&entry.value).map_err(|e| broken(&primary, e))?;
+                    let written = Timestamp::commit_at(record.written);
+                    loaded.records.push((txn, primary, record.state, written));
+                }
+                TreeKey::Fence { key, txn } if descriptor.contains(&key) => {
+                    let fence = Fence::decode(&entry.value).map_err(|e| broken(&key, e))?;
+                    loaded.fences.push((key, txn, fence.start));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut start = Vec::new();
+    tree::shard(&mut start, descriptor.id.0, b"");
+    let mut end = Vec::new();
+    tree::shard(&mut end, descriptor.id.0 + 1, b"");
+    let mut cursor = tree.scan(&start, &end);
+    while let Some(entry) = cursor.next().await? {
+        if let Ok(TreeKey::Shard { what, .. }) = TreeKey::decode(&entry.key)
+            && let Some(keyspace) = state::counted(what)
+        {
+            let count = entry::decode_count(&entry.value).map_err(|e| broken(&entry.key, e))?;
+            loaded.counts.insert(keyspace, count);
+        }
+    }
+    Ok(loaded)
+}
+
+/// Opens the consensus group of a shard from what the log has of it. Returns it with the highest
+/// bound of the oracle that its log tells of.
+pub(crate) async fn open_group<P: Program>(
+    driver: &mut Driver,
+    descriptor: Descriptor,
+) -> Result<(Group<P>, Epoch), Error> {
+    let mut bound = Epoch(0);
+    let id = descriptor.id.0;
+    let applied = driver.applied(id);
+    let summary = driver.group(id);
+    let config = consensus::Config::new(id, REPLICA);
+    let mut stored = consensus::Stored {
+        members: consensus::Members::of_voters([REPLICA]),
+        applied,
+        first: applied + 1,
+        ..consensus::Stored::default()
+    };
+    if let Some(summary) = summary {
+        stored.state = summary.state.into();
+        stored.first = summary.first.max(1);
+        let next = summary.next;
+        if let Some(term) = driver.term(id, applied) {
+            stored.terms.push((applied, term));
+        } else if applied > 0 {
+            stored.terms.push((applied, summary.state.term));
+        }
+        if next > applied + 1 {
+            for entry in driver.entries(id, applied + 1..next).await? {
+                let (index, term) = (entry.id.index, entry.id.term);
+                let broken = |e: atoll_encoding::Malformed| {
+                    Error::Stopped(format!("shard {id}: entry {index} does not decode: {e}"))
+                };
+                let decoded =
+                    consensus::Entry::decode(index, term, entry.payload).map_err(broken)?;
+                if decoded.kind() == EntryKind::Normal {
+                    let payload = Payload::decode(decoded.payload()).map_err(broken)?;
+                    bound = bound.max(payload.bound.unwrap_or_default());
+                }
+                stored.entries.push(decoded);
+            }
+        }
+    }
+    let consensus = Consensus::restore(config, stored)
+        .map_err(|e| Error::Stopped(format!("shard {id}: {e}")))?;
+    let group = Group {
+        id: descriptor.id,
+        consensus: RefCell::new(consensus),
+        state: RefCell::new(State::new(descriptor, applied)),
+    };
+    Ok((group, bound))
+}
