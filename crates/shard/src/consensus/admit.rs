@@ -66,6 +66,10 @@ pub(super) struct View {
     pub matched: Option<u64>,
     pub settling: bool,
     pub sole_voter: bool,
+    /// It knows no members: it has never seen a snapshot.
+    pub blank: bool,
+    /// A snapshot is on its way to the disk.
+    pub installing: bool,
     pub unapplied_full: bool,
 }
 
@@ -98,6 +102,9 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
             }
             if before.1 > m.term {
                 return Err(Dropped::Nonsense("an entry from the future"));
+            }
+            if view.blank && m.index == 0 && !m.entries.is_empty() {
+                return Err(Dropped::Nonsense("a log from its beginning without the members"));
             }
             // An append to the end of the log passes even when it is full, if it brings nothing.
             if view.unapplied_full && !m.entries.is_empty() {
@@ -143,6 +150,9 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
         MessageKind::TakeOver => {
             if m.term != view.term || m.from != view.leader || view.sole_voter {
                 return Err(Dropped::Role);
+            }
+            if view.installing {
+                return Err(Dropped::Busy);
             }
         }
         MessageKind::AskReadIndex | MessageKind::ReadIndex => {

@@ -309,6 +309,11 @@ impl raft::Storage for Cache {
         if low < self.first {
             return Err(StorageError::Compacted.into());
         }
+        // A replica that has nothing needs the first members, too, and those are not in the log:
+        // it gets a snapshot. (Before anything is applied there are only the first members.)
+        if low == 1 && self.applied > 0 && context.can_async() {
+            return Err(StorageError::Compacted.into());
+        }
         if let Some(entries) = self.from_memory(low, high, max_size.into()) {
             return Ok(entries);
         }

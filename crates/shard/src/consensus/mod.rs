@@ -46,10 +46,10 @@
 //! - **Persist before promise.** Messages that promise something (votes, confirmations of appends)
 //!   wait inside until the batch they depend on is durable. The owner cannot send them early.
 //! - **One batch, one truth.** What a batch hands out for the log is readable by the library from
-//!   then on ([`cache`]); a restart finds some prefix of the batches.
+//!   then on (`cache.rs`); a restart finds some prefix of the batches.
 //! - **Nothing waits for a disk.** Unapplied entries and all terms are in memory.
 //! - **No word is taken on trust.** What could contradict the log is refused before the library
-//!   sees it: messages in [`admit`], stored states in [`stored`]. The library's panics are then
+//!   sees it: messages in `admit.rs`, stored states in `stored.rs`. The library's panics are then
 //!   bugs, and may end the process.
 //! - **A payload is allocated once.** Everything that carries it holds a reference.
 //!
@@ -64,15 +64,15 @@
 //! | pitfall | where |
 //! |---|---|
 //! | order of sending, persisting, applying; stepping between batches | `ready`, `held` |
-//! | commit index behind the applied one, or beyond the log, at a start | [`stored`] |
-//! | read questions lost, answered twice, answered by an old leader | [`read`], `read_index` |
+//! | commit index behind the applied one, or beyond the log, at a start | `stored.rs` |
+//! | read questions lost, answered twice, answered by an old leader | `read.rs`, `read_index` |
 //! | a start within the lease of a leader this replica supported | `settle_ticks` |
-//! | two changes at once, unfinished joint states, removed leaders | [`members`], `leave_joint` |
-//! | learners promoted too early, minorities changed away | [`members`] |
+//! | two changes at once, unfinished joint states, removed leaders | `members.rs`, `leave_joint` |
+//! | learners promoted too early, minorities changed away | `members.rs` |
 //! | snapshots that block, or that wait for ever | `offer_snapshot`, `report_snapshot` |
 //! | slow followers | windows of the library, [`Dropped::Busy`], `unapplied_bytes_max` |
 //! | proposals forwarded behind the owner's back | `check_leads` |
-//! | replies that overtake each other (raft-rs 555) | [`admit`] |
+//! | replies that overtake each other (raft-rs 555) | `admit.rs` |
 //! | a replica that lost confirmed entries | [`Dropped::LostEntries`] |
 //! | the only voter, elected before its log is durable | `lead_alone` |
 //!
@@ -85,7 +85,7 @@
 //! # Rejected
 //! *Storing the commit index with every batch*: a state frame for each entry, and nothing gained.
 //! *Handing out messages together with a rule when they may leave*: a rule can be broken.
-//! *The library's own encoding*: see [`message`].
+//! *The library's own encoding*: see `message.rs`.
 
 mod admit;
 mod cache;
@@ -350,9 +350,11 @@ pub struct Consensus {
     /// Term and vote as last handed out to be stored.
     stored: (u64, u64),
     leadership: Leadership,
-    /// Number of the last batch handed out, and of the last one known durable.
+    /// Number of the last batch handed out, and of the last one up to which all is durable.
     handed: u64,
     durable: u64,
+    /// Numbers of the batches between them that have something to store.
+    in_flight: VecDeque<u64>,
     /// Messages that wait for a batch to be durable, with its number.
     held: VecDeque<(u64, Vec<eraftpb::Message>)>,
     /// Messages whose batch is durable.
@@ -498,6 +500,12 @@ impl Consensus {
         self.ticks < self.config.settle_ticks && !self.members.is_alone(self.config.replica)
     }
 
+    /// Returns whether this replica may ask for votes now. While it installs a snapshot the library
+    /// would look for entries that the snapshot replaced.
+    fn may_campaign(&self) -> bool {
+        !self.is_settling() && self.installing.is_empty()
+    }
+
     /// Returns whether this replica has an election timeout of its own: no chance is involved.
     fn election_timeout(&self) -> usize {
         let config = &self.config;
@@ -617,7 +625,14 @@ impl Consensus {
         self.heard.get(&replica).is_some_and(|&at| self.ticks - at <= timeout)
     }
 
+    /// Moves on to before the oldest batch in flight. Batches with nothing to store that follow a
+    /// durable one are durable, too.
     fn on_durable(&mut self) {
+        let durable = self.in_flight.front().map_or(self.handed, |oldest| oldest - 1);
+        if durable == self.durable {
+            return;
+        }
+        self.durable = durable;
         self.raft.on_persist_ready(self.durable);
         while let Some(&(number, index)) = self.installing.front() {
             if number > self.durable {
@@ -677,7 +692,12 @@ impl ShardConsensus for Consensus {
             matched: raft.prs().get(message.from()).map(|progress| progress.matched),
             settling: self.is_settling(),
             sole_voter: self.members.is_sole_voter(self.config.replica),
-            unapplied_full: raft.raft_log.store.unapplied_bytes() > self.config.unapplied_bytes_max,
+            blank: self.members.voters.is_empty(),
+            installing: !self.installing.is_empty(),
+            // Only while there is something to apply: what waits for its commit must not wait for
+            // ever.
+            unapplied_full: raft.raft_log.committed > raft.raft_log.applied
+                && raft.raft_log.store.unapplied_bytes() > self.config.unapplied_bytes_max,
         };
         admit::admit(&message, &view)?;
         if self.members.contains(message.from()) {
@@ -703,7 +723,8 @@ impl ShardConsensus for Consensus {
             return;
         }
         let timer = self.raft.raft.election_elapsed + 1;
-        if self.is_settling() && timer >= self.raft.raft.randomized_election_timeout() {
+        let elects = timer >= self.raft.raft.randomized_election_timeout();
+        if elects && !self.is_leader() && !self.may_campaign() {
             return;
         }
         let (role, term) = (self.raft.raft.state, self.raft.raft.term);
@@ -755,7 +776,7 @@ impl ShardConsensus for Consensus {
     }
 
     fn campaign(&mut self) {
-        if self.is_settling() || self.members.is_sole_voter(self.config.replica) {
+        if !self.may_campaign() || self.members.is_sole_voter(self.config.replica) {
             // A sole voter does it by itself as soon as it may.
             self.settle();
             return;
@@ -830,10 +851,10 @@ impl ShardConsensus for Consensus {
         if !after.is_empty() {
             self.held.push_back((number, after));
         }
-        if !must_sync && self.durable + 1 == number {
-            self.durable = number;
-            self.on_durable();
+        if must_sync {
+            self.in_flight.push_back(number);
         }
+        self.on_durable();
         let mut messages = std::mem::take(&mut self.released);
         messages.append(&mut at_once);
         let effects = Effects {
@@ -858,11 +879,11 @@ impl ShardConsensus for Consensus {
 
     fn persisted(&mut self, number: u64) {
         assert!(number <= self.handed, "only batches that were handed out are persisted");
-        if number > self.durable {
-            self.durable = number;
-            self.on_durable();
-            self.settle();
+        while self.in_flight.front().is_some_and(|&oldest| oldest <= number) {
+            self.in_flight.pop_front();
         }
+        self.on_durable();
+        self.settle();
     }
 
     fn applied(&mut self, index: u64) {

@@ -139,6 +139,12 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// Returns the state of a replica that was added to a group and has nothing: the leader sends
+    /// it a snapshot.
+    pub fn blank() -> Stored {
+        Stored { first: 1, ..Stored::default() }
+    }
+
     /// Returns the state of a new group of these members, without a log. All its first voters
     /// start from it.
     pub fn new_group(members: Members) -> Stored {
@@ -242,6 +248,7 @@ pub(super) fn restore(config: Config, stored: Stored) -> Result<Consensus, Resto
         leadership: Leadership { role: Role::Follower, leader: None, term: state.term },
         handed: 0,
         durable: 0,
+        in_flight: VecDeque::new(),
         held: VecDeque::new(),
         released: Vec::new(),
         installing: VecDeque::new(),

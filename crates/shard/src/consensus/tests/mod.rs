@@ -1,6 +1,7 @@
 //! Tests of the whole module.
 
 mod alone;
+mod cluster;
 
 use raft::eraftpb;
 
