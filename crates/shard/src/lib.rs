@@ -14,11 +14,13 @@
 //! | [`eval`] | one command of one shard, evaluated in one step |
 //! | [`edge`] | values that are decided and not applied |
 //! | [`entry`] | what is logged |
+//! | [`consensus`] | the order of entries that the replicas of a shard agree on |
 //! | [`descriptor`] | which keys are whose |
 //!
 //! Everything here is a plain state machine: no I/O, no clock, no threads, no randomness. Who owns
 //! a shard drives it: gives it requests, logs its entries, tells it what is applied.
 
+pub mod consensus;
 pub mod descriptor;
 pub mod edge;
 pub mod entry;
