@@ -583,7 +583,10 @@ impl Leader {
     }
 
     fn intent_in(&self, txn: Option<TxnId>, span: &Span, at: Timestamp) -> Option<Step> {
-        let within = self.intents.range::<[u8], _>(span.start.as_slice()..span.end.as_slice());
+        if span.start >= span.end {
+            return None;
+        }
+        let within = self.intents.range(span.start.clone()..span.end.clone());
         let mut in_way = within.filter(|(_, held)| {
             Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at
         });
