@@ -18,6 +18,7 @@
 //!   the list); therefore a seed of the simulator names exactly one execution.
 //! - An [`IoFuture`] owns its buffer: dropping it never leaves the kernel or a helper thread
 //!   writing into freed memory (and io_uring can take the place of threads without a new API).
+//! - Cores share nothing that is locked: they send each other messages ([`mesh`]).
 //! - On a thread inside [`task::block_on`] the real disk answers at the first poll, by a blocking
 //!   call; elsewhere it hands the operation to its threads and wakes the task. One code path above
 //!   serves both (ARCHITECTURE.md, one engine code).
@@ -26,9 +27,11 @@
 
 pub mod buf;
 pub mod disk;
+pub mod mesh;
 pub mod net;
 pub mod os;
 pub mod random;
+pub mod ring;
 pub mod sim;
 pub mod sync;
 pub mod task;
