@@ -18,6 +18,14 @@ pub trait Tasks: Send + Sync {
     fn spawn(&self, name: &'static str, task: BoxFuture);
     /// Starts a task on the calling core: a connection, a core's loop. Panics outside one.
     fn spawn_local(&self, name: &'static str, task: LocalBoxFuture);
+    /// Starts a core.
+    fn spawn_core(
+        &self,
+        index: usize,
+        name: &'static str,
+        pin: Option<usize>,
+        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
+    );
 }
 
 thread_local! {

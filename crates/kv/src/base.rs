@@ -7,10 +7,10 @@
 //! thread: slow, but it ends.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use atoll_lsm::driven::Tree;
+use atoll_lsm::driven::{Direction, Tree};
 use atoll_lsm::{Error, Slice};
 use atoll_mvcc::Timestamp;
 use atoll_mvcc::keys::tree;
@@ -25,8 +25,6 @@ enum Known {
     Version { key: Key, at: Timestamp, found: Option<Found<Slice>> },
     Changed { span: Span, after: Timestamp, key: Option<Key> },
 }
-
-type PendingRead = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
 /// What a command has read so far.
 #[derive(Default)]
@@ -90,10 +88,10 @@ async fn read_changed(tree: &Tree, span: &Span, after: Timestamp) -> Result<Opti
     let (mut start, mut end) = (Vec::new(), Vec::new());
     tree::data(&mut start, &span.start);
     tree::data(&mut end, &span.end);
-    let mut cursor = tree.scan_versions(&start, &end, u64::MAX, true);
-    while let Some(entry) = cursor.next().await? {
-        if entry.stamp > after.0 {
-            return Ok(Some(entry.key[1..].to_vec()));
+    let mut cursor = tree.scan_all_versions(&start, &end, u64::MAX, Direction::Forward);
+    while let Some(row) = cursor.next().await? {
+        if row.stamp() > after.0 {
+            return Ok(Some(row.key()[1..].to_vec()));
         }
     }
     Ok(None)

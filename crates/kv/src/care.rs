@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use atoll_lsm::driven::Direction;
 use atoll_mvcc::keys::{TreeKey, tree};
 use atoll_mvcc::{Epoch, Timestamp};
 
@@ -60,12 +61,12 @@ pub(crate) async fn reap<P: Program>(
 ) -> usize {
     let now_ms = core.now().epoch.unix_ms();
     let (start, end) = tree::expiry_before(now_ms.saturating_add(1));
-    let mut cursor = host.tree.scan(&start, &end);
+    let mut cursor = host.tree.scan(&start, &end, Direction::Forward);
     let mut due = 0;
     while due < limit {
         // An index that cannot be read says so to whoever reads keys.
-        let Ok(Some(entry)) = cursor.next().await else { break };
-        if let Ok(TreeKey::Expiry { deadline_ms, key }) = TreeKey::decode(&entry.key) {
+        let Ok(Some(row)) = cursor.next().await else { break };
+        if let Ok(TreeKey::Expiry { deadline_ms, key }) = TreeKey::decode(row.key()) {
             core.reap(key.to_vec(), deadline_ms);
         }
         due += 1;

@@ -115,6 +115,8 @@ pub(crate) struct State<P: Program> {
     /// Something in the open entry is to survive a power cut before it is answered.
     pub(crate) sync: bool,
     pub(crate) in_flight: VecDeque<InFlight>,
+    /// Lane positions of entries that are not applied, by index.
+    pub(crate) positions: BTreeMap<u64, u64>,
     pub(crate) splitting: Option<Splitting>,
     /// Entries applied in this process: reads of the applied state are as old as this says.
     pub(crate) applied_entries: u64,
@@ -141,6 +143,7 @@ impl<P: Program> State<P> {
             closed: VecDeque::new(),
             sync: false,
             in_flight: VecDeque::new(),
+            positions: BTreeMap::new(),
             splitting: None,
             applied_entries: 0,
             listed: false,

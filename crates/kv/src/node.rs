@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use atoll_env::mesh::{Port, mesh};
 use atoll_env::sync::Notify;
 use atoll_env::Env;
-use atoll_lsm::driven::{self, Driver, Tree};
+use atoll_lsm::driven::{self, Direction, Driver, OpenOptions, Tree};
 use atoll_lsm::{Error, Options, Result};
 use atoll_mvcc::keys::{Range, TreeKey, tree};
 use atoll_mvcc::record::LaneBound;
@@ -39,6 +39,9 @@ use crate::identity::{self, Identity, store_path};
 use crate::program::Program;
 use crate::store::{StoreHost, open_group};
 use crate::table::{Route, Table};
+
+/// Messages that a ring between two cores holds; more wait in the sender's memory.
+const RING: usize = 1024;
 
 /// How to open a node.
 #[derive(Clone)]
@@ -155,7 +158,7 @@ impl<P: Program> Node<P> {
         let env = options.env.clone();
         let (identity, lock) = open_directory(&env, &options).await?;
         let cores = options.cores.clamp(1, usize::from(identity.stores));
-        let ports = mesh(cores).into_iter().map(Some).collect();
+        let ports = mesh(cores, RING).into_iter().map(Some).collect();
         let shared = Arc::new(Shared {
             cores,
             identity,
@@ -262,9 +265,9 @@ async fn open_directory(
     Ok((identity, lock))
 }
 
-fn store_options(options: &NodeOptions, identity: Identity) -> Options {
+fn store_options(options: &NodeOptions, identity: Identity) -> OpenOptions {
     let memory = (options.memory / usize::from(identity.stores)).max(4 << 20);
-    Options { memory, ..options.engine.clone() }
+    OpenOptions { options: Options { memory, ..options.engine.clone() } }
 }
 
 /// One core, from its start to its end.
@@ -369,10 +372,11 @@ async fn descriptors(tree: &Tree, identity: Identity, store: usize) -> Result<Ve
     let (mut start, mut end) = (Vec::new(), Vec::new());
     tree::shard(&mut start, 0, b"");
     tree::shard(&mut end, u64::MAX, b"");
-    let mut cursor = tree.scan(&start, &end);
-    while let Some(entry) = cursor.next().await? {
-        if let Ok(TreeKey::Shard { what: state::DESCRIPTOR, .. }) = TreeKey::decode(&entry.key) {
-            let descriptor = Descriptor::decode(&entry.value).map_err(|e| {
+    let mut cursor = tree.scan(&start, &end, Direction::Forward);
+    while let Some(row) = cursor.next().await? {
+        if let Ok(TreeKey::Shard { what: state::DESCRIPTOR, .. }) = TreeKey::decode(row.key()) {
+            let Some(value) = row.value().await? else { continue };
+            let descriptor = Descriptor::decode(&value).map_err(|e| {
                 Error::Stopped(format!("the descriptor of a shard does not decode: {e}"))
             })?;
             found.insert(descriptor.id, descriptor);

@@ -19,10 +19,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use atoll_env::sync::oneshot;
+use atoll_env::sync::{oneshot, select_biased};
 use atoll_env::task;
-use atoll_lsm::driven::{Driver, Tree, Writes};
-use atoll_lsm::log::EntryId;
+use atoll_lsm::driven::{Direction, Driver, Tree};
+use atoll_lsm::log::{EntryId, GroupState};
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
 use atoll_mvcc::record::{Fence, TxnRecord};
@@ -37,9 +37,9 @@ use atoll_shard::intent::Intent;
 use atoll_shard::leader::{Leader, Loaded, Miss, Step};
 use atoll_shard::state;
 
-use crate::base::{Reads, TreeBase};
+use crate::base::TreeBase;
 use crate::core::Inner;
-use crate::group::{Answer, Group, InFlight, Job, ReplyTo, Splitting, State, Waiter, Work};
+use crate::group::{Answer, Group, InFlight, Job, Splitting, State, Waiter, Work};
 use crate::program::{Failure, Program};
 use crate::signal::Signal;
 
@@ -439,8 +439,9 @@ impl<P: Program> StoreHost<P> {
 
     /// Takes turns until the store is closed.
     pub(crate) async fn run(self: Rc<Self>, core: Rc<Inner<P>>, mut driver: Driver) {
+        let chores = driver.chores_due();
         loop {
-            self.signal.raised().await;
+            select_biased(self.signal.raised(), chores.notified()).await;
             let done = self.turn(&core, &mut driver).await;
             if let Err(failure) = done {
                 self.stop(&core, &failure);
@@ -577,8 +578,13 @@ impl<P: Program> StoreHost<P> {
                 state.frozen = true;
                 state.take_all()
             };
-            let descriptor = group.state.borrow().descriptor.clone();
-            let leader = self.lead(core, descriptor).await?;
+            let (descriptor, seq) = {
+                let state = group.state.borrow();
+                let seq = state.leader.as_ref().map_or(1, Leader::open_entry);
+                (state.descriptor.clone(), seq)
+            };
+            let mut leader = self.lead(core, descriptor).await?;
+            leader.resume_at(seq);
             {
                 let mut state = group.state.borrow_mut();
                 state.leader = Some(leader);
@@ -612,11 +618,13 @@ impl<P: Program> StoreHost<P> {
             for group in &more {
                 while let Some(effects) = group.consensus.borrow_mut().ready() {
                     for entry in &effects.entries {
-                        let id = EntryId { group: group.id.0, index: entry.index(), term: entry.term() };
-                        driver.append(id, &entry.log_parts())?;
+                        let (index, term) = (entry.index(), entry.term());
+                        let id = EntryId { group: group.id.0, index, term };
+                        let position = driver.append(id, &entry.log_parts())?;
+                        group.state.borrow_mut().positions.insert(index, position);
                     }
-                    if let Some(state) = effects.state {
-                        driver.set_state(group.id.0, state.into())?;
+                    if let Some(consensus::GroupState { term, vote, commit }) = effects.state {
+                        driver.set_state(group.id.0, GroupState { term, vote, commit })?;
                         // A vote or a term is a promise to others.
                         sync |= effects.entries.is_empty();
                     }
@@ -657,7 +665,7 @@ impl<P: Program> StoreHost<P> {
     ) -> Result<(), Error> {
         for entry in entries {
             let (index, term) = (entry.index(), entry.term());
-            let position = driver.position(group.id.0, index).ok_or_else(|| {
+            let position = group.state.borrow_mut().positions.remove(&index).ok_or_else(|| {
                 Error::Stopped(format!("shard {}: entry {index} is not in the log", group.id))
             })?;
             let malformed = |e: atoll_encoding::Malformed| {
@@ -671,13 +679,13 @@ impl<P: Program> StoreHost<P> {
                     split = payload.split;
                 }
                 EntryKind::Empty => {
-                    driver.apply(group.id.0, index, position, Writes::new().bytes()).await?;
+                    driver.apply(group.id.0, index, position, &[]).await?;
                 }
                 EntryKind::Change => {
                     group.consensus.borrow_mut().apply_change(&entry).map_err(|e| {
                         Error::Stopped(format!("shard {}: {e}", group.id))
                     })?;
-                    driver.apply(group.id.0, index, position, Writes::new().bytes()).await?;
+                    driver.apply(group.id.0, index, position, &[]).await?;
                 }
             }
             group.consensus.borrow_mut().applied(index);
@@ -758,6 +766,11 @@ impl<P: Program> StoreHost<P> {
         }
         for job in unlocked {
             self.again(core, group, job);
+        }
+        let mut state = group.state.borrow_mut();
+        if state.splitting.is_some() {
+            // It waits for a moment without entries in flight: this may be it.
+            self.list(group, &mut state);
         }
     }
 
@@ -854,12 +867,12 @@ impl<P: Program> StoreHost<P> {
             state.splitting.take()
         };
         core.split_done(self.index, &left, &right);
-        if let Some(leader) = group.state.borrow_mut().leader.take() {
-            // The halves start anew from the applied state; nothing was under way.
-            drop(leader);
-        }
-        let leader = self.lead(core, left).await?;
-        {
+        // The halves start anew from the applied state; nothing was under way. (While the log of an
+        // earlier process is replayed there is no leader yet.)
+        let before = group.state.borrow_mut().leader.take();
+        if let Some(before) = before {
+            let mut leader = self.lead(core, left).await?;
+            leader.resume_at(before.open_entry());
             let mut state = group.state.borrow_mut();
             state.leader = Some(leader);
             state.frozen = false;
@@ -928,14 +941,15 @@ async fn read_tree(tree: &Tree, request: &Request) -> Result<Response, Error> {
             let (mut start, mut end) = (Vec::new(), Vec::new());
             tree::data(&mut start, &span.start);
             tree::data(&mut end, &span.end);
-            let mut cursor = tree.scan_versions_directed(&start, &end, at.0, *reverse);
+            let direction = if *reverse { Direction::Backward } else { Direction::Forward };
+            let mut cursor = tree.scan_versions(&start, &end, at.0, direction);
             let mut rows = Vec::new();
             let mut more = None;
-            while let Some(entry) = cursor.next().await? {
-                let key = entry.key[1..].to_vec();
-                if let Some(value) = &entry.value {
+            while let Some(row) = cursor.next().await? {
+                let key = row.key()[1..].to_vec();
+                if let Some(value) = row.value().await? {
                     let version =
-                        Version { ts: Timestamp(entry.stamp), value: Some(value.to_vec()) };
+                        Version { ts: Timestamp(row.stamp()), value: Some(value.to_vec()) };
                     rows.push((key.clone(), version));
                 }
                 if rows.len() >= *limit {
@@ -958,22 +972,32 @@ async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
     for area in [Area::Intent, Area::Record, Area::Fence] {
         // All keyspaces of the area in key order; those of other shards are passed by.
         let (start, end) = ([area as u8], [area as u8 + 1]);
-        let mut cursor = tree.scan(&start, &end);
-        while let Some(entry) = cursor.next().await? {
-            let key = TreeKey::decode(&entry.key).map_err(|e| broken(&entry.key, e))?;
+        let mut cursor = tree.scan(&start, &end, Direction::Forward);
+        while let Some(row) = cursor.next().await? {
+            let key = TreeKey::decode(row.key()).map_err(|e| broken(row.key(), e))?;
+            let mine = match &key {
+                TreeKey::Intent(key) => descriptor.contains(key),
+                TreeKey::Record { primary, .. } => descriptor.contains(primary),
+                TreeKey::Fence { key, .. } => descriptor.contains(key),
+                _ => false,
+            };
+            if !mine {
+                continue;
+            }
+            let Some(value) = row.value().await? else { continue };
+            let broken = |e| broken(row.key(), e);
             match key {
-                TreeKey::Intent(key) if descriptor.contains(key) => {
-                    let intent = Intent::decode(&entry.value).map_err(|e| broken(key, e))?;
+                TreeKey::Intent(key) => {
+                    let intent = Intent::decode(&value).map_err(broken)?;
                     loaded.intents.push((key.to_vec(), intent));
                 }
-                TreeKey::Record { primary, txn } if descriptor.contains(&primary) => {
-                    let record =
-                        TxnRecord::decode(&entry.value).map_err(|e| broken(&primary, e))?;
+                TreeKey::Record { primary, txn } => {
+                    let record = TxnRecord::decode(&value).map_err(broken)?;
                     let written = Timestamp::commit_at(record.written);
                     loaded.records.push((txn, primary, record.state, written));
                 }
-                TreeKey::Fence { key, txn } if descriptor.contains(&key) => {
-                    let fence = Fence::decode(&entry.value).map_err(|e| broken(&key, e))?;
+                TreeKey::Fence { key, txn } => {
+                    let fence = Fence::decode(&value).map_err(broken)?;
                     loaded.fences.push((key, txn, fence.start));
                 }
                 _ => {}
@@ -984,12 +1008,13 @@ async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
     tree::shard(&mut start, descriptor.id.0, b"");
     let mut end = Vec::new();
     tree::shard(&mut end, descriptor.id.0 + 1, b"");
-    let mut cursor = tree.scan(&start, &end);
-    while let Some(entry) = cursor.next().await? {
-        if let Ok(TreeKey::Shard { what, .. }) = TreeKey::decode(&entry.key)
+    let mut cursor = tree.scan(&start, &end, Direction::Forward);
+    while let Some(row) = cursor.next().await? {
+        if let Ok(TreeKey::Shard { what, .. }) = TreeKey::decode(row.key())
             && let Some(keyspace) = state::counted(what)
         {
-            let count = entry::decode_count(&entry.value).map_err(|e| broken(&entry.key, e))?;
+            let Some(value) = row.value().await? else { continue };
+            let count = entry::decode_count(&value).map_err(|e| broken(row.key(), e))?;
             loaded.counts.insert(keyspace, count);
         }
     }
@@ -1013,18 +1038,21 @@ pub(crate) async fn open_group<P: Program>(
         first: applied + 1,
         ..consensus::Stored::default()
     };
+    let mut positions = BTreeMap::new();
     if let Some(summary) = summary {
-        stored.state = summary.state.into();
-        stored.first = summary.first.max(1);
+        let GroupState { term, vote, commit } = summary.state;
+        stored.state = consensus::GroupState { term, vote, commit };
         let next = summary.next;
-        if let Some(term) = driver.term(id, applied) {
+        if applied > 0 {
+            let term = driver.term(id, applied).ok_or_else(|| {
+                Error::Stopped(format!("shard {id}: the term of entry {applied} is not known"))
+            })?;
             stored.terms.push((applied, term));
-        } else if applied > 0 {
-            stored.terms.push((applied, summary.state.term));
         }
         if next > applied + 1 {
             for entry in driver.entries(id, applied + 1..next).await? {
                 let (index, term) = (entry.id.index, entry.id.term);
+                positions.insert(index, entry.position);
                 let broken = |e: atoll_encoding::Malformed| {
                     Error::Stopped(format!("shard {id}: entry {index} does not decode: {e}"))
                 };
@@ -1043,7 +1071,7 @@ pub(crate) async fn open_group<P: Program>(
     let group = Group {
         id: descriptor.id,
         consensus: RefCell::new(consensus),
-        state: RefCell::new(State::new(descriptor, applied)),
+        state: RefCell::new(State { positions, ..State::new(descriptor, applied) }),
     };
     Ok((group, bound))
 }

@@ -235,6 +235,13 @@ impl Leader {
         }
     }
 
+    /// Goes on with the numbers of a leadership whose state was made anew: everything before entry
+    /// `seq` is applied, or never was proposed.
+    pub fn resume_at(&mut self, seq: EntrySeq) {
+        self.seq = seq;
+        self.applied = seq - 1;
+    }
+
     // ---- what the owner asks ----
 
     /// Returns which part of the keys it is.

@@ -30,6 +30,23 @@ impl Tasks for OsTasks {
             std::mem::forget(guard);
         });
     }
+
+    #[expect(clippy::disallowed_methods, reason = "tmp")]
+    fn spawn_core(
+        &self,
+        _index: usize,
+        name: &'static str,
+        _pin: Option<usize>,
+        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
+    ) {
+        std::thread::spawn(move || {
+            let guard = AbortOnPanic { name };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move { make().await });
+            std::mem::forget(guard);
+        });
+    }
 }
 
 /// tokio keeps a panic for whoever joins the task, and nobody does.

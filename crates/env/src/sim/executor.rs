@@ -258,6 +258,16 @@ impl crate::task::Tasks for Handle {
             None => panic!("spawn_local('{name}') was called outside of Sim::block_on"),
         });
     }
+
+    fn spawn_core(
+        &self,
+        _index: usize,
+        name: &'static str,
+        _pin: Option<usize>,
+        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
+    ) {
+        self.spawn_local(name, make());
+    }
 }
 
 struct TaskWaker {
