@@ -6,8 +6,7 @@
 //! ```
 //!
 //! One record per key. A string's payload is its bytes; a string kept in fragments has a
-//! generation, and its payload is its length (see [`crate::text`]). The page
-//! `docs/formats/object.md` is the format in full.
+//! generation, and its payload is its length. `docs/formats/object.md` is the format in full.
 //!
 //! Layout 1 is that of version 0.1.0, `| 1 | bytes of a string ... |`, the deadline kept by the
 //! store: it is read as a string that was created at no known time, and becomes layout 2 when it

@@ -2,9 +2,9 @@
 //!
 //! Two seams. A [`Tx`] reads, writes and removes keys as of one consistent moment; every command
 //! on named keys is a pure function on one (see [`crate::data`]). [`Keyspaces`] are the databases
-//! as wholes: iteration, counts, flushing. Both are implemented by the executor's turn
-//! ([`crate::turn`]); a shard that evaluates commands over its pending state, and a transaction
-//! over many shards, implement the same traits.
+//! as wholes: iteration, counts, flushing. Both are implemented by the executor's turn; a shard that
+//! evaluates commands over its pending state, and a transaction over many shards, implement the
+//! same traits.
 //!
 //! # What a command promises a transaction
 //! - It names every key it touches in its row of the table ([`crate::table`]): a router finds the
@@ -83,8 +83,8 @@ pub trait Tx {
     /// Returns what is known about a live key beyond its record.
     fn facts(&mut self, db: usize, key: &[u8]) -> Facts;
 
-    /// Hears that a command read a key (`touched`), or looked for one that is not there: for the
-    /// statistics and the time of the last read. Commands that only write do not tell.
+    /// Hears that a command read a key, or looked for one that is not there: for the statistics and
+    /// the time of the last read. Commands that only write do not tell.
     fn looked_up(&mut self, db: usize, key: &[u8], looked: Looked);
 }
 

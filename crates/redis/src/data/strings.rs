@@ -105,15 +105,15 @@ impl<T: Tx> Data<'_, T> {
 
     pub async fn mset(&mut self) -> Outcome {
         // All are checked and claimed before the first is written: it takes effect wholly or not.
-        for pair in self.pairs()?.step_by(2) {
+        let pairs = self.pairs()?;
+        let mut metas = Vec::with_capacity(pairs.len() / 2);
+        for pair in pairs.clone().step_by(2) {
             let (key, value) = (self.key(pair)?, self.arg(pair + 1));
             check_len(value.len())?;
-            self.claim(key).await?;
+            metas.push(self.claim(key).await?);
         }
-        for pair in self.pairs()?.step_by(2) {
-            let key = self.arg(pair);
-            let meta = self.claim(key).await?;
-            self.put(key, &meta, self.arg(pair + 1));
+        for (pair, meta) in pairs.step_by(2).zip(metas) {
+            self.put(self.arg(pair), &meta, self.arg(pair + 1));
         }
         self.reply().ok();
         Ok(())

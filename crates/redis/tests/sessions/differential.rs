@@ -476,9 +476,7 @@ struct Theirs<'r> {
 impl<'r> Theirs<'r> {
     fn new(redis: &'r Redis) -> Theirs<'r> {
         let mut theirs = Theirs { redis, clients: Vec::new() };
-        for word in ["FLUSHALL"] {
-            theirs.ask(&Step { client: 1, args: vec![word.into()] });
-        }
+        theirs.ask(&Step { client: 1, args: vec![b"FLUSHALL".to_vec()] });
         theirs
     }
 

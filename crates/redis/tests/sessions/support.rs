@@ -35,9 +35,13 @@ pub struct MemStore {
 
 #[derive(Default)]
 struct Database {
-    records: BTreeMap<Vec<u8>, (Rc<[u8]>, Option<u64>)>,
+    /// Records and their deadlines, by storage key.
+    records: BTreeMap<Vec<u8>, Planted>,
     subs: BTreeMap<Vec<u8>, Rc<[u8]>>,
 }
+
+/// A record and its deadline.
+type Planted = (Rc<[u8]>, Option<u64>);
 
 impl MemStore {
     /// Returns how many sub-records there are, in all databases.
