@@ -7,7 +7,14 @@ use crate::store::StoreError;
 
 /// An error reply: a code, a space, a sentence. Bytes, because it may quote the client.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct CommandError(pub Cow<'static, [u8]>);
+pub struct CommandError(pub(crate) Cow<'static, [u8]>);
+
+impl CommandError {
+    /// Returns the text, without the `-` and the line end around it.
+    pub fn text(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl fmt::Debug for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -16,7 +23,7 @@ impl fmt::Debug for CommandError {
 }
 
 /// The result of a command: its reply is written, or this is its reply.
-pub(crate) type Outcome<T = ()> = Result<T, CommandError>;
+pub type Outcome<T = ()> = Result<T, CommandError>;
 
 pub(crate) const SYNTAX: CommandError = fixed("ERR syntax error");
 pub(crate) const NOT_AN_INTEGER: CommandError =
@@ -37,6 +44,16 @@ pub(crate) const INVALID_CURSOR: CommandError = fixed("ERR invalid cursor");
 pub(crate) const UNKNOWN_KIND: CommandError = fixed(
     "ERR the key holds a type this version does not know; upgrade the server to read it, or DEL it",
 );
+
+pub(crate) const EXEC_ABORT: CommandError =
+    fixed("EXECABORT Transaction discarded because of previous errors.");
+pub(crate) const NO_MULTI: CommandError = fixed("ERR Command not allowed inside a transaction");
+pub(crate) const QUEUE_FULL: CommandError =
+    fixed("ERR the transaction has more than 256 MiB of commands; DISCARD it and send it in parts");
+
+/// For a command that reached the wrong executor: its class in the table is wrong.
+pub(crate) const MISROUTED: CommandError =
+    fixed("ERR this server sent the command to the wrong place; please report it");
 
 /// Makes an error of a constant text.
 pub(crate) const fn fixed(text: &'static str) -> CommandError {

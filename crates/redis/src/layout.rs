@@ -1,20 +1,25 @@
-//! How keys and values lie in a store.
+//! How keys lie in a store.
 //!
 //! ```text
-//!   storage key   [slot u16 big-endian][user key]
-//!   record        [kind u8][payload]                 kind 1 = string, payload = its bytes
+//!   storage key   [slot u16 big-endian][user key]                          -> metadata record
+//!   sub-records   [slot u16][length of the user key u16][user key][generation u64][sub-key]
+//!                 -> bytes; numbers are big-endian
 //! ```
 //!
 //! The slot is Redis Cluster's: CRC-16/XMODEM of the key modulo 16384, or of what lies between the
-//! first `{` and the next `}` if that is not empty. It spreads keys over shards later, and it is
-//! what a SCAN cursor counts in. The kind byte leaves room for the other types and for metadata.
+//! first `{` and the next `}` if that is not empty. It spreads keys over shards, and it is what a
+//! SCAN cursor counts in. Sub-records lie apart from the records, so that visits of keys do not
+//! meet them; those of one generation are a range. The record is described in
+//! [`object`](crate::object).
 
 /// Number of slots.
 pub const SLOTS: u16 = 16_384;
 /// Longest user key, in bytes: the engine's 64 KiB less what lies around the key.
 pub const MAX_KEY: usize = 65_536 - 64;
-/// The kind byte of a string.
-pub const KIND_STRING: u8 = 1;
+/// Longest string.
+pub const MAX_STRING: usize = 512 << 20;
+/// Longest string in one record: the engine's longest value less what lies around the string.
+pub const MAX_WHOLE: usize = MAX_STRING - 64;
 
 /// Returns the slot of a key.
 pub fn slot(key: &[u8]) -> u16 {
@@ -33,12 +38,31 @@ pub fn user_key(storage_key: &[u8]) -> &[u8] {
     storage_key.get(2..).unwrap_or(&[])
 }
 
-/// Returns a string's record.
-pub fn string_record(value: &[u8]) -> Vec<u8> {
-    let mut record = Vec::with_capacity(1 + value.len());
-    record.push(KIND_STRING);
-    record.extend_from_slice(value);
-    record
+/// Makes the storage key of a sub-record of the key with this storage key. With an empty sub-key
+/// it is what all those of the generation start with, and nothing else does.
+pub fn sub_key(storage_key: &[u8], generation: u64, sub_key: &[u8]) -> Vec<u8> {
+    let (slot, user_key) = storage_key.split_at(storage_key.len().min(2));
+    let mut key = Vec::with_capacity(storage_key.len() + 2 + 8 + sub_key.len());
+    key.extend_from_slice(slot);
+    // Keys are shorter than 2^16 bytes.
+    key.extend_from_slice(&(user_key.len() as u16).to_be_bytes());
+    key.extend_from_slice(user_key);
+    key.extend_from_slice(&generation.to_be_bytes());
+    key.extend_from_slice(sub_key);
+    key
+}
+
+/// Returns the end of the range of keys that start with a prefix that [`sub_key`] made: generations
+/// stay below the highest number, so that there is one.
+pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    for byte in end.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            break;
+        }
+    }
+    end
 }
 
 /// Returns what of a key is hashed, if it has a tag.

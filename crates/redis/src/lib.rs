@@ -1,11 +1,18 @@
 //! The Redis surface: sessions and commands, without sockets and without a storage engine.
 //!
 //! ```text
-//!   bytes of each client --> Session --> Request --> command table --> Call --+
-//!                                                                             |  reads and stages
-//!   bytes to each client <-- Session <-- replies, once the turn is committed  v
-//!                                                     Executor = Writes of the turn over a Store
+//!   bytes of each client --> Session --> Request --> command table --+--> the session's own
+//!                                                                    |
+//!                       named keys: a pure function on a Tx  <-------+
+//!                       whole databases: a function on Keyspaces <---+
+//!                                          |  read and stage
+//!                                          v
+//!   bytes to each client <-- replies <-- Turn = Writes over a Store, committed at its end
 //! ```
+//!
+//! **Three classes of commands** ([`table::Class`]). Session commands need a connection and the
+//! server around it. Data commands ([`data`]) are pure functions on a transaction ([`tx::Tx`]) that
+//! run wherever the keys are. Keyspace commands concern whole databases ([`tx::Keyspaces`]).
 //!
 //! **A turn.** The owner hands the bytes of all clients that have some to one [`Executor`], which
 //! executes their commands one after the other. Writes are staged in memory, in [`Writes`]; reads
@@ -27,23 +34,33 @@
 //! simulated sockets), nor what lies under the [`Store`]. Golden scripts of every command are in
 //! `tests/scripts`.
 
-mod call;
 mod commands;
 pub mod config;
 mod cursors;
+pub mod data;
+mod decimal;
 mod error;
 mod executor;
 pub mod glob;
+mod keyspace;
 pub mod layout;
+pub mod object;
+mod server;
 mod session;
 pub mod stats;
 pub mod store;
 pub mod table;
+mod text;
+mod turn;
+pub mod tx;
+mod unit;
 mod writes;
 
 pub use config::Config;
-pub use executor::{Commit, Executor, Identity, Progress, Request};
+pub use error::{CommandError, Outcome};
+pub use executor::{Commit, Executor, Progress, Request};
+pub use server::Identity;
 pub use session::{ClientId, MAX_OUTPUT};
 pub use stats::Stats;
 pub use store::{Durability, Record, Store, StoreError};
-pub use writes::{Changes, Staged, Writes};
+pub use writes::{Changes, Numbering, Staged, Writes};

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use atoll_env::Instant;
 use atoll_resp::{Limits, Protocol, ReplyWriter, RequestParser};
 
+use crate::unit::{Queue, Watched};
+
 /// Identity of a connection, never used twice in a process; `CLIENT ID`.
 pub type ClientId = u64;
 
@@ -33,6 +35,10 @@ pub(crate) struct Session {
     pub replies: Replies,
     pub no_evict: bool,
     pub no_touch: bool,
+    /// The commands queued since MULTI, if it was executed.
+    pub queue: Option<Queue>,
+    /// The keys watched since the last EXEC.
+    pub watched: Vec<Watched>,
     /// Bytes received; those before `consumed` are executed.
     pub input: Vec<u8>,
     pub consumed: usize,
@@ -72,6 +78,8 @@ impl Session {
             replies: Replies::On,
             no_evict: false,
             no_touch: false,
+            queue: None,
+            watched: Vec::new(),
             input: Vec::new(),
             consumed: 0,
             parser: RequestParser::new(),
@@ -110,7 +118,7 @@ impl Session {
     }
 
     /// Returns to the state of a fresh connection, as RESET does; the caller decides about
-    /// authentication.
+    /// authentication, and has stopped to watch keys.
     pub fn reset(&mut self) {
         self.db = 0;
         self.protocol = Protocol::Resp2;
@@ -118,11 +126,15 @@ impl Session {
         self.replies = Replies::On;
         self.no_evict = false;
         self.no_touch = false;
+        self.queue = None;
     }
 
     /// Returns the client's line of CLIENT LIST.
     pub fn describe(&self, now: Instant) -> Vec<u8> {
         let mut flags = String::new();
+        if self.queue.is_some() {
+            flags.push('x');
+        }
         if self.closing {
             flags.push('c');
         }
@@ -142,11 +154,14 @@ impl Session {
         let idle = now.since(self.active).as_secs();
         line.extend_from_slice(
             format!(
-                " age={age} idle={idle} flags={flags} db={} sub=0 psub=0 ssub=0 multi=-1 watch=0 \
-                 qbuf={} argv-mem=0 multi-mem=0 obl={} oll=0 omem={} tot-mem={} \
+                " age={age} idle={idle} flags={flags} db={} sub=0 psub=0 ssub=0 multi={} watch={} \
+                 qbuf={} argv-mem=0 multi-mem={} obl={} oll=0 omem={} tot-mem={} \
                  events=r cmd={} user=default redir=-1 resp={} lib-name=",
                 self.db,
+                self.queue.as_ref().map_or(-1, |queue| queue.commands.len() as i64),
+                self.watched.len(),
                 self.pending(),
+                self.queue.as_ref().map_or(0, |queue| queue.bytes),
                 self.output.len(),
                 self.output.len(),
                 self.pending() + self.output.len(),

@@ -1,15 +1,17 @@
 //! The seam to storage: what commands ask of it.
 //!
-//! Sixteen ordered byte maps, a point read with deadline, an ordered visit, one atomic commit.
+//! Sixteen ordered byte maps of records, each with a map of sub-records beside it, a point read with
+//! deadline, an ordered visit, one atomic commit. Which number clients know a map by is stored too.
 //! Reads are asynchronous (they may go to disk) and see committed data only; what the turn staged
-//! lies above, in [`Writes`]. Expiry is the caller's business: a store returns
-//! records with their deadlines, due or not, and may drop due ones whenever it likes.
+//! lies above, in [`Writes`]. Expiry is the caller's business: a store returns records with their
+//! deadlines, due or not, and may drop due ones whenever it likes, except those that have
+//! sub-records.
 
 use std::fmt;
 use std::future::Future;
 use std::ops::{Bound, ControlFlow, Deref};
 
-use crate::writes::Writes;
+use crate::writes::{Numbering, Writes};
 
 /// Number of databases, `SELECT 0` to `SELECT 15`.
 pub const DATABASES: usize = 16;
@@ -17,9 +19,10 @@ pub const DATABASES: usize = 16;
 /// A stored record.
 #[derive(Clone, Debug)]
 pub struct Record<V> {
-    /// The record's bytes (see [`layout`](crate::layout)).
+    /// The record's bytes (see [`object`](crate::object)).
     pub value: V,
-    /// When it expires, in milliseconds of the Unix epoch; `None` is never.
+    /// The deadline the store kept beside them, if any, in milliseconds of the Unix epoch. The
+    /// record's own counts; this one is for records of the layout that had none.
     pub deadline_ms: Option<u64>,
 }
 
@@ -70,7 +73,8 @@ impl std::error::Error for StoreError {}
 /// Sees a record's key and deadline; says whether to go on.
 pub type Visitor<'a> = &'a mut dyn FnMut(&[u8], Option<u64>) -> ControlFlow<()>;
 
-/// Storage of the sixteen databases. `db` is below [`DATABASES`] in every call.
+/// Storage of the sixteen databases. `db` is below [`DATABASES`] in every call, and a number of the
+/// store, not of a client.
 pub trait Store {
     /// Bytes read: cheap to clone, valid for as long as they are held.
     type Value: Deref<Target = [u8]> + Clone;
@@ -81,6 +85,20 @@ pub trait Store {
         db: usize,
         key: &[u8],
     ) -> impl Future<Output = Result<Option<Record<Self::Value>>, StoreError>>;
+
+    /// Reads a sub-record.
+    fn get_sub(
+        &self,
+        db: usize,
+        key: &[u8],
+    ) -> impl Future<Output = Result<Option<Self::Value>, StoreError>>;
+
+    /// Returns whether a database may have sub-records. If not, writes need not look for some that
+    /// they would leave behind.
+    fn has_subs(&self, db: usize) -> bool;
+
+    /// Returns the numbering of the databases as it is committed.
+    fn numbering(&self) -> Numbering;
 
     /// Visits records in key order from `from` on, until the end or until the visitor breaks.
     fn visit(

@@ -1,11 +1,11 @@
 //! The command table: everything that is known about a command, once, as data.
 //!
-//! The executor checks arity and authentication from it, COMMAND and its subcommands answer from
-//! it, statistics are indexed by it. A row reads
+//! Arity and authentication are checked from it, a router sends a command where its class and its
+//! keys say, COMMAND and its subcommands answer from it, statistics are indexed by it. A row reads
 //!
 //! ```text
-//!   Id: "name", arity, flags, Keys, ACL categories beyond the implied ones, group, since,
-//!       complexity, summary;
+//!   Id: "name", Class, arity, flags, [Keys], [ACL categories beyond the implied ones], group,
+//!       since, complexity, summary;
 //! ```
 //!
 //! Arity counts the name; a negative one is a minimum. The implied ACL categories are Redis's:
@@ -13,20 +13,23 @@
 //! named `container|subcommand` that follow their container.
 
 use atoll_encoding::hash::HashMap;
+use atoll_resp::Request;
 
 /// A row of the table.
 #[derive(Debug)]
 pub struct Command {
-    /// What the executor dispatches on; also the row's index.
+    /// What is dispatched on; also the row's index.
     pub id: Id,
     /// Full name in lower case, `config|get` for a subcommand.
     pub name: &'static str,
+    /// Who executes it.
+    pub class: Class,
     /// Number of arguments, name (and subcommand) included; negative for a minimum.
     pub arity: i32,
     /// What the command does and when it may run.
     pub flags: Flags,
-    /// Where its keys are.
-    pub keys: Keys,
+    /// Where its keys are; one entry for each use of keys. Empty for commands without keys.
+    pub keys: &'static [Keys],
     /// ACL categories beyond the implied ones.
     pub categories: &'static [&'static str],
     /// Group of the documentation.
@@ -39,10 +42,22 @@ pub struct Command {
     pub summary: &'static str,
 }
 
-/// Where keys are among the arguments.
+/// Who executes a command, and on what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The session, on its own state and the server's.
+    Session,
+    /// Whoever has the keys: a pure function on a transaction over exactly the keys that
+    /// [`Command::key_indexes`] names.
+    Data,
+    /// Whoever has the databases as a whole: every shard takes part.
+    Keyspace,
+}
+
+/// A use of keys: where they are among the arguments, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keys {
-    /// Index of the first key, 0 for none.
+    /// Index of the first key.
     pub first: i32,
     /// Index of the last key; -1 is the last argument.
     pub last: i32,
@@ -50,10 +65,11 @@ pub struct Keys {
     pub step: i32,
     /// How the keys are used, in Redis's words and their case.
     pub access: &'static [&'static str],
+    /// Whether the arguments decide how the keys are used, see [`Command::access`].
+    pub varying: bool,
 }
 
-const NO_KEYS: Keys = Keys { first: 0, last: 0, step: 0, access: &[] };
-const READ: Keys = Keys { first: 1, last: 1, step: 1, access: &["RO", "access"] };
+const READ: Keys = Keys { first: 1, last: 1, step: 1, access: &["RO", "access"], varying: false };
 const READ_ALL: Keys = Keys { last: -1, ..READ };
 const PROBE: Keys = Keys { access: &["RO"], ..READ };
 const PROBE_ALL: Keys = Keys { last: -1, ..PROBE };
@@ -63,8 +79,21 @@ const INSERT: Keys = Keys { access: &["RW", "insert"], ..READ };
 const INSERT_ONLY: Keys = Keys { access: &["OW", "insert"], ..READ };
 const OVERWRITE: Keys = Keys { access: &["OW", "update"], ..READ };
 const OVERWRITE_PAIRS: Keys = Keys { last: -1, step: 2, ..OVERWRITE };
+const INSERT_ONLY_PAIRS: Keys = Keys { last: -1, step: 2, ..INSERT_ONLY };
 const REMOVE: Keys = Keys { access: &["RW", "access", "delete"], ..READ };
 const REMOVE_ALL: Keys = Keys { last: -1, access: &["RM", "delete"], ..READ };
+
+impl Keys {
+    /// The one key is at this index.
+    const fn at(self, index: i32) -> Keys {
+        Keys { first: index, last: index, ..self }
+    }
+
+    /// The arguments decide about the use.
+    const fn varying(self) -> Keys {
+        Keys { varying: true, ..self }
+    }
+}
 
 /// A set of command flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +118,8 @@ flags! {
     FAST 7 "fast";
     NO_AUTH 8 "no_auth";
     ALLOW_BUSY 9 "allow_busy";
+    SKIP_SLOWLOG 10 "skip_slowlog";
+    NO_MULTI 11 "no_multi";
 }
 
 const NONE: Flags = Flags(0);
@@ -114,6 +145,21 @@ impl Flags {
         self.has(NO_AUTH)
     }
 
+    /// Returns whether the command is refused between MULTI and EXEC.
+    pub fn no_multi(self) -> bool {
+        self.has(NO_MULTI)
+    }
+
+    /// Returns whether the command may change keys.
+    pub fn is_write(self) -> bool {
+        self.has(WRITE)
+    }
+
+    /// Returns whether the command reads keys and changes none.
+    pub fn is_readonly(self) -> bool {
+        self.has(READONLY)
+    }
+
     /// Returns the flags' names in Redis's order.
     pub fn names(self) -> impl Iterator<Item = &'static str> + Clone {
         FLAGS.iter().filter(move |(flag, _)| self.has(*flag)).map(|(_, name)| *name)
@@ -121,8 +167,9 @@ impl Flags {
 }
 
 macro_rules! commands {
-    ($($id:ident: $name:literal, $arity:literal, $flags:expr, $keys:expr, [$($category:literal)*],
-       $group:literal, $since:literal, $complexity:literal, $summary:literal;)*) => {
+    ($($id:ident: $name:literal, $class:ident, $arity:literal, $flags:expr, [$($keys:expr),*],
+       [$($category:literal)*], $group:literal, $since:literal, $complexity:literal,
+       $summary:literal;)*) => {
         /// Names a command; the number is its row.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[expect(missing_docs, reason = "the names are the commands' names")]
@@ -132,9 +179,10 @@ macro_rules! commands {
         pub static COMMANDS: &[Command] = &[$(Command {
             id: Id::$id,
             name: $name,
+            class: Class::$class,
             arity: $arity,
             flags: $flags,
-            keys: $keys,
+            keys: &[$($keys),*],
             categories: &[$($category),*],
             group: $group,
             since: $since,
@@ -145,158 +193,277 @@ macro_rules! commands {
 }
 
 commands! {
-    Append: "append", 3, GROW, INSERT, ["string"], "string", "2.0.0",
+    Append: "append", Data, 3, GROW, [INSERT], ["string"], "string", "2.0.0",
         "O(1) for short values, O(N) in the value's length otherwise",
         "Appends a string to the value of a key. Creates the key if it doesn't exist.";
-    Auth: "auth", -2, GREETING, NO_KEYS, ["connection"], "connection", "1.0.0",
+    Auth: "auth", Session, -2, GREETING, [], ["connection"], "connection", "1.0.0",
         "O(1)", "Authenticates the connection.";
-    Client: "client", -2, NONE, NO_KEYS, [], "connection", "2.4.0",
+    Bitcount: "bitcount", Data, -2, READONLY, [READ], ["bitmap"], "bitmap", "2.6.0",
+        "O(N)",
+        "Count set bits in a string.";
+    Bitfield: "bitfield", Data, -2, WRITE.with(DENYOOM), [UPDATE_READ.varying()], ["bitmap"], "bitmap", "3.2.0",
+        "O(1) for each subcommand specified",
+        "Perform arbitrary bitfield integer operations on strings.";
+    BitfieldRo: "bitfield_ro", Data, -2, LOOK, [READ], ["bitmap"], "bitmap", "6.0.0",
+        "O(1) for each subcommand specified",
+        "Perform arbitrary bitfield integer operations on strings. Read-only variant of BITFIELD.";
+    Bitop: "bitop", Data, -4, WRITE.with(DENYOOM), [OVERWRITE.at(2), Keys { first: 3, last: -1, step: 1, ..READ }], ["bitmap"], "bitmap", "2.6.0",
+        "O(N)",
+        "Perform bitwise operations between strings.";
+    Bitpos: "bitpos", Data, -3, READONLY, [READ], ["bitmap"], "bitmap", "2.8.7",
+        "O(N)",
+        "Find first bit set or clear in a string.";
+    Client: "client", Session, -2, NONE, [], [], "connection", "2.4.0",
         "Depends on subcommand.", "A container for client connection commands.";
-    ClientGetname: "client|getname", 2, SESSION, NO_KEYS, ["connection"], "connection", "2.6.9",
+    ClientGetname: "client|getname", Session, 2, SESSION, [], ["connection"], "connection", "2.6.9",
         "O(1)", "Returns the name of the connection.";
-    ClientHelp: "client|help", 2, ALWAYS, NO_KEYS, ["connection"], "connection", "5.0.0",
+    ClientHelp: "client|help", Session, 2, ALWAYS, [], ["connection"], "connection", "5.0.0",
         "O(1)", "Returns helpful text about the different subcommands.";
-    ClientId: "client|id", 2, SESSION, NO_KEYS, ["connection"], "connection", "5.0.0",
+    ClientId: "client|id", Session, 2, SESSION, [], ["connection"], "connection", "5.0.0",
         "O(1)", "Returns the unique client ID of the connection.";
-    ClientInfo: "client|info", 2, SESSION, NO_KEYS, ["connection"], "connection", "6.2.0",
+    ClientInfo: "client|info", Session, 2, SESSION, [], ["connection"], "connection", "6.2.0",
         "O(1)", "Returns information about the connection.";
-    ClientKill: "client|kill", -3, OPERATOR, NO_KEYS, ["connection"], "connection", "2.4.0",
+    ClientKill: "client|kill", Session, -3, OPERATOR, [], ["connection"], "connection", "2.4.0",
         "O(N) where N is the number of client connections", "Terminates open connections.";
-    ClientList: "client|list", -2, OPERATOR, NO_KEYS, ["connection"], "connection", "2.4.0",
+    ClientList: "client|list", Session, -2, OPERATOR, [], ["connection"], "connection", "2.4.0",
         "O(N) where N is the number of client connections", "Lists open connections.";
-    ClientNoEvict: "client|no-evict", 3, OPERATOR, NO_KEYS, ["connection"], "connection", "7.0.0",
+    ClientNoEvict: "client|no-evict", Session, 3, OPERATOR, [], ["connection"], "connection", "7.0.0",
         "O(1)", "Sets the client eviction mode of the connection.";
-    ClientNoTouch: "client|no-touch", 3, SESSION, NO_KEYS, ["connection"], "connection", "7.2.0",
+    ClientNoTouch: "client|no-touch", Session, 3, SESSION, [], ["connection"], "connection", "7.2.0",
         "O(1)", "Controls whether commands sent by the client affect the LRU/LFU of accessed keys.";
-    ClientReply: "client|reply", 3, SESSION, NO_KEYS, ["connection"], "connection", "3.2.0",
+    ClientReply: "client|reply", Session, 3, SESSION, [], ["connection"], "connection", "3.2.0",
         "O(1)", "Instructs the server whether to reply to commands.";
-    ClientSetinfo: "client|setinfo", 4, SESSION, NO_KEYS, ["connection"], "connection", "7.2.0",
+    ClientSetinfo: "client|setinfo", Session, 4, SESSION, [], ["connection"], "connection", "7.2.0",
         "O(1)", "Sets information specific to the client or connection.";
-    ClientSetname: "client|setname", 3, SESSION, NO_KEYS, ["connection"], "connection", "2.6.9",
+    ClientSetname: "client|setname", Session, 3, SESSION, [], ["connection"], "connection", "2.6.9",
         "O(1)", "Sets the connection name.";
-    Command: "command", -1, ALWAYS, NO_KEYS, ["connection"], "server", "2.8.13",
+    Command: "command", Session, -1, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(N) where N is the total number of commands",
         "Returns detailed information about all commands.";
-    CommandCount: "command|count", 2, ALWAYS, NO_KEYS, ["connection"], "server", "2.8.13",
+    CommandCount: "command|count", Session, 2, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(1)", "Returns a count of commands.";
-    CommandDocs: "command|docs", -2, ALWAYS, NO_KEYS, ["connection"], "server", "7.0.0",
+    CommandDocs: "command|docs", Session, -2, ALWAYS, [], ["connection"], "server", "7.0.0",
         "O(N) where N is the number of commands to look up",
         "Returns documentary information about one, multiple or all commands.";
-    CommandGetkeys: "command|getkeys", -3, ALWAYS, NO_KEYS, ["connection"], "server", "2.8.13",
+    CommandGetkeys: "command|getkeys", Session, -3, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(N) where N is the number of arguments to the command",
         "Extracts the key names from an arbitrary command.";
-    CommandHelp: "command|help", 2, ALWAYS, NO_KEYS, ["connection"], "server", "5.0.0",
+    CommandHelp: "command|help", Session, 2, ALWAYS, [], ["connection"], "server", "5.0.0",
         "O(1)", "Returns helpful text about the different subcommands.";
-    CommandInfo: "command|info", -2, ALWAYS, NO_KEYS, ["connection"], "server", "2.8.13",
+    CommandInfo: "command|info", Session, -2, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(N) where N is the number of commands to look up",
         "Returns information about one, multiple or all commands.";
-    CommandList: "command|list", -2, ALWAYS, NO_KEYS, ["connection"], "server", "7.0.0",
+    CommandList: "command|list", Session, -2, ALWAYS, [], ["connection"], "server", "7.0.0",
         "O(N) where N is the total number of commands", "Returns a list of command names.";
-    Config: "config", -2, NONE, NO_KEYS, [], "server", "2.0.0",
+    Config: "config", Session, -2, NONE, [], [], "server", "2.0.0",
         "Depends on subcommand.", "A container for server configuration commands.";
-    ConfigGet: "config|get", -3, OPERATOR, NO_KEYS, [], "server", "2.0.0",
+    ConfigGet: "config|get", Session, -3, OPERATOR, [], [], "server", "2.0.0",
         "O(N) when N is the number of configuration parameters provided",
         "Returns the effective values of configuration parameters.";
-    ConfigHelp: "config|help", 2, ALWAYS, NO_KEYS, [], "server", "5.0.0",
+    ConfigHelp: "config|help", Session, 2, ALWAYS, [], [], "server", "5.0.0",
         "O(1)", "Returns helpful text about the different subcommands.";
-    ConfigResetstat: "config|resetstat", 2, OPERATOR, NO_KEYS, [], "server", "2.0.0",
+    ConfigResetstat: "config|resetstat", Session, 2, OPERATOR, [], [], "server", "2.0.0",
         "O(1)", "Resets the server's statistics.";
-    ConfigSet: "config|set", -4, OPERATOR, NO_KEYS, [], "server", "2.0.0",
+    ConfigSet: "config|set", Session, -4, OPERATOR, [], [], "server", "2.0.0",
         "O(N) when N is the number of configuration parameters provided",
         "Sets configuration parameters in-flight.";
-    Dbsize: "dbsize", 1, LOOK, NO_KEYS, ["keyspace"], "server", "1.0.0",
+    Copy: "copy", Data, -3, WRITE.with(DENYOOM), [READ, OVERWRITE.at(2)], ["keyspace"], "generic", "6.2.0",
+        "O(N) worst case for collections, where N is the number of nested items. O(1) for string values.",
+        "Copy a key.";
+    Dbsize: "dbsize", Keyspace, 1, LOOK, [], ["keyspace"], "server", "1.0.0",
         "O(N) where N is the number of keys in the database",
         "Returns the number of keys in the database.";
-    Decr: "decr", 2, GROW, UPDATE_READ, ["string"], "string", "1.0.0",
+    Decr: "decr", Data, 2, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
         "O(1)",
         "Decrements the integer value of a key by one. Uses 0 as initial value if the key doesn't \
          exist.";
-    Decrby: "decrby", 3, GROW, UPDATE_READ, ["string"], "string", "1.0.0",
+    Decrby: "decrby", Data, 3, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
         "O(1)",
         "Decrements a number from the integer value of a key. Uses 0 as initial value if the key \
          doesn't exist.";
-    Del: "del", -2, WRITE, REMOVE_ALL, ["keyspace"], "generic", "1.0.0",
+    Del: "del", Data, -2, WRITE, [REMOVE_ALL], ["keyspace"], "generic", "1.0.0",
         "O(N) where N is the number of keys that will be removed.", "Deletes one or more keys.";
-    Echo: "echo", 2, ALWAYS.with(FAST), NO_KEYS, ["connection"], "connection", "1.0.0",
+    Discard: "discard", Session, 1, SESSION.with(FAST).with(ALLOW_BUSY), [], ["transaction"], "transactions", "2.0.0",
+        "O(N), when N is the number of queued commands",
+        "Discard all commands issued after MULTI.";
+    Echo: "echo", Session, 2, ALWAYS.with(FAST), [], ["connection"], "connection", "1.0.0",
         "O(1)", "Returns the given string.";
-    Exists: "exists", -2, LOOK, PROBE_ALL, ["keyspace"], "generic", "1.0.0",
+    Exec: "exec", Session, 1, SESSION.with(SKIP_SLOWLOG), [], ["transaction"], "transactions", "1.2.0",
+        "Depends on commands in the transaction",
+        "Execute all commands issued after MULTI.";
+    Exists: "exists", Data, -2, LOOK, [PROBE_ALL], ["keyspace"], "generic", "1.0.0",
         "O(N) where N is the number of keys to check.",
         "Determines whether one or more keys exist.";
-    Expire: "expire", -3, CHANGE, UPDATE, ["keyspace"], "generic", "1.0.0",
+    Expire: "expire", Data, -3, CHANGE, [UPDATE], ["keyspace"], "generic", "1.0.0",
         "O(1)", "Sets the expiration time of a key in seconds.";
-    Flushall: "flushall", -1, WRITE, NO_KEYS, ["keyspace" "dangerous"], "server", "1.0.0",
+    Expireat: "expireat", Data, -3, CHANGE, [UPDATE], ["keyspace"], "generic", "1.2.0",
+        "O(1)",
+        "Set the expiration for a key as a UNIX timestamp.";
+    Expiretime: "expiretime", Data, 2, LOOK, [READ], ["keyspace"], "generic", "7.0.0",
+        "O(1)",
+        "Get the expiration Unix timestamp for a key.";
+    Flushall: "flushall", Keyspace, -1, WRITE, [], ["keyspace" "dangerous"], "server", "1.0.0",
         "O(1): a range removal per database, reclaimed by compaction",
         "Removes all keys from all databases.";
-    Flushdb: "flushdb", -1, WRITE, NO_KEYS, ["keyspace" "dangerous"], "server", "1.0.0",
+    Flushdb: "flushdb", Keyspace, -1, WRITE, [], ["keyspace" "dangerous"], "server", "1.0.0",
         "O(1): a range removal, reclaimed by compaction",
         "Remove all keys from the current database.";
-    Get: "get", 2, LOOK, READ, ["string"], "string", "1.0.0",
+    Get: "get", Data, 2, LOOK, [READ], ["string"], "string", "1.0.0",
         "O(1)", "Returns the string value of a key.";
-    Getdel: "getdel", 2, CHANGE, REMOVE, ["string"], "string", "6.2.0",
+    Getbit: "getbit", Data, 3, LOOK, [READ], ["bitmap"], "bitmap", "2.2.0",
+        "O(1)",
+        "Returns the bit value at offset in the string value stored at key.";
+    Getdel: "getdel", Data, 2, CHANGE, [REMOVE], ["string"], "string", "6.2.0",
         "O(1)", "Returns the string value of a key after deleting the key.";
-    Getex: "getex", -2, CHANGE, UPDATE_READ, ["string"], "string", "6.2.0",
+    Getex: "getex", Data, -2, CHANGE, [UPDATE_READ], ["string"], "string", "6.2.0",
         "O(1)", "Returns the string value of a key after setting its expiration time.";
-    Hello: "hello", -1, GREETING, NO_KEYS, ["connection"], "connection", "6.0.0",
+    Getrange: "getrange", Data, 4, READONLY, [READ], ["string"], "string", "2.4.0",
+        "O(N) where N is the length of the returned string. The complexity is ultimately determined by the returned length, but because creating a substring from an existing string is very cheap, it can be considered O(1) for small strings.",
+        "Get a substring of the string stored at a key.";
+    Getset: "getset", Data, 3, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
+        "O(1)",
+        "Set the string value of a key and return its old value.";
+    Hello: "hello", Session, -1, GREETING, [], ["connection"], "connection", "6.0.0",
         "O(1)", "Handshakes with the Redis server.";
-    Incr: "incr", 2, GROW, UPDATE_READ, ["string"], "string", "1.0.0",
+    Incr: "incr", Data, 2, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
         "O(1)",
         "Increments the integer value of a key by one. Uses 0 as initial value if the key doesn't \
          exist.";
-    Incrby: "incrby", 3, GROW, UPDATE_READ, ["string"], "string", "1.0.0",
+    Incrby: "incrby", Data, 3, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
         "O(1)",
         "Increments the integer value of a key by a number. Uses 0 as initial value if the key \
          doesn't exist.";
-    Info: "info", -1, ALWAYS, NO_KEYS, ["dangerous"], "server", "1.0.0",
+    Incrbyfloat: "incrbyfloat", Data, 3, GROW, [UPDATE_READ], ["string"], "string", "2.6.0",
+        "O(1)",
+        "Increment the float value of a key by the given amount.";
+    Info: "info", Session, -1, ALWAYS, [], ["dangerous"], "server", "1.0.0",
         "O(1)", "Returns information and statistics about the server.";
-    Keys: "keys", 2, READONLY, NO_KEYS, ["keyspace" "dangerous"], "generic", "1.0.0",
+    Keys: "keys", Keyspace, 2, READONLY, [], ["keyspace" "dangerous"], "generic", "1.0.0",
         "O(N) with N being the number of keys in the database",
         "Returns all key names that match a pattern.";
-    Mget: "mget", -2, LOOK, READ_ALL, ["string"], "string", "1.0.0",
+    Lcs: "lcs", Data, -3, READONLY, [Keys { first: 1, last: 2, ..READ }], ["string"], "string", "7.0.0",
+        "O(N*M) where N and M are the lengths of s1 and s2, respectively",
+        "Find longest common substring.";
+    Memory: "memory", Session, -2, NONE, [], [], "server", "4.0.0",
+        "Depends on subcommand.",
+        "A container for memory diagnostics commands.";
+    MemoryHelp: "memory|help", Session, 2, ALWAYS, [], [], "server", "4.0.0",
+        "O(1)",
+        "Show helpful text about the different subcommands.";
+    MemoryUsage: "memory|usage", Data, -3, READONLY, [PROBE.at(2)], [], "server", "4.0.0",
+        "O(N) where N is the number of samples.",
+        "Estimate the memory usage of a key.";
+    Mget: "mget", Data, -2, LOOK, [READ_ALL], ["string"], "string", "1.0.0",
         "O(N) where N is the number of keys to retrieve.",
         "Atomically returns the string values of one or more keys.";
-    Mset: "mset", -3, WRITE.with(DENYOOM), OVERWRITE_PAIRS, ["string"], "string", "1.0.1",
+    Move: "move", Data, 3, CHANGE, [UPDATE_READ], ["keyspace"], "generic", "1.0.0",
+        "O(1)",
+        "Move a key to another database.";
+    Mset: "mset", Data, -3, WRITE.with(DENYOOM), [OVERWRITE_PAIRS], ["string"], "string", "1.0.1",
         "O(N) where N is the number of keys to set.",
         "Atomically creates or modifies the string values of one or more keys.";
-    Persist: "persist", 2, CHANGE, UPDATE, ["keyspace"], "generic", "2.2.0",
+    Msetnx: "msetnx", Data, -3, WRITE.with(DENYOOM), [INSERT_ONLY_PAIRS], ["string"], "string", "1.0.1",
+        "O(N) where N is the number of keys to set.",
+        "Set multiple keys to multiple values, only if none of the keys exist.";
+    Multi: "multi", Session, 1, SESSION.with(FAST).with(ALLOW_BUSY), [], ["transaction"], "transactions", "1.2.0",
+        "O(1)",
+        "Mark the start of a transaction block.";
+    Object: "object", Session, -2, NONE, [], [], "generic", "2.2.3",
+        "Depends on subcommand.",
+        "A container for object introspection commands.";
+    ObjectEncoding: "object|encoding", Data, 3, READONLY, [PROBE.at(2)], ["keyspace"], "generic", "2.2.3",
+        "O(1)",
+        "Inspect the internal encoding of a Redis object.";
+    ObjectFreq: "object|freq", Data, 3, READONLY, [PROBE.at(2)], ["keyspace"], "generic", "4.0.0",
+        "O(1)",
+        "Get the logarithmic access frequency counter of a Redis object.";
+    ObjectHelp: "object|help", Session, 2, ALWAYS, [], ["keyspace"], "generic", "6.2.0",
+        "O(1)",
+        "Show helpful text about the different subcommands.";
+    ObjectIdletime: "object|idletime", Data, 3, READONLY, [PROBE.at(2)], ["keyspace"], "generic", "2.2.3",
+        "O(1)",
+        "Get the time since a Redis object was last accessed.";
+    ObjectMeta: "object|meta", Data, 3, READONLY, [PROBE.at(2)], ["keyspace"], "generic", "7.0.0",
+        "O(1)",
+        "Shows what is known about a key beside its value: its metadata record.";
+    ObjectRefcount: "object|refcount", Data, 3, READONLY, [PROBE.at(2)], ["keyspace"], "generic", "2.2.3",
+        "O(1)",
+        "Get the number of references to the value of the key.";
+    Persist: "persist", Data, 2, CHANGE, [UPDATE], ["keyspace"], "generic", "2.2.0",
         "O(1)", "Removes the expiration time of a key.";
-    Pexpire: "pexpire", -3, CHANGE, UPDATE, ["keyspace"], "generic", "2.6.0",
+    Pexpire: "pexpire", Data, -3, CHANGE, [UPDATE], ["keyspace"], "generic", "2.6.0",
         "O(1)", "Sets the expiration time of a key in milliseconds.";
-    Ping: "ping", -1, FAST, NO_KEYS, ["connection"], "connection", "1.0.0",
+    Pexpireat: "pexpireat", Data, -3, CHANGE, [UPDATE], ["keyspace"], "generic", "2.6.0",
+        "O(1)",
+        "Set the expiration for a key as a UNIX timestamp specified in milliseconds.";
+    Pexpiretime: "pexpiretime", Data, 2, LOOK, [READ], ["keyspace"], "generic", "7.0.0",
+        "O(1)",
+        "Get the expiration Unix timestamp for a key in milliseconds.";
+    Ping: "ping", Session, -1, FAST, [], ["connection"], "connection", "1.0.0",
         "O(1)", "Returns the server's liveliness response.";
-    Psetex: "psetex", 4, WRITE.with(DENYOOM), OVERWRITE, ["string"], "string", "2.6.0",
+    Psetex: "psetex", Data, 4, WRITE.with(DENYOOM), [OVERWRITE], ["string"], "string", "2.6.0",
         "O(1)",
         "Sets both string value and expiration time in milliseconds of a key. The key is created \
          if it doesn't exist.";
-    Pttl: "pttl", 2, LOOK, READ, ["keyspace"], "generic", "2.6.0",
+    Pttl: "pttl", Data, 2, LOOK, [READ], ["keyspace"], "generic", "2.6.0",
         "O(1)", "Returns the expiration time in milliseconds of a key.";
-    Quit: "quit", -1, GREETING, NO_KEYS, ["connection"], "connection", "1.0.0",
+    Quit: "quit", Session, -1, GREETING, [], ["connection"], "connection", "1.0.0",
         "O(1)", "Closes the connection.";
-    Reset: "reset", 1, GREETING, NO_KEYS, ["connection"], "connection", "6.2.0",
+    Randomkey: "randomkey", Keyspace, 1, READONLY, [], ["keyspace"], "generic", "1.0.0",
+        "O(1)",
+        "Return a random key from the keyspace.";
+    Rename: "rename", Data, 3, WRITE, [REMOVE, OVERWRITE.at(2)], ["keyspace"], "generic", "1.0.0",
+        "O(1)",
+        "Rename a key.";
+    Renamenx: "renamenx", Data, 3, CHANGE, [REMOVE, INSERT_ONLY.at(2)], ["keyspace"], "generic", "1.0.0",
+        "O(1)",
+        "Rename a key, only if the new key does not exist.";
+    Reset: "reset", Session, 1, GREETING, [], ["connection"], "connection", "6.2.0",
         "O(1)", "Resets the connection.";
-    Scan: "scan", -2, READONLY, NO_KEYS, ["keyspace"], "generic", "2.8.0",
+    Scan: "scan", Keyspace, -2, READONLY, [], ["keyspace"], "generic", "2.8.0",
         "O(1) for every call. O(N) for a complete iteration, including enough command calls for \
          the cursor to return back to 0. N is the number of elements inside the collection.",
         "Iterates over the key names in the database.";
-    Select: "select", 2, ALWAYS.with(FAST), NO_KEYS, ["connection"], "connection", "1.0.0",
+    Select: "select", Session, 2, ALWAYS.with(FAST), [], ["connection"], "connection", "1.0.0",
         "O(1)", "Changes the selected database.";
-    Set: "set", -3, WRITE.with(DENYOOM), Keys { access: &["RW", "access", "update"], ..READ },
-        ["string"], "string", "1.0.0",
+    Set: "set", Data, -3, WRITE.with(DENYOOM), [UPDATE_READ.varying()], ["string"], "string", "1.0.0",
         "O(1)",
         "Sets the string value of a key, ignoring its type. The key is created if it doesn't \
          exist.";
-    Setex: "setex", 4, WRITE.with(DENYOOM), OVERWRITE, ["string"], "string", "2.0.0",
+    Setbit: "setbit", Data, 4, WRITE.with(DENYOOM), [UPDATE_READ], ["bitmap"], "bitmap", "2.2.0",
+        "O(1)",
+        "Sets or clears the bit at offset in the string value stored at key.";
+    Setex: "setex", Data, 4, WRITE.with(DENYOOM), [OVERWRITE], ["string"], "string", "2.0.0",
         "O(1)",
         "Sets the string value and expiration time of a key. Creates the key if it doesn't exist.";
-    Setnx: "setnx", 3, GROW, INSERT_ONLY, ["string"], "string", "1.0.0",
+    Setnx: "setnx", Data, 3, GROW, [INSERT_ONLY], ["string"], "string", "1.0.0",
         "O(1)", "Set the string value of a key only when the key doesn't exist.";
-    Strlen: "strlen", 2, LOOK, PROBE, ["string"], "string", "2.2.0",
+    Setrange: "setrange", Data, 4, WRITE.with(DENYOOM), [UPDATE], ["string"], "string", "2.2.0",
+        "O(1), not counting the time taken to copy the new string in place. Usually, this string is very small so the amortized complexity is O(1). Otherwise, complexity is O(M) with M being the length of the value argument.",
+        "Overwrite part of a string at key starting at the specified offset.";
+    Strlen: "strlen", Data, 2, LOOK, [PROBE], ["string"], "string", "2.2.0",
         "O(1)", "Returns the length of a string value.";
-    Ttl: "ttl", 2, LOOK, READ, ["keyspace"], "generic", "1.0.0",
+    Substr: "substr", Data, 4, READONLY, [READ], ["string"], "string", "1.0.0",
+        "O(N) where N is the length of the returned string. The complexity is ultimately determined by the returned length, but because creating a substring from an existing string is very cheap, it can be considered O(1) for small strings.",
+        "Get a substring of the string stored at a key.";
+    Swapdb: "swapdb", Keyspace, 3, CHANGE, [], ["keyspace" "dangerous"], "server", "4.0.0",
+        "O(N) where N is the count of clients watching or blocking on keys from both databases.",
+        "Swaps two Redis databases.";
+    Touch: "touch", Data, -2, LOOK, [PROBE_ALL], ["keyspace"], "generic", "3.2.1",
+        "O(N) where N is the number of keys that will be touched.",
+        "Alters the last access time of a key(s). Returns the number of existing keys specified.";
+    Ttl: "ttl", Data, 2, LOOK, [READ], ["keyspace"], "generic", "1.0.0",
         "O(1)", "Returns the expiration time in seconds of a key.";
-    Type: "type", 2, LOOK, PROBE, ["keyspace"], "generic", "1.0.0",
+    Type: "type", Data, 2, LOOK, [PROBE], ["keyspace"], "generic", "1.0.0",
         "O(1)", "Determines the type of value stored at a key.";
-    Unlink: "unlink", -2, CHANGE, REMOVE_ALL, ["keyspace"], "generic", "4.0.0",
+    Unlink: "unlink", Data, -2, CHANGE, [REMOVE_ALL], ["keyspace"], "generic", "4.0.0",
         "O(1) for each key removed regardless of its size.", "Asynchronously deletes one or more keys.";
+    Unwatch: "unwatch", Session, 1, SESSION.with(FAST).with(ALLOW_BUSY), [], ["transaction"], "transactions", "2.2.0",
+        "O(1)",
+        "Forget about all watched keys.";
+    Watch: "watch", Session, -2, SESSION.with(FAST).with(ALLOW_BUSY), [PROBE_ALL], ["transaction"], "transactions", "2.2.0",
+        "O(1) for every key.",
+        "Watch the given keys to determine execution of the MULTI/EXEC block.";
 }
 
 /// ACL categories, in the order Redis lists them.
@@ -324,6 +491,19 @@ pub const CATEGORIES: &[&str] = &[
     "scripting",
 ];
 
+impl Keys {
+    /// Returns the indexes of the keys in a request of this many arguments.
+    pub fn indexes(&self, args: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let first = self.first.unsigned_abs() as usize;
+        let last = match self.last {
+            last if last < 0 => args.saturating_sub(last.unsigned_abs() as usize),
+            last => last.unsigned_abs() as usize,
+        };
+        let end = (last + 1).min(args);
+        (first..end.max(first)).step_by(self.step.unsigned_abs().max(1) as usize)
+    }
+}
+
 impl Command {
     /// Returns the container's name and the subcommand's, if this is a subcommand.
     pub fn container(&self) -> Option<(&'static str, &'static str)> {
@@ -341,7 +521,7 @@ impl Command {
     /// Returns whether the command takes a subcommand. Asked for every request, so not by a look at
     /// the table; a test compares.
     pub fn is_container(&self) -> bool {
-        matches!(self.id, Id::Client | Id::Command | Id::Config)
+        matches!(self.id, Id::Client | Id::Command | Id::Config | Id::Memory | Id::Object)
     }
 
     /// Returns whether a request of this many arguments is long enough and not too long.
@@ -363,16 +543,31 @@ impl Command {
         }
     }
 
-    /// Returns the indexes of the keys in a request of this many arguments.
-    pub fn key_indexes(&self, args: usize) -> impl Iterator<Item = usize> + use<> {
-        let Keys { first, last, step, .. } = self.keys;
-        let first = first.unsigned_abs() as usize;
-        let last = match last {
-            last if last < 0 => args.saturating_sub(last.unsigned_abs() as usize),
-            last => last.unsigned_abs() as usize,
-        };
-        let end = if first == 0 { 0 } else { (last + 1).min(args) };
-        (first..end).step_by(step.unsigned_abs().max(1) as usize)
+    /// Returns the indexes of the keys in a request of this many arguments, in their order.
+    pub fn key_indexes(&self, args: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        self.keys.iter().flat_map(move |keys| keys.indexes(args))
+    }
+
+    /// Returns the first key's index, the last one's and the distance between them, as COMMAND
+    /// shows them for clients that know one use of keys only; all 0 without keys.
+    pub fn key_range(&self) -> (i32, i32, i32) {
+        match (self.keys.first(), self.keys.last()) {
+            (Some(first), Some(last)) => (first.first, last.last, first.step),
+            _ => (0, 0, 0),
+        }
+    }
+
+    /// Returns how this request uses the keys of one of the command's uses.
+    pub fn access(&self, keys: &Keys, request: &Request<'_>) -> &'static [&'static str] {
+        if !keys.varying {
+            return keys.access;
+        }
+        let has = |word: &str| request.tail(2).any(|a| a.eq_ignore_ascii_case(word.as_bytes()));
+        match self.id {
+            Id::Bitfield if !has("SET") && !has("INCRBY") => READ.access,
+            Id::Set if !has("GET") => OVERWRITE.access,
+            _ => keys.access,
+        }
     }
 }
 
@@ -442,8 +637,8 @@ mod tests {
                 assert!(names.contains(&container), "{} before its container", command.name);
             }
             assert_eq!(command.is_container(), command.subcommands().next().is_some());
-            if command.keys.first > 0 {
-                assert!(command.arity.abs() > command.keys.first, "{}", command.name);
+            for keys in command.keys {
+                assert!(command.arity.abs() > keys.first && keys.first > 0, "{}", command.name);
             }
             names.push(command.name);
         }

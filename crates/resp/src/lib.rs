@@ -30,7 +30,7 @@ pub mod request;
 pub mod value;
 
 pub use reply::{Protocol, ReplyWriter};
-pub use request::{Limits, ProtocolError, Request, RequestParser};
+pub use request::{Limits, OwnedRequest, ProtocolError, Request, RequestParser, Span};
 pub use value::{DecodeError, ReplyDecoder, Value};
 
 /// Appends a request, as a client sends it: an array of bulk strings.

@@ -81,6 +81,11 @@ impl<'a> ReplyWriter<'a> {
         self.end();
     }
 
+    /// The start of a byte string; `len` bytes and CR LF follow, appended by the caller.
+    pub fn bulk_header(&mut self, len: usize) {
+        self.length(b'$', len);
+    }
+
     /// An integer as a byte string.
     pub fn bulk_int(&mut self, value: i64) {
         self.bulk(itoa::Buffer::new().format(value).as_bytes());

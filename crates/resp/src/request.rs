@@ -114,10 +114,12 @@ impl fmt::Display for ProtocolError {
 impl std::error::Error for ProtocolError {}
 
 /// Where an argument lies. Offsets fit 32 bits, because a request is at most [`MAX_REQUEST`].
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u32,
-    end: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: u32,
+    /// Offset behind the last byte.
+    pub end: u32,
 }
 
 /// A parsed request: its arguments, the command's name first. Empty requests exist (`*0`, a bare
@@ -129,6 +131,25 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// Makes a request of arguments that lie in `bytes`. One whose span does not is read as empty.
+    pub fn new(bytes: &'a [u8], spans: &'a [Span]) -> Request<'a> {
+        Request { bytes, spans }
+    }
+
+    /// Copies the request, to be executed when the buffer it came in is gone: the arguments one
+    /// after the other, without their framing.
+    pub fn to_owned(&self) -> OwnedRequest {
+        let len = self.tail(0).map(<[u8]>::len).sum();
+        let mut bytes = Vec::with_capacity(len);
+        let mut spans = Vec::with_capacity(self.len());
+        for arg in self.tail(0) {
+            let start = bytes.len() as u32;
+            bytes.extend_from_slice(arg);
+            spans.push(Span { start, end: bytes.len() as u32 });
+        }
+        OwnedRequest { bytes, spans }
+    }
+
     /// Returns the number of arguments.
     pub fn len(&self) -> usize {
         self.spans.len()
@@ -149,7 +170,28 @@ impl<'a> Request<'a> {
     pub fn tail(self, first: usize) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a> {
         let bytes = self.bytes;
         let spans = self.spans.get(first..).unwrap_or(&[]);
-        spans.iter().map(move |span| &bytes[span.start as usize..span.end as usize])
+        spans
+            .iter()
+            .map(move |span| bytes.get(span.start as usize..span.end as usize).unwrap_or(&[]))
+    }
+}
+
+/// A request that is queued, or on its way to another thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedRequest {
+    bytes: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+impl OwnedRequest {
+    /// Returns the request.
+    pub fn as_request(&self) -> Request<'_> {
+        Request::new(&self.bytes, &self.spans)
+    }
+
+    /// Returns about how much memory it takes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity() + self.spans.capacity() * size_of::<Span>()
     }
 }
 

@@ -17,7 +17,9 @@ Recipes:
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
   cargo xtask bench [FLAGS]       the engine benchmark; --help shows its flags
-  cargo xtask golden              rewrites the expected output of golden scripts; read the diff";
+  cargo xtask golden              rewrites the expected output of golden scripts; read the diff
+  cargo xtask corpus              records what a real Redis answers to the sequences of the
+                                  differential test; needs a redis-server; read the diff";
 
 /// The rules that a build may leave out (`atoll_lsm::mutants`); each absence must be noticed.
 const MUTANTS: [&str; 5] =
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
             vec![bench]
         }
         ("golden", true) => vec![golden()],
+        ("corpus", true) => vec![corpus()],
         ("help" | "--help" | "-h", _) => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
@@ -81,8 +84,14 @@ fn crash(args: Vec<String>) -> Vec<Command> {
 }
 
 fn golden() -> Command {
-    let mut test = cargo(["test", "-p", "atoll-redis", "--test", "scripts"]);
+    let mut test = cargo(["test", "-p", "atoll-redis", "--test", "sessions", "every_script"]);
     test.env("UPDATE_SCRIPTS", "1");
+    test
+}
+
+fn corpus() -> Command {
+    let mut test = cargo(["test", "-p", "atoll-redis", "--test", "sessions", "corpus"]);
+    test.env("UPDATE_CORPUS", "1");
     test
 }
 

@@ -2,10 +2,10 @@
 
 use atoll_resp::Protocol;
 
-use crate::call::Call;
+use crate::commands::SessionCall;
 use crate::error::{self, CommandError, Outcome, fixed, quoting};
 use crate::session::{ClientId, Replies, Session};
-use crate::store::{DATABASES, Store};
+use crate::store::DATABASES;
 
 /// The version of Redis whose behaviour is offered, as clients check it.
 pub(crate) const REDIS_VERSION: &str = "7.2.4";
@@ -32,7 +32,7 @@ struct Filter<'a> {
     other_type: bool,
 }
 
-impl<'a, S: Store> Call<'a, S> {
+impl SessionCall<'_> {
     pub fn ping(&mut self) -> Outcome {
         match self.request.len() {
             1 => self.reply().simple("PONG"),
@@ -66,7 +66,7 @@ impl<'a, S: Store> Call<'a, S> {
 
     pub fn reset(&mut self) -> Outcome {
         self.session.reset();
-        self.session.authenticated = self.executor.config.requirepass.is_empty();
+        self.session.authenticated = self.server.config.requirepass.is_empty();
         self.reply().simple("RESET");
         Ok(())
     }
@@ -74,7 +74,7 @@ impl<'a, S: Store> Call<'a, S> {
     pub fn auth(&mut self) -> Outcome {
         match self.request.len() {
             2 => {
-                if self.executor.config.requirepass.is_empty() {
+                if self.server.config.requirepass.is_empty() {
                     return Err(NO_PASSWORD_CONFIGURED);
                 }
                 self.authenticate(b"default", self.arg(1))?;
@@ -87,7 +87,7 @@ impl<'a, S: Store> Call<'a, S> {
     }
 
     fn authenticate(&mut self, user: &[u8], password: &[u8]) -> Outcome {
-        let expected = &self.executor.config.requirepass;
+        let expected = &self.server.config.requirepass;
         let accepted = expected.is_empty() || equal_in_constant_time(expected, password);
         if user != b"default" || !accepted {
             return Err(error::WRONG_PASSWORD);
@@ -236,7 +236,7 @@ impl<'a, S: Store> Call<'a, S> {
     }
 
     pub fn client_info(&mut self) -> Outcome {
-        let mut line = self.session.describe(self.executor.tick);
+        let mut line = self.session.describe(self.server.tick);
         line.push(b'\n');
         self.reply().verbatim(b"txt", &line);
         Ok(())
@@ -252,8 +252,8 @@ impl<'a, S: Store> Call<'a, S> {
         } else if self.request.len() != 2 {
             return Err(error::SYNTAX);
         }
-        let now = self.executor.tick;
-        let others = self.executor.sessions.values().map(|session| &**session);
+        let now = self.server.tick;
+        let others = self.server.sessions.values().map(|session| &**session);
         let mut lines: Vec<(ClientId, Vec<u8>)> = others
             .chain([&*self.session])
             .filter(|session| filter.selects(session))
@@ -312,10 +312,10 @@ impl<'a, S: Store> Call<'a, S> {
 
     fn kill(&mut self, filter: &Filter<'_>, skip_me: bool) -> usize {
         let mut killed = 0;
-        for session in self.executor.sessions.values_mut() {
+        for session in self.server.sessions.values_mut() {
             if filter.selects(session) {
                 session.closing = true;
-                self.executor.killed.push(session.id);
+                self.server.killed.push(session.id);
                 killed += 1;
             }
         }

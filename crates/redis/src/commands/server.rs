@@ -2,16 +2,16 @@
 
 use std::fmt::Write;
 
-use atoll_resp::ReplyWriter;
+use atoll_resp::{ReplyWriter, Request};
 
-use crate::call::Call;
+use crate::commands::SessionCall;
 use crate::commands::connection::REDIS_VERSION;
 use crate::config::PARAMETERS;
 use crate::error::{self, Outcome, fixed, quoting};
 use crate::glob;
 use crate::stats::BUCKETS;
-use crate::store::{DATABASES, Store};
 use crate::table::{self, CATEGORIES, COMMANDS, Command};
+use crate::tx::Counts;
 
 /// The sections of INFO in their order, and whether they are shown when none is asked for.
 const SECTIONS: &[(&str, bool)] = &[
@@ -28,7 +28,7 @@ const SECTIONS: &[(&str, bool)] = &[
     ("keyspace", true),
 ];
 
-impl<S: Store> Call<'_, S> {
+impl SessionCall<'_> {
     pub fn command_count(&mut self) -> Outcome {
         self.reply().count(table::top_level().count());
         Ok(())
@@ -49,7 +49,7 @@ impl<S: Store> Call<'_, S> {
         }
         self.session.reply().array(self.request.len() - 2);
         for name in self.request.tail(2) {
-            let command = self.executor.index.find(name);
+            let command = self.server.index.find(name);
             let mut reply = self.reply();
             match command {
                 Some(command) => describe(&mut reply, command),
@@ -60,7 +60,7 @@ impl<S: Store> Call<'_, S> {
     }
 
     pub fn command_docs(&mut self) -> Outcome {
-        let index = &self.executor.index;
+        let index = &self.server.index;
         let commands: Vec<&Command> = match self.request.len() {
             2 => table::top_level().collect(),
             _ => self.request.tail(2).filter_map(|name| index.find(name)).collect(),
@@ -103,10 +103,10 @@ impl<S: Store> Call<'_, S> {
     }
 
     pub fn command_getkeys(&mut self) -> Outcome {
-        let found = self.executor.index.find(self.arg(2));
+        let found = self.server.index.find(self.arg(2));
         let command = found.ok_or(fixed("ERR Invalid command specified"))?;
         let args = self.request.len() - 2;
-        if command.keys.first == 0 {
+        if command.keys.is_empty() {
             return Err(fixed("ERR The command has no key arguments"));
         }
         if !command.accepts(args) {
@@ -148,7 +148,7 @@ impl<S: Store> Call<'_, S> {
         reply.map(wanted.clone().count());
         for parameter in wanted {
             reply.bulk(parameter.name.as_bytes());
-            reply.bulk(&(parameter.get)(&self.executor.config));
+            reply.bulk(&(parameter.get)(&self.server.config));
         }
         Ok(())
     }
@@ -158,7 +158,7 @@ impl<S: Store> Call<'_, S> {
             return Err(error::SYNTAX);
         }
         // Set on a copy, so that all take effect or none.
-        let mut config = self.executor.config.clone();
+        let mut config = self.server.config.clone();
         let mut seen: Vec<&str> = Vec::new();
         for at in (2..self.request.len()).step_by(2) {
             let name = self.arg(at);
@@ -178,31 +178,21 @@ impl<S: Store> Call<'_, S> {
             let set = parameter.set.ok_or_else(|| failed("can't set immutable config"))?;
             set(&mut config, self.arg(at + 1)).map_err(|why| failed(&why))?;
         }
-        let executor = &mut *self.executor;
-        executor.config = config;
-        executor.durability = executor.durability.min(executor.config.durability);
+        self.server.config = config;
         self.reply().ok();
         Ok(())
     }
 
     pub fn config_resetstat(&mut self) -> Outcome {
-        self.executor.stats.reset();
-        self.executor.errors.clear();
+        self.server.stats.reset();
+        self.server.errors.clear();
         self.reply().ok();
         Ok(())
     }
 
-    pub async fn info(&mut self) -> Outcome {
-        let asked = |section: &str| {
-            self.request.tail(1).any(|arg| arg.eq_ignore_ascii_case(section.as_bytes()))
-        };
-        let all = asked("all") || asked("everything");
-        let default = self.request.len() == 1 || asked("default");
-        let shown: Vec<&str> = SECTIONS
-            .iter()
-            .filter(|(section, by_default)| all || (default && *by_default) || asked(section))
-            .map(|(section, _)| *section)
-            .collect();
+    pub fn info(&mut self) -> Outcome {
+        let shown = SECTIONS.iter().map(|(section, _)| *section);
+        let shown: Vec<&str> = shown.filter(|section| shows(&self.request, section)).collect();
         let mut text = String::new();
         for section in shown {
             if !text.is_empty() {
@@ -211,7 +201,7 @@ impl<S: Store> Call<'_, S> {
             let (first, rest) = section.split_at(1);
             text.push_str(&format!("# {}{rest}\r\n", first.to_ascii_uppercase()));
             if section == "keyspace" {
-                self.info_keyspace(&mut text).await?;
+                self.info_keyspace(&mut text);
             } else {
                 self.info_section(section, &mut text);
             }
@@ -221,23 +211,23 @@ impl<S: Store> Call<'_, S> {
     }
 
     fn info_section(&self, section: &str, text: &mut String) {
-        let executor = &*self.executor;
-        let (stats, config) = (&executor.stats, &executor.config);
-        let uptime = executor.tick.since(executor.started).as_secs();
+        let server = &*self.server;
+        let (stats, config) = (&server.stats, &server.config);
+        let uptime = server.tick.since(server.started).as_secs();
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
             text.push_str(&format!("{name}:{value}\r\n"));
         };
         match section {
             "server" => {
                 line("redis_version", &REDIS_VERSION);
-                line("atoll_version", &executor.identity.version);
+                line("atoll_version", &server.identity.version);
                 line("redis_mode", &"standalone");
                 line("os", &std::env::consts::OS);
                 line("arch_bits", &usize::BITS);
-                line("process_id", &executor.identity.process_id);
-                line("run_id", &format_args!("{:040x}", executor.identity.run_id));
+                line("process_id", &server.identity.process_id);
+                line("run_id", &format_args!("{:040x}", server.identity.run_id));
                 line("tcp_port", &config.port);
-                line("server_time_usec", &executor.now_ms.saturating_mul(1_000));
+                line("server_time_usec", &server.now_ms.saturating_mul(1_000));
                 line("uptime_in_seconds", &uptime);
                 line("uptime_in_days", &(uptime / 86_400));
             }
@@ -247,12 +237,12 @@ impl<S: Store> Call<'_, S> {
                 line("blocked_clients", &0);
             }
             "memory" => {
-                let sessions = executor.sessions.values().map(|session| &**session);
+                let sessions = server.sessions.values().map(|session| &**session);
                 let buffers: usize = sessions
                     .chain([&*self.session])
                     .map(|session| session.input.capacity() + session.output.capacity())
                     .sum();
-                let store = executor.store.memory_bytes();
+                let store = server.store_memory;
                 line("used_memory", &(store + buffers as u64));
                 line("used_memory_engine", &store);
                 line("used_memory_clients", &buffers);
@@ -296,7 +286,7 @@ impl<S: Store> Call<'_, S> {
                 }
             }
             "errorstats" => {
-                for (code, count) in &executor.errors {
+                for (code, count) in &server.errors {
                     line(&format!("errorstat_{code}"), &format_args!("count={count}"));
                 }
             }
@@ -315,24 +305,24 @@ impl<S: Store> Call<'_, S> {
         }
     }
 
-    async fn info_keyspace(&mut self, text: &mut String) -> Outcome {
-        let started = self.executor.clock.now();
-        if self.executor.counts.valid_until.is_none_or(|until| until <= started) {
-            for db in 0..DATABASES {
-                self.executor.counts.counts[db] = self.count_keys(db).await?;
-            }
-            let ended = self.executor.clock.now();
-            let valid_until = ended.after(ended.since(started) * 20);
-            self.executor.counts.valid_until = Some(valid_until);
-        }
-        for (db, (keys, expires)) in self.executor.counts.counts.iter().enumerate() {
+    fn info_keyspace(&self, text: &mut String) {
+        for (db, counts) in self.server.counts.counts.iter().enumerate() {
+            let Counts { keys, expiring, mean_ttl_ms } = counts;
             if *keys > 0 {
                 // Writing to a string does not fail.
-                let _ = write!(text, "db{db}:keys={keys},expires={expires},avg_ttl=0\r\n");
+                let _ =
+                    write!(text, "db{db}:keys={keys},expires={expiring},avg_ttl={mean_ttl_ms}\r\n");
             }
         }
-        Ok(())
     }
+}
+
+/// Returns whether this request of INFO shows a section.
+pub(crate) fn shows(request: &Request<'_>, section: &str) -> bool {
+    let asked = |name: &str| request.tail(1).any(|arg| arg.eq_ignore_ascii_case(name.as_bytes()));
+    let by_default = SECTIONS.iter().any(|(name, by_default)| *name == section && *by_default);
+    let default = request.len() == 1 || asked("default");
+    asked("all") || asked("everything") || (default && by_default) || asked(section)
 }
 
 /// Returns the upper bound, in microseconds, of the bucket in which a share of all durations is
@@ -354,49 +344,51 @@ fn describe(reply: &mut ReplyWriter<'_>, command: &'static Command) {
     reply.int(command.arity.into());
     reply.set(command.flags.names().count());
     command.flags.names().for_each(|flag| reply.simple(flag));
-    reply.int(command.keys.first.into());
-    reply.int(command.keys.last.into());
-    reply.int(command.keys.step.into());
+    let (first, last, step) = command.key_range();
+    reply.int(first.into());
+    reply.int(last.into());
+    reply.int(step.into());
     let categories = CATEGORIES.iter().filter(|category| command.in_category(category));
     reply.set(categories.clone().count());
     categories.for_each(|category| reply.simple(&format!("@{category}")));
     reply.set(0); // tips
-    key_specification(reply, command);
+    key_specifications(reply, command);
     reply.set(command.subcommands().count());
     command.subcommands().for_each(|subcommand| describe(reply, subcommand));
 }
 
-fn key_specification(reply: &mut ReplyWriter<'_>, command: &Command) {
-    let keys = command.keys;
-    if keys.first == 0 {
-        return reply.set(0);
+fn key_specifications(reply: &mut ReplyWriter<'_>, command: &Command) {
+    reply.set(command.keys.len());
+    for keys in command.keys {
+        reply.map(3);
+        reply.bulk(b"flags");
+        reply.set(keys.access.len() + usize::from(keys.varying));
+        keys.access.iter().for_each(|access| reply.simple(access));
+        if keys.varying {
+            reply.simple("variable_flags");
+        }
+        reply.bulk(b"begin_search");
+        reply.map(2);
+        reply.bulk(b"type");
+        reply.bulk(b"index");
+        reply.bulk(b"spec");
+        reply.map(1);
+        reply.bulk(b"index");
+        reply.int(keys.first.into());
+        reply.bulk(b"find_keys");
+        reply.map(2);
+        reply.bulk(b"type");
+        reply.bulk(b"range");
+        reply.bulk(b"spec");
+        reply.map(3);
+        reply.bulk(b"lastkey");
+        // Counted from the first key, unless it counts from the end.
+        reply.int((if keys.last < 0 { keys.last } else { keys.last - keys.first }).into());
+        reply.bulk(b"keystep");
+        reply.int(keys.step.into());
+        reply.bulk(b"limit");
+        reply.int(0);
     }
-    reply.set(1);
-    reply.map(3);
-    reply.bulk(b"flags");
-    reply.set(keys.access.len());
-    keys.access.iter().for_each(|access| reply.simple(access));
-    reply.bulk(b"begin_search");
-    reply.map(2);
-    reply.bulk(b"type");
-    reply.bulk(b"index");
-    reply.bulk(b"spec");
-    reply.map(1);
-    reply.bulk(b"index");
-    reply.int(keys.first.into());
-    reply.bulk(b"find_keys");
-    reply.map(2);
-    reply.bulk(b"type");
-    reply.bulk(b"range");
-    reply.bulk(b"spec");
-    reply.map(3);
-    reply.bulk(b"lastkey");
-    // Counted from the first key, unless it counts from the end.
-    reply.int((if keys.last < 0 { keys.last } else { keys.last - keys.first }).into());
-    reply.bulk(b"keystep");
-    reply.int(keys.step.into());
-    reply.bulk(b"limit");
-    reply.int(0);
 }
 
 /// Writes a command's name and its documentation, as COMMAND DOCS does.

@@ -13,15 +13,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_env::{Clock, Instant, WallTime, block_on};
+use atoll_redis::layout;
 use atoll_redis::store::{DATABASES, Visitor};
 use atoll_redis::{
-    ClientId, Config, Durability, Executor, Identity, Progress, Record, Store, StoreError, Writes,
+    ClientId, Config, Durability, Executor, Identity, Numbering, Progress, Record, Store,
+    StoreError, Writes,
 };
 
 /// A store in memory. Clones share their content, as two handles of one engine do.
 #[derive(Clone, Default)]
 pub struct MemStore {
     databases: Rc<RefCell<[Database; DATABASES]>>,
+    numbering: Rc<Cell<Option<Numbering>>>,
     /// Why the next commits fail.
     pub failure: Rc<RefCell<Option<String>>>,
     /// Why reads fail.
@@ -30,9 +33,29 @@ pub struct MemStore {
     pub commits: Rc<Cell<(usize, Durability)>>,
 }
 
-type Database = BTreeMap<Vec<u8>, (Rc<[u8]>, Option<u64>)>;
+#[derive(Default)]
+struct Database {
+    /// Records and their deadlines, by storage key.
+    records: BTreeMap<Vec<u8>, Planted>,
+    subs: BTreeMap<Vec<u8>, Rc<[u8]>>,
+}
+
+/// A record and its deadline.
+type Planted = (Rc<[u8]>, Option<u64>);
 
 impl MemStore {
+    /// Returns how many sub-records there are, in all databases.
+    pub fn subs(&self) -> usize {
+        self.databases.borrow().iter().map(|database| database.subs.len()).sum()
+    }
+
+    /// Puts a record as it is, as an earlier version has left it.
+    pub fn plant(&self, key: &str, record: &[u8], deadline_ms: Option<u64>) {
+        let mut storage_key = Vec::new();
+        layout::storage_key(&mut storage_key, key.as_bytes());
+        self.databases.borrow_mut()[0].records.insert(storage_key, (record.into(), deadline_ms));
+    }
+
     fn check_readable(&self) -> Result<(), StoreError> {
         self.unreadable.borrow().clone().map_or(Ok(()), |why| Err(StoreError(why)))
     }
@@ -44,8 +67,21 @@ impl Store for MemStore {
     async fn get(&self, db: usize, key: &[u8]) -> Result<Option<Record<Rc<[u8]>>>, StoreError> {
         self.check_readable()?;
         let databases = self.databases.borrow();
-        let found = databases[db].get(key).cloned();
+        let found = databases[db].records.get(key).cloned();
         Ok(found.map(|(value, deadline_ms)| Record { value, deadline_ms }))
+    }
+
+    async fn get_sub(&self, db: usize, key: &[u8]) -> Result<Option<Rc<[u8]>>, StoreError> {
+        self.check_readable()?;
+        Ok(self.databases.borrow()[db].subs.get(key).cloned())
+    }
+
+    fn has_subs(&self, db: usize) -> bool {
+        !self.databases.borrow()[db].subs.is_empty()
+    }
+
+    fn numbering(&self) -> Numbering {
+        self.numbering.get().unwrap_or(std::array::from_fn(|db| db as u8))
     }
 
     async fn visit(
@@ -56,7 +92,9 @@ impl Store for MemStore {
     ) -> Result<(), StoreError> {
         self.check_readable()?;
         let databases = self.databases.borrow();
-        for (key, (_, deadline_ms)) in databases[db].range::<[u8], _>((from, Bound::Unbounded)) {
+        for (key, (_, deadline_ms)) in
+            databases[db].records.range::<[u8], _>((from, Bound::Unbounded))
+        {
             if let ControlFlow::Break(()) = visitor(key, *deadline_ms) {
                 break;
             }
@@ -69,22 +107,31 @@ impl Store for MemStore {
             return Err(StoreError(why));
         }
         self.commits.set((self.commits.get().0 + 1, durability));
+        if let Some(numbering) = writes.numbering() {
+            self.numbering.set(Some(*numbering));
+        }
         let mut databases = self.databases.borrow_mut();
         for (db, database) in databases.iter_mut().enumerate() {
             let changes = writes.changes(db);
             if changes.cleared() {
-                database.clear();
+                *database = Database::default();
+            }
+            for prefix in changes.dropped() {
+                database.subs.retain(|key, _| !key.starts_with(prefix));
             }
             for (key, staged) in changes.iter() {
                 match staged {
                     Some(staged) => {
                         let value = Rc::from(&**staged.record);
-                        database.insert(key.to_vec(), (value, staged.deadline_ms));
+                        database.records.insert(key.to_vec(), (value, staged.deadline_ms));
                     }
                     None => {
-                        database.remove(key);
+                        database.records.remove(key);
                     }
                 }
+            }
+            for (key, value) in changes.subs() {
+                database.subs.insert(key.to_vec(), value.into());
             }
         }
         Ok(())
@@ -96,7 +143,7 @@ impl Store for MemStore {
 }
 
 /// A clock that moves when told to: both of its faces, in milliseconds.
-pub struct HandClock(AtomicU64);
+pub struct HandClock(AtomicU64, u64);
 
 impl HandClock {
     pub fn advance(&self, ms: u64) {
@@ -109,7 +156,7 @@ impl Clock for HandClock {
         Instant(self.0.load(Ordering::Relaxed) * 1_000_000)
     }
     fn wall(&self) -> WallTime {
-        WallTime(1_700_000_000_000 + self.0.load(Ordering::Relaxed))
+        WallTime(self.1 + self.0.load(Ordering::Relaxed))
     }
     fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(std::future::pending())
@@ -126,8 +173,13 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(config: Config) -> Bench {
+        Bench::at(1_700_000_000_000, config)
+    }
+
+    /// Starts at a time of the wall clock, in milliseconds of the Unix epoch.
+    pub fn at(wall_ms: u64, config: Config) -> Bench {
         let store = MemStore::default();
-        let clock = Arc::new(HandClock(AtomicU64::new(0)));
+        let clock = Arc::new(HandClock(AtomicU64::new(0), wall_ms));
         let identity = Identity { version: "0.1.0", process_id: 4242, run_id: 7 };
         let executor = Executor::new(store.clone(), clock.clone(), config, identity);
         Bench { store, clock, executor, clients: Vec::new() }
@@ -180,6 +232,25 @@ impl Bench {
         let mut replies = self.turn(&[(1, format!("{input}\r\n").into_bytes())]);
         let (_, output, _) = replies.remove(0);
         replies_of(&output).join(" | ")
+    }
+}
+
+/// A seeded generator (splitmix64), so that a failing case has a name.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+    pub fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[self.below(from.len() as u64) as usize]
     }
 }
 

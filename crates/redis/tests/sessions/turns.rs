@@ -3,28 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Bench, replies_of};
+use crate::support::{Bench, Random, replies_of};
 use atoll_env::block_on;
 use atoll_redis::{Commit, Config, Durability, Progress};
-
-/// A seeded generator (splitmix64), so that a failing case has a name.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
 
 fn random_command(random: &mut Random) -> String {
     let keys = ["a", "b", "c", "{t}d", "{t}e"];
@@ -209,4 +190,94 @@ fn keys_and_values_beyond_the_limits_are_refused_before_anything_is_staged() {
     let (_, output, _) = bench.turn(&[(1, request)]).remove(0);
     let error = "-ERR the key is 65500 bytes long; a key may have 65472 at most";
     assert_eq!(replies_of(&output), [error, error, error, error, ":0"]);
+}
+
+#[test]
+fn fragments_go_with_the_key_that_had_them() {
+    let big = "SETRANGE a 20000 x\r\nSETBIT a 0 1";
+    for (after, left) in [
+        ("DEL a", 0),
+        ("SET a whole", 0),
+        ("MSET a whole b 1", 0),
+        ("SETEX a 100 whole", 0),
+        ("GETDEL a", 0),
+        ("GETSET a whole", 0),
+        ("BITOP OR a nothing nothing", 0),
+        ("FLUSHDB", 0),
+        ("RENAME a b", 2),
+        ("COPY a b", 4),
+        ("COPY a b REPLACE\r\nDEL a b", 0),
+        ("SET b 1\r\nRENAME b a", 0),
+        ("SETRANGE b 20000 x\r\nRENAME b a", 1),
+        ("MOVE a 1", 2),
+        ("EXPIRE a 100\r\nPERSIST a", 2),
+        ("SWAPDB 0 1\r\nSELECT 1\r\nDEL a", 0),
+        ("MULTI\r\nSETRANGE a 9000 y\r\nDEL a\r\nEXEC", 0),
+    ] {
+        for one_turn in [false, true] {
+            let mut bench = Bench::new(Config::default());
+            if one_turn {
+                bench.ask(&format!("{big}\r\n{after}"));
+            } else {
+                bench.ask(big);
+                assert_eq!(bench.store.subs(), 2);
+                bench.ask(after);
+            }
+            assert_eq!(bench.store.subs(), left, "{after}, in one turn: {one_turn}");
+        }
+    }
+}
+
+#[test]
+fn fragments_of_an_expired_key_go_when_a_command_meets_it() {
+    let mut bench = Bench::new(Config::default());
+    bench.ask("SETRANGE a 20000 x\r\nPEXPIRE a 100");
+    bench.clock.advance(100);
+    assert_eq!(bench.store.subs(), 1);
+    assert_eq!(bench.ask("EXISTS a"), ":0");
+    assert_eq!(bench.store.subs(), 0);
+}
+
+#[test]
+fn records_of_the_first_layout_are_read_and_become_the_present_one() {
+    let mut bench = Bench::new(Config::default());
+    bench.store.plant("a", b"\x01old", None);
+    bench.store.plant("b", b"\x0141", Some(1_700_000_100_000));
+    bench.store.plant("c", b"\x09of a later version", None);
+    assert_eq!(bench.ask("GET a\r\nTTL b\r\nINCR b\r\nTTL b"), "$3 old | :100 | :42 | :100");
+    let unknown = "-ERR the key holds a type this version does not know; upgrade the server to \
+                   read it, or DEL it";
+    assert_eq!(
+        bench.ask("GET c\r\nEXISTS c\r\nEXPIRE c 1\r\nRENAME c d\r\nSET c 1\r\nGET c"),
+        format!("{unknown} | :1 | {unknown} | {unknown} | +OK | $1 1")
+    );
+    let meta = bench.ask("OBJECT META a");
+    assert!(meta.contains("created $-1"), "{meta}");
+}
+
+#[test]
+fn a_large_transaction_waits_for_a_turn_of_its_own() {
+    let mut bench = Bench::new(Config::default());
+    let (large, small) = (bench.client(1), bench.client(2));
+    let value = "x".repeat(5 << 20);
+    let mut bytes = Vec::new();
+    for args in [&["MULTI"][..], &["SET", "a", &value], &["SET", "b", &value]] {
+        atoll_resp::request(&mut bytes, args);
+    }
+    bench.executor.feed(large, &mut bytes);
+    bench.executor.begin_turn();
+    block_on(bench.executor.execute(large));
+    block_on(bench.executor.commit());
+    bench.executor.feed(large, &mut b"EXEC\r\n".to_vec());
+    bench.executor.feed(small, &mut b"SET c 1\r\n".to_vec());
+    bench.executor.begin_turn();
+    block_on(bench.executor.execute(small));
+    assert_eq!(block_on(bench.executor.execute(large)), Progress::More);
+    assert_eq!(block_on(bench.executor.commit()), Commit::Done);
+    bench.executor.begin_turn();
+    block_on(bench.executor.execute(large));
+    assert_eq!(block_on(bench.executor.commit()), Commit::Done);
+    let mut output = Vec::new();
+    bench.executor.take_output(large, &mut output);
+    assert_eq!(replies_of(&output), ["+OK", "+QUEUED", "+QUEUED", "*2 +OK +OK"]);
 }

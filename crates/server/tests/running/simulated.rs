@@ -121,6 +121,71 @@ fn what_was_acknowledged_is_there_after_a_power_cut_at_any_disk_operation() {
 }
 
 #[test]
+fn a_transaction_is_there_wholly_or_not_after_a_power_cut_at_any_disk_operation() {
+    let mut crashes = 0;
+    for n in 1..150 {
+        let sim = Sim::new(n);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(n);
+        let env = clients.env();
+        node.disk().crash_at(40 + n, CrashTiming::Any);
+        let _running = start(&sim, &node, &network, Config::default());
+        // Each round sets a bit in another fragment, counts, and exchanges the databases.
+        let acknowledged = sim
+            .block_on(&clients, async {
+                let connecting = Client::connect(&env, &network);
+                let limit = Duration::from_secs(5);
+                let Ok(mut client) = timeout(&*env.clock, limit, connecting).await else {
+                    return 0;
+                };
+                for round in 0..8 {
+                    let bit = (200_000 + 40_000 * round).to_string();
+                    for (args, answer) in [
+                        (&["MULTI"][..], "OK"),
+                        (&["SETBIT", "bits", &bit, "1"], "QUEUED"),
+                        (&["INCR", "count"], "QUEUED"),
+                        (&["SWAPDB", "0", "1"], "QUEUED"),
+                    ] {
+                        if client.ask(args).await != simple(answer) {
+                            return round;
+                        }
+                    }
+                    if !matches!(client.ask(&["EXEC"]).await, Some(Value::Array(_))) {
+                        return round;
+                    }
+                }
+                8
+            })
+            .done();
+        crashes += usize::from(!node.is_up());
+        node.disk().cancel_crash();
+        node.crash();
+        node.restart();
+        let _running = start(&sim, &node, &network, Config::default());
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            let mut rounds = Vec::new();
+            for db in ["0", "1"] {
+                client.ask(&["SELECT", db]).await;
+                let count = match client.ask(&["GET", "count"]).await {
+                    Some(Value::Bulk(count)) => String::from_utf8(count).unwrap().parse().unwrap(),
+                    _ => 0,
+                };
+                let bits = client.ask(&["BITCOUNT", "bits"]).await;
+                assert_eq!(bits, Some(Value::Int(count)), "crash at {n}");
+                rounds.push(count);
+            }
+            let total: i64 = rounds.iter().sum();
+            assert!((acknowledged..=acknowledged + 1).contains(&total), "crash at {n}: {total}");
+            // The rounds alternate; the database of the last one is number 1 now.
+            assert_eq!(rounds, [total / 2, total - total / 2], "crash at {n}");
+        })
+        .done();
+    }
+    assert!(crashes > 30, "only {crashes} runs crashed: the disk operations are not reached");
+}
+
+#[test]
 fn when_a_sync_fails_no_write_is_acknowledged_any_more() {
     let sim = Sim::new(1);
     let (node, clients) = (sim.node("server"), sim.node("clients"));
