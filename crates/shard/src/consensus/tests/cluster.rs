@@ -132,6 +132,8 @@ struct Weather {
     loss: u64,
     repeat: u64,
     crashes: u64,
+    /// Of a hundred steps, those that are a call to elect and a crash with a quick return.
+    strife: u64,
     changes: bool,
     check_promises: bool,
     settle_ticks: u64,
@@ -143,6 +145,7 @@ const ROUGH: Weather = Weather {
     loss: 10,
     repeat: 10,
     crashes: 2,
+    strife: 0,
     changes: true,
     check_promises: true,
     settle_ticks: 3,
@@ -176,6 +179,8 @@ struct Counts {
     transfers: u64,
     reads: u64,
     restarts: u64,
+    /// Leaders whose group had one voter.
+    alone: u64,
 }
 
 type Checked = Result<(), String>;
@@ -276,6 +281,7 @@ impl World {
                 let before = *self.leaders.entry(now.term).or_insert(id);
                 require(before == id, || format!("{before} and {id} lead term {}", now.term))?;
                 self.counts.leaders += 1;
+                self.counts.alone += u64::from(node.members().voters.len() == 1);
             }
             let install = match &effects.install {
                 None => None,
@@ -402,7 +408,7 @@ impl World {
     }
 
     fn deliver(&mut self, at: usize) -> Checked {
-        let message = self.network.swap_remove(at);
+        let message = self.network.remove(at);
         if self.random.chance(self.weather.repeat) {
             self.network.push(message.clone());
         }
@@ -450,22 +456,28 @@ impl World {
     fn change(&mut self, id: u64) -> Checked {
         let members = self.node(id).members().clone();
         let mut changes = Vec::new();
-        let learner = self.random.pick(&members.learners);
-        let voter = self.random.pick(&members.voters);
         let spare = self.next_replica;
-        match self.random.below(6) {
-            0 | 1 if members.learners.len() < 2 => changes.push(Change::AddLearner(spare)),
-            2 => changes.extend(learner.map(Change::Promote)),
-            3 => changes.extend(voter.map(Change::Demote)),
-            4 => changes.extend(learner.map(Change::Remove)),
-            _ => {
-                changes.extend(learner.map(Change::Promote));
-                changes.extend(voter.map(Change::Demote));
+        let (learns, votes) = (members.learners.clone(), members.voters.clone());
+        if learns.len() < 3 && self.random.chance(30) {
+            changes.push(Change::AddLearner(spare));
+        }
+        // Often against a rule, which the leader knows.
+        let each = 20 + self.random.below(60) as u64;
+        for learner in learns {
+            if self.random.chance(each) {
+                let stays = votes.len() < 5 && self.random.chance(80);
+                let change = if stays { Change::Promote } else { Change::Remove };
+                changes.push(change(learner));
+            }
+        }
+        for voter in votes {
+            if self.random.chance(each / 2) {
+                changes.push(Change::Demote(voter));
             }
         }
         if self.node(id).propose_change(&changes).is_ok() {
             self.trace.push(format!("{id} proposes {changes:?}"));
-            if changes == [Change::AddLearner(spare)] {
+            if changes.contains(&Change::AddLearner(spare)) {
                 self.next_replica += 1;
             }
         }
@@ -480,6 +492,14 @@ impl World {
             let id = *self.replicas.keys().next().unwrap();
             return self.start(id);
         };
+        if self.random.chance(self.weather.strife) {
+            if self.random.chance(50) {
+                self.crash(id);
+                return self.start(id);
+            }
+            self.node(id).campaign();
+            return self.take(id);
+        }
         match dice {
             0..450 if !self.network.is_empty() => {
                 // Mostly the oldest ones, so that the network makes way at all.
@@ -662,7 +682,7 @@ fn run(seed: u64, weather: Weather) -> Result<Counts, String> {
             world.heal()
         };
         let outcome = run();
-        let from = world.trace.len().saturating_sub(60);
+        let from = world.trace.len().saturating_sub(200);
         last = world.trace.split_off(from);
         outcome.map(|()| world.counts)
     }));
@@ -697,6 +717,7 @@ fn survey(weather: Weather, default: u64) -> Counts {
         sum.transfers += counts.transfers;
         sum.reads += counts.reads;
         sum.restarts += counts.restarts;
+        sum.alone += counts.alone;
     }
     println!("{sum:?}");
     sum
@@ -705,7 +726,8 @@ fn survey(weather: Weather, default: u64) -> Counts {
 #[test]
 fn replicas_agree_through_loss_crashes_and_changes_of_members() {
     let sum = survey(ROUGH, 150);
-    let Counts { leaders, applied, changes, installed, fetched, transfers, reads, restarts } = sum;
+    let Counts { leaders, applied, changes, installed, fetched, transfers, .. } = sum;
+    let Counts { reads, restarts, alone, .. } = sum;
     for (what, count) in [
         ("leaders", leaders),
         ("applied", applied),
@@ -715,6 +737,7 @@ fn replicas_agree_through_loss_crashes_and_changes_of_members() {
         ("transfers", transfers),
         ("reads", reads),
         ("restarts", restarts),
+        ("alone", alone),
     ] {
         assert!(count > 50, "{what} hardly happened: {sum:?}");
     }
@@ -733,6 +756,7 @@ fn three_voters_that_crash_all_the_time_agree() {
 /// Harsh enough for a broken rule to do damage, and without looking at the promises themselves.
 const HARSH: Weather = Weather {
     crashes: 5,
+    strife: 5,
     changes: false,
     check_promises: false,
     settle_ticks: 0,
