@@ -65,6 +65,8 @@ pub(super) struct View {
     /// What the leader knows the sender to have, if it leads and knows the sender.
     pub matched: Option<u64>,
     pub settling: bool,
+    /// All it has is durable: term, vote and log.
+    pub durable: bool,
     pub sole_voter: bool,
     /// It knows no members: it has never seen a snapshot.
     pub blank: bool,
@@ -166,7 +168,14 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
                 return Err(Dropped::Stale);
             }
         }
-        MessageKind::PreVote | MessageKind::Vote | MessageKind::HeartbeatReply => {}
+        MessageKind::Vote => {
+            // It asks once term, vote and log are durable, and the log does not change while it
+            // waits for answers. The library relies on that when it becomes leader.
+            if m.term == view.term && !m.reject && !view.durable && !view.leads {
+                return Err(Dropped::Nonsense("a vote that nobody asked for"));
+            }
+        }
+        MessageKind::PreVote | MessageKind::HeartbeatReply => {}
     }
     Ok(())
 }

@@ -15,7 +15,7 @@
 //!           |                            |                        |
 //!           v                            v                        v
 //!     ready() = Effects 3  --->  ready() = Effects 4  --->  ready() = ...
-//!       install, entries, state    messages that 3 held
+//!       install, state, entries    messages that 3 held
 //!       messages (may go now)      committed (41), reads
 //!       committed, reads
 //!           |                            |
@@ -27,8 +27,10 @@
 //! # The owner's loop
 //! 1. After any call, take [`Effects`] until there are none. Send the messages at once: a leader's
 //!    appends travel while its own disk works.
-//! 2. Write the snapshot to install, the entries and the state as **one atomic batch**, batches in
-//!    order of their numbers; sync once for all groups, if any batch says `must_sync`.
+//! 2. Install the snapshot (in one step: the state machine, its applied index and members, and the
+//!    log's new beginning), then write the state, then the entries; batches in order of their
+//!    numbers. A crash may leave any first part of that. Sync once for all groups, if any batch
+//!    says `must_sync`.
 //! 3. Then [`ShardConsensus::persisted`] with the highest number. A batch without `must_sync` needs
 //!    no call. Batches may pile up: `ready` does not wait for `persisted`.
 //! 4. Apply the committed entries in order; for [`EntryKind::Change`] call
@@ -37,7 +39,8 @@
 //! 5. Read what [`Consensus::wanted`] asks for, build the snapshots that are wanted.
 //!
 //! The commit index need not be stored: it is only a hint for the next start, and is written along
-//! with a new term or vote. What is applied is committed, and a leader finds out the rest.
+//! with a new term or vote. What is applied is committed, a leader finds out the rest, and about
+//! changes of members the log itself knows enough (`stored.rs`).
 //!
 //! A replica that votes alone leads as soon as its log is durable, and commits by `persisted`
 //! alone, without a tick.
@@ -75,6 +78,8 @@
 //! | replies that overtake each other (raft-rs 555) | `admit.rs` |
 //! | a replica that lost confirmed entries | [`Dropped::LostEntries`] |
 //! | the only voter, elected before its log is durable | `lead_alone` |
+//! | a restart that forgets a committed change of members | `stored.rs` |
+//! | an election while a snapshot is being installed | `may_campaign` |
 //!
 //! # What is left to the owner
 //! Leases and the reads they serve (a leader hands out none here; [`Status::transferring_to`] tells
@@ -90,6 +95,8 @@
 mod admit;
 mod cache;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod members;
 mod message;
 mod read;
@@ -229,14 +236,14 @@ impl std::error::Error for Diverged {}
 pub struct Effects {
     /// Names this batch for [`ShardConsensus::persisted`]. Numbers ascend by one.
     pub number: u64,
-    /// Replace the state by this snapshot, durably, before anything else of the batch. Everything
-    /// handed out for applying before is void.
+    /// Replace the state by this snapshot, in one piece and durably, before anything else of the
+    /// batch. Everything handed out for applying before is void.
     pub install: Option<SnapshotMeta>,
+    /// Store this, before the entries.
+    pub state: Option<GroupState>,
     /// Append these to the log. The first may be at or below the log's last index: what is there
     /// and above it goes.
     pub entries: Vec<Entry>,
-    /// Store this, in one piece with the entries.
-    pub state: Option<GroupState>,
     /// Whether the batch has something that must reach stable storage. If not, it counts as
     /// persisted already, and `persisted` need not be called for it.
     pub must_sync: bool,
@@ -691,6 +698,9 @@ impl ShardConsensus for Consensus {
             last: raft.raft_log.last_index(),
             matched: raft.prs().get(message.from()).map(|progress| progress.matched),
             settling: self.is_settling(),
+            durable: self.in_flight.is_empty()
+                && raft.raft_log.unstable_entries().is_empty()
+                && (raft.term, raft.vote) == self.stored,
             sole_voter: self.members.is_sole_voter(self.config.replica),
             blank: self.members.voters.is_empty(),
             installing: !self.installing.is_empty(),
@@ -860,8 +870,8 @@ impl ShardConsensus for Consensus {
         let effects = Effects {
             number,
             install,
-            entries: wrap(entries),
             state,
+            entries: wrap(entries),
             must_sync,
             messages: messages.into_iter().map(Message).collect(),
             committed: wrap(committed),

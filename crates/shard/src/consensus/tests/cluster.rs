@@ -17,21 +17,21 @@ use super::Mutant;
 use crate::consensus::*;
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
 
@@ -259,10 +259,16 @@ impl World {
     fn crash(&mut self, id: u64) {
         let replica = self.replicas.get_mut(&id).unwrap();
         replica.node = None;
-        // What was on its way may have reached the disk, in order.
+        // What was on its way may have reached the disk: some first part of it.
         for _ in 0..self.random.below(replica.batches.len() + 1) {
             let batch = replica.batches.pop_front().unwrap();
             replica.disk.write(&batch);
+        }
+        if let Some(mut torn) = replica.batches.pop_front()
+            && self.random.chance(50)
+        {
+            torn.entries.truncate(self.random.below(torn.entries.len() + 1));
+            replica.disk.write(&torn);
         }
         replica.batches.clear();
         self.trace.push(format!("{id} crashes"));
@@ -739,7 +745,7 @@ fn replicas_agree_through_loss_crashes_and_changes_of_members() {
         ("restarts", restarts),
         ("alone", alone),
     ] {
-        assert!(count > 50, "{what} hardly happened: {sum:?}");
+        assert!(count > 15, "{what} hardly happened: {sum:?}");
     }
 }
 
@@ -751,6 +757,20 @@ fn three_replicas_agree_in_fair_weather() {
 #[test]
 fn three_voters_that_crash_all_the_time_agree() {
     survey(Weather { crashes: 5, changes: false, settle_ticks: 0, ..ROUGH }, 100);
+}
+
+#[test]
+fn a_seed_names_one_execution() {
+    let trace = |seed| {
+        let mut world = World::new(seed, ROUGH).unwrap();
+        for _ in 0..ROUGH.steps {
+            world.step().unwrap();
+        }
+        hash64(world.trace.join("\n").as_bytes())
+    };
+    for seed in 0..5 {
+        assert_eq!(trace(seed), trace(seed), "seed {seed}");
+    }
 }
 
 /// Harsh enough for a broken rule to do damage, and without looking at the promises themselves.
@@ -768,7 +788,7 @@ fn damage_of(mutant: Mutant) -> BTreeMap<u64, String> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     let run = |seed| run(seed, Weather { mutant, ..HARSH }).err().map(|what| (seed, what));
-    let damage = seeds(60).filter_map(run).collect();
+    let damage = seeds(120).filter_map(run).collect();
     std::panic::set_hook(hook);
     damage
 }

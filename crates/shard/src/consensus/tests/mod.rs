@@ -2,6 +2,7 @@
 
 mod alone;
 mod cluster;
+mod hostile;
 
 use raft::eraftpb;
 
