@@ -61,6 +61,8 @@ pub(super) struct View {
     pub term: u64,
     pub leader: u64,
     pub leads: bool,
+    /// It is a candidate.
+    pub stands: bool,
     pub last: u64,
     /// What the leader knows the sender to have, if it leads and knows the sender.
     pub matched: Option<u64>,
@@ -171,7 +173,7 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
         MessageKind::Vote => {
             // It asks once term, vote and log are durable, and the log does not change while it
             // waits for answers. The library relies on that when it becomes leader.
-            if m.term == view.term && !m.reject && !view.durable && !view.leads {
+            if view.stands && m.term == view.term && !m.reject && !view.durable {
                 return Err(Dropped::Nonsense("a vote that nobody asked for"));
             }
         }

@@ -78,6 +78,7 @@
 //! | replies that overtake each other (raft-rs 555) | `admit.rs` |
 //! | a replica that lost confirmed entries | [`Dropped::LostEntries`] |
 //! | the only voter, elected before its log is durable | `lead_alone` |
+//! | the only voter, sending before its term is durable | `state_in` |
 //! | a restart that forgets a committed change of members | `stored.rs` |
 //! | an election while a snapshot is being installed | `may_campaign` |
 //!
@@ -362,6 +363,8 @@ pub struct Consensus {
     durable: u64,
     /// Numbers of the batches between them that have something to store.
     in_flight: VecDeque<u64>,
+    /// Number of the last batch with a new term or vote.
+    state_in: u64,
     /// Messages that wait for a batch to be durable, with its number.
     held: VecDeque<(u64, Vec<eraftpb::Message>)>,
     /// Messages whose batch is durable.
@@ -507,10 +510,15 @@ impl Consensus {
         self.ticks < self.config.settle_ticks && !self.members.is_alone(self.config.replica)
     }
 
-    /// Returns whether this replica may ask for votes now. While it installs a snapshot the library
-    /// would look for entries that the snapshot replaced.
+    /// Returns whether a snapshot has arrived and is not durable. Until then the library would look
+    /// for entries that it replaces, or lead by its members without having it.
+    fn is_installing(&self) -> bool {
+        !self.installing.is_empty() || self.raft.snap().is_some()
+    }
+
+    /// Returns whether this replica may ask for votes now.
     fn may_campaign(&self) -> bool {
-        !self.is_settling() && self.installing.is_empty()
+        !self.is_settling() && !self.is_installing()
     }
 
     /// Returns whether this replica has an election timeout of its own: no chance is involved.
@@ -695,6 +703,7 @@ impl ShardConsensus for Consensus {
             term: raft.term,
             leader: raft.leader_id,
             leads: raft.state == StateRole::Leader,
+            stands: raft.state == StateRole::Candidate,
             last: raft.raft_log.last_index(),
             matched: raft.prs().get(message.from()).map(|progress| progress.matched),
             settling: self.is_settling(),
@@ -703,7 +712,7 @@ impl ShardConsensus for Consensus {
                 && (raft.term, raft.vote) == self.stored,
             sole_voter: self.members.is_sole_voter(self.config.replica),
             blank: self.members.voters.is_empty(),
-            installing: !self.installing.is_empty(),
+            installing: self.is_installing(),
             // Only while there is something to apply: what waits for its commit must not wait for
             // ever.
             unapplied_full: raft.raft_log.committed > raft.raft_log.applied
@@ -821,9 +830,7 @@ impl ShardConsensus for Consensus {
         let entries = ready.take_entries();
         let must_sync = ready.must_sync();
         let mut at_once = ready.take_messages();
-        let after = ready.take_persisted_messages();
-        #[cfg(test)]
-        let after = self.mutant.misplace(after, &mut at_once);
+        let mut after = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let mut reads = std::mem::take(&mut self.answered);
         for read in ready.take_read_states() {
@@ -858,6 +865,17 @@ impl ShardConsensus for Consensus {
         let leadership = (now != self.leadership).then_some(now);
         self.leadership = now;
 
+        if state.is_some() {
+            self.state_in = number;
+        }
+        // A leader's messages need not wait for its log, but they do for its term. The library
+        // forgets that one that was elected by its own vote alone has not stored it yet: after a
+        // crash it would lead the same term again, with other entries.
+        if self.state_in > self.durable {
+            after.append(&mut at_once);
+        }
+        #[cfg(test)]
+        self.mutant.misplace(&mut after, &mut at_once);
         if !after.is_empty() {
             self.held.push_back((number, after));
         }

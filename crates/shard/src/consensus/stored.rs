@@ -270,6 +270,7 @@ pub(super) fn restore(config: Config, stored: Stored) -> Result<Consensus, Resto
         handed: 0,
         durable: 0,
         in_flight: VecDeque::new(),
+        state_in: 0,
         held: VecDeque::new(),
         released: Vec::new(),
         installing: VecDeque::new(),
