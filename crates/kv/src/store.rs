@@ -34,7 +34,7 @@ use atoll_shard::edge::EntrySeq;
 use atoll_shard::entry::{self, Closed, Payload, Split};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
 use atoll_shard::intent::Intent;
-use atoll_shard::leader::{Leader, Loaded, Miss, Step};
+use atoll_shard::leader::{Leader, Loaded, Miss, Step, local_key};
 use atoll_shard::state;
 
 use crate::base::TreeBase;
@@ -1016,6 +1016,18 @@ async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
             let Some(value) = row.value().await? else { continue };
             let count = entry::decode_count(&value).map_err(|e| broken(row.key(), e))?;
             loaded.counts.insert(keyspace, count);
+        }
+    }
+    let slots = descriptor.range.slots();
+    if !slots.is_empty() {
+        let (mut start, mut end) = (Vec::new(), Vec::new());
+        tree::data(&mut start, &local_key(slots.start, b""));
+        tree::data(&mut end, &local_key(slots.start + 1, b""));
+        let mut cursor = tree.scan_versions(&start, &end, u64::MAX, Direction::Forward);
+        while let Some(row) = cursor.next().await? {
+            if let Some(value) = row.value().await? {
+                loaded.locals.push((row.key()[1..].to_vec(), value.to_vec()));
+            }
         }
     }
     Ok(loaded)

@@ -142,6 +142,14 @@ impl Open {
         }
     }
 
+    /// Removes all versions of a span, whatever their timestamps.
+    pub(crate) fn remove_data(&mut self, span: &Span) {
+        let mut end = Vec::new();
+        tree::data(&mut self.key, &span.start);
+        tree::data(&mut end, &span.end);
+        self.writes.remove_range(&self.key, &end);
+    }
+
     pub(crate) fn put_intent(&mut self, key: &[u8], intent: &Intent) {
         tree::intent(&mut self.key, key);
         self.writes.insert(&self.key, &[&intent.encode()]);

@@ -122,6 +122,11 @@ impl<'a, B: Base> Eval<'a, B> {
         self.leader
     }
 
+    /// Returns one of the shard's own values, stored form.
+    pub fn local(&self, name: &[u8]) -> Result<Option<Rc<[u8]>>, Interrupt> {
+        self.leader.local(name, self.sight == Sight::Applied).map_err(Interrupt::Hindered)
+    }
+
     /// Returns the newest version of a key, expired or not.
     pub fn version(&mut self, key: &[u8]) -> Result<Option<Seen<B::Value>>, Interrupt> {
         if let Some(staged) = self.staged.iter().rev().find(|s| s.key == key) {

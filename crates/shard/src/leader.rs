@@ -35,7 +35,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use atoll_mvcc::keys;
+use atoll_mvcc::keys::{self, Placement};
 use atoll_mvcc::locks::{Acquired, LockTable, Mode};
 use atoll_mvcc::max_read::MaxRead;
 use atoll_mvcc::request::{
@@ -53,6 +53,14 @@ use crate::intent::Intent;
 
 /// A transaction whose coordinator was not heard of for this long is given up for dead.
 pub const ALIVE_MS: u64 = 3_000;
+
+/// The keyspace of values that every shard with slots has for itself, at its first slot: what all
+/// its commands have to know, like the map from database numbers to keyspaces. They are ordinary
+/// keys, written by ordinary transactions, and kept in memory besides. The right half of a split
+/// inherits them.
+pub const LOCAL: u32 = keys::SLOTTED;
+/// Bytes of a local value's key before its name.
+const LOCAL_HEAD: usize = 6;
 
 /// What was looked for is not in memory: bring it there and ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +168,8 @@ pub struct Loaded {
     pub fences: Vec<(Key, TxnId, Timestamp)>,
     /// The counts by keyspace.
     pub counts: BTreeMap<u32, Count>,
+    /// The stored bytes of the shard's own values, by their keys.
+    pub locals: Vec<(Key, Vec<u8>)>,
 }
 
 /// The state of a leadership.
@@ -177,6 +187,9 @@ pub struct Leader {
     /// When the coordinator of a transaction was last heard of.
     heard: BTreeMap<TxnId, u64>,
     counts: BTreeMap<u32, Count>,
+    /// Values of the shard's own (see [`LOCAL`]), by the end of their keys, and the entry that
+    /// changed each last.
+    locals: BTreeMap<Vec<u8>, (Option<Rc<[u8]>>, EntrySeq)>,
     /// Number of the open entry.
     seq: EntrySeq,
     /// Last entry applied.
@@ -225,6 +238,11 @@ impl Leader {
                 .collect(),
             heard: BTreeMap::new(),
             counts: loaded.counts,
+            locals: loaded
+                .locals
+                .into_iter()
+                .map(|(key, value)| (key[LOCAL_HEAD..].to_vec(), (Some(Rc::from(value)), 0)))
+                .collect(),
             seq: 1,
             applied: 0,
             edge_max: Timestamp::ZERO,
@@ -449,8 +467,40 @@ impl Leader {
         self.edge.newest(key, self.seq)
     }
 
+    /// Returns one of the shard's own values, stored form, as the edge has it.
+    ///
+    /// # Errors
+    /// What stands in the way of whoever wants the applied state, or anything decided.
+    pub fn local(&self, name: &[u8], applied: bool) -> Result<Option<Rc<[u8]>>, Step> {
+        if !self.intents.is_empty()
+            && let Some(key) = self.local_key(name)
+            && let Some(held) = self.intents.get(&key)
+        {
+            return Err(self.obstacle(&key, held));
+        }
+        match self.locals.get(name) {
+            None => Ok(None),
+            Some((_, entry)) if applied && *entry > self.applied => Err(Step::AwaitEntry(*entry)),
+            Some((value, _)) => Ok(value.clone()),
+        }
+    }
+
+    /// Returns the key of one of the shard's own values, `None` if it has no slots.
+    pub fn local_key(&self, name: &[u8]) -> Option<Key> {
+        let slots = self.descriptor.range.slots();
+        (!slots.is_empty()).then(|| local_key(slots.start, name))
+    }
+
+    fn note_local(&mut self, key: &[u8], value: Option<&[u8]>) {
+        if key.starts_with(&LOCAL.to_be_bytes()) && key.len() >= LOCAL_HEAD {
+            let name = key[LOCAL_HEAD..].to_vec();
+            self.locals.insert(name, (value.map(Rc::from), self.seq));
+        }
+    }
+
     /// Writes a value in the open entry.
     pub(crate) fn put(&mut self, key: Key, value: Option<Rc<[u8]>>, before: Presence, now: Now) {
+        self.note_local(&key, value.as_deref());
         self.open.stamp_above(Timestamp::commit_at(now.epoch));
         self.open.grow(key.len() + value.as_ref().map_or(0, |v| v.len()));
         self.edge.put(key, value, before);
@@ -889,6 +939,7 @@ impl Leader {
         // From here on nothing fails.
         self.open.stamp_above(claim.commit_ts);
         for (write, before) in claim.writes.iter().zip(changes) {
+            self.note_local(&write.key, write.value.as_deref());
             let value = write.value.as_deref().map(Rc::from);
             self.open.grow(write.key.len() + write.value.as_ref().map_or(0, Vec::len));
             self.edge.put(write.key.clone(), value, before);
@@ -1130,6 +1181,7 @@ impl Leader {
             if let Outcome::Committed(ts) = outcome {
                 let before = intent.before;
                 let after = Presence::of(intent.value.as_deref());
+                self.note_local(key, intent.value.as_deref());
                 self.open.put_version(key, ts, intent.value.as_deref());
                 self.count(key, before, after);
                 let value = intent.value.as_deref().map(Rc::from);
@@ -1166,6 +1218,14 @@ impl Leader {
         debug_assert!(self.is_settled(), "a shard is split between two entries");
         self.open.put_descriptor(&split.left);
         self.open.put_descriptor(&split.right);
+        let slots = split.right.range.slots();
+        if !slots.is_empty() {
+            for (name, (value, _)) in &self.locals {
+                if let Some(value) = value {
+                    self.open.put_version(&local_key(slots.start, name), self.edge_max, Some(value));
+                }
+            }
+        }
         let seq = self.seq;
         self.seq += 1;
         let mut closed = self.open.close(seq, self.edge_max, self.descriptor.id, &self.counts);
@@ -1178,10 +1238,35 @@ impl Leader {
         self.open.move_deadline(key, Some(deadline_ms), None);
     }
 
+    /// Removes what is left of a keyspace that nobody can name any more: every version, whatever
+    /// its timestamp. Nothing older than the horizon may need it.
+    pub fn drop_keyspace(&mut self, keyspace: u32) {
+        let placement =
+            if keys::is_slotted(keyspace) { Placement::Slots } else { Placement::Ordered };
+        for id in [Some(keyspace), keys::is_slotted(keyspace).then_some(keyspace | keys::PARTS)] {
+            let Some(id) = id else { continue };
+            if let Some(span) = self.descriptor.range.span(id, placement) {
+                self.open.remove_data(&span);
+            }
+            if self.counts.remove(&id).is_some() {
+                self.open.counts_changed(id);
+            }
+        }
+    }
+
     /// Returns the largest timestamp of an applied version.
     pub fn applied_max(&self) -> Timestamp {
         self.applied_max
     }
+}
+
+/// Returns the key of a shard's own value, by the shard's first slot.
+pub fn local_key(first_slot: u16, name: &[u8]) -> Key {
+    let mut key = Vec::with_capacity(LOCAL_HEAD + name.len());
+    key.extend_from_slice(&LOCAL.to_be_bytes());
+    key.extend_from_slice(&first_slot.to_be_bytes());
+    key.extend_from_slice(name);
+    key
 }
 
 /// A transaction's request to write.

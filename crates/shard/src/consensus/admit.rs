@@ -61,10 +61,14 @@ pub(super) struct View {
     pub term: u64,
     pub leader: u64,
     pub leads: bool,
+    /// It is a candidate.
+    pub stands: bool,
     pub last: u64,
     /// What the leader knows the sender to have, if it leads and knows the sender.
     pub matched: Option<u64>,
     pub settling: bool,
+    /// All it has is durable: term, vote and log.
+    pub durable: bool,
     pub sole_voter: bool,
     /// It knows no members: it has never seen a snapshot.
     pub blank: bool,
@@ -166,7 +170,14 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
                 return Err(Dropped::Stale);
             }
         }
-        MessageKind::PreVote | MessageKind::Vote | MessageKind::HeartbeatReply => {}
+        MessageKind::Vote => {
+            // It asks once term, vote and log are durable, and the log does not change while it
+            // waits for answers. The library relies on that when it becomes leader.
+            if view.stands && m.term == view.term && !m.reject && !view.durable {
+                return Err(Dropped::Nonsense("a vote that nobody asked for"));
+            }
+        }
+        MessageKind::PreVote | MessageKind::HeartbeatReply => {}
     }
     Ok(())
 }

@@ -264,7 +264,7 @@ impl Cache {
 
     /// Copies entries from `low` up to `high` as far as they are in memory and within `max` bytes,
     /// but at least one.
-    fn from_memory(&self, low: u64, high: u64, max: Option<u64>) -> Option<Vec<RaftEntry>> {
+    fn in_memory(&self, low: u64, high: u64, max: Option<u64>) -> Option<Vec<RaftEntry>> {
         let copy = |entries: &mut dyn Iterator<Item = &RaftEntry>, room: u64| {
             let mut out = Vec::with_capacity(room.min(high - low) as usize);
             let mut bytes = 0;
@@ -314,7 +314,7 @@ impl raft::Storage for Cache {
         if low == 1 && self.applied > 0 && context.can_async() {
             return Err(StorageError::Compacted.into());
         }
-        if let Some(entries) = self.from_memory(low, high, max_size.into()) {
+        if let Some(entries) = self.in_memory(low, high, max_size.into()) {
             return Ok(entries);
         }
         if !context.can_async() {

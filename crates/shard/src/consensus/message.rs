@@ -15,12 +15,13 @@ use raft::eraftpb::{self, MessageType};
 
 use super::entry::{Entry, EntryKind, wrap};
 use super::members::Members;
+use super::read::{read_context, read_entry};
 
 const VERSION: u8 = 1;
 
 /// How the library marks the vote request of a replica that was told to take over. It does not
 /// export the constant; a test holds this one against what it sends.
-const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+pub(super) const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// What a message says. The numbers are on the wire: do not change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +53,7 @@ pub enum MessageKind {
     ReadIndex = 12,
 }
 
-const KINDS: [(MessageKind, MessageType); 12] = [
+pub(super) const KINDS: [(MessageKind, MessageType); 12] = [
     (MessageKind::Append, MessageType::MsgAppend),
     (MessageKind::AppendReply, MessageType::MsgAppendResponse),
     (MessageKind::AskPreVote, MessageType::MsgRequestPreVote),
@@ -286,19 +287,6 @@ fn decode_entry(reader: &mut Reader<'_>, bytes: &Bytes, index: u64) -> Result<En
         return Err(reader.malformed("a payload that fits the kind of entry"));
     }
     Ok(entry)
-}
-
-/// How the library carries the context of a read: as the payload of an entry that is none.
-pub(super) fn read_entry(context: Bytes) -> eraftpb::Entry {
-    eraftpb::Entry { data: context, ..Default::default() }
-}
-
-fn read_context<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
-    let context = reader.bytes("the context of a read")?;
-    if context.is_empty() || context.len() == super::read::CONTEXT_LEN {
-        return Ok(context);
-    }
-    Err(reader.malformed("a context of a read"))
 }
 
 fn is_transfer(m: &eraftpb::Message) -> bool {

@@ -15,7 +15,7 @@
 //!           |                            |                        |
 //!           v                            v                        v
 //!     ready() = Effects 3  --->  ready() = Effects 4  --->  ready() = ...
-//!       install, entries, state    messages that 3 held
+//!       install, state, entries    messages that 3 held
 //!       messages (may go now)      committed (41), reads
 //!       committed, reads
 //!           |                            |
@@ -27,8 +27,10 @@
 //! # The owner's loop
 //! 1. After any call, take [`Effects`] until there are none. Send the messages at once: a leader's
 //!    appends travel while its own disk works.
-//! 2. Write the snapshot to install, the entries and the state as **one atomic batch**, batches in
-//!    order of their numbers; sync once for all groups, if any batch says `must_sync`.
+//! 2. Install the snapshot (in one step: the state machine, its applied index and members, and the
+//!    log's new beginning), then write the state, then the entries; batches in order of their
+//!    numbers. A crash may leave any first part of that. Sync once for all groups, if any batch
+//!    says `must_sync`.
 //! 3. Then [`ShardConsensus::persisted`] with the highest number. A batch without `must_sync` needs
 //!    no call. Batches may pile up: `ready` does not wait for `persisted`.
 //! 4. Apply the committed entries in order; for [`EntryKind::Change`] call
@@ -37,7 +39,8 @@
 //! 5. Read what [`Consensus::wanted`] asks for, build the snapshots that are wanted.
 //!
 //! The commit index need not be stored: it is only a hint for the next start, and is written along
-//! with a new term or vote. What is applied is committed, and a leader finds out the rest.
+//! with a new term or vote. What is applied is committed, a leader finds out the rest, and about
+//! changes of members the log itself knows enough (`stored.rs`).
 //!
 //! A replica that votes alone leads as soon as its log is durable, and commits by `persisted`
 //! alone, without a tick.
@@ -75,6 +78,9 @@
 //! | replies that overtake each other (raft-rs 555) | `admit.rs` |
 //! | a replica that lost confirmed entries | [`Dropped::LostEntries`] |
 //! | the only voter, elected before its log is durable | `lead_alone` |
+//! | the only voter, sending before its term is durable | `state_in` |
+//! | a restart that forgets a committed change of members | `stored.rs` |
+//! | an election while a snapshot is being installed | `may_campaign` |
 //!
 //! # What is left to the owner
 //! Leases and the reads they serve (a leader hands out none here; [`Status::transferring_to`] tells
@@ -90,6 +96,8 @@
 mod admit;
 mod cache;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod members;
 mod message;
 mod read;
@@ -229,14 +237,14 @@ impl std::error::Error for Diverged {}
 pub struct Effects {
     /// Names this batch for [`ShardConsensus::persisted`]. Numbers ascend by one.
     pub number: u64,
-    /// Replace the state by this snapshot, durably, before anything else of the batch. Everything
-    /// handed out for applying before is void.
+    /// Replace the state by this snapshot, in one piece and durably, before anything else of the
+    /// batch. Everything handed out for applying before is void.
     pub install: Option<SnapshotMeta>,
+    /// Store this, before the entries.
+    pub state: Option<GroupState>,
     /// Append these to the log. The first may be at or below the log's last index: what is there
     /// and above it goes.
     pub entries: Vec<Entry>,
-    /// Store this, in one piece with the entries.
-    pub state: Option<GroupState>,
     /// Whether the batch has something that must reach stable storage. If not, it counts as
     /// persisted already, and `persisted` need not be called for it.
     pub must_sync: bool,
@@ -355,6 +363,8 @@ pub struct Consensus {
     durable: u64,
     /// Numbers of the batches between them that have something to store.
     in_flight: VecDeque<u64>,
+    /// Number of the last batch with a new term or vote.
+    state_in: u64,
     /// Messages that wait for a batch to be durable, with its number.
     held: VecDeque<(u64, Vec<eraftpb::Message>)>,
     /// Messages whose batch is durable.
@@ -500,10 +510,15 @@ impl Consensus {
         self.ticks < self.config.settle_ticks && !self.members.is_alone(self.config.replica)
     }
 
-    /// Returns whether this replica may ask for votes now. While it installs a snapshot the library
-    /// would look for entries that the snapshot replaced.
+    /// Returns whether a snapshot has arrived and is not durable. Until then the library would look
+    /// for entries that it replaces, or lead by its members without having it.
+    fn is_installing(&self) -> bool {
+        !self.installing.is_empty() || self.raft.snap().is_some()
+    }
+
+    /// Returns whether this replica may ask for votes now.
     fn may_campaign(&self) -> bool {
-        !self.is_settling() && self.installing.is_empty()
+        !self.is_settling() && !self.is_installing()
     }
 
     /// Returns whether this replica has an election timeout of its own: no chance is involved.
@@ -688,12 +703,16 @@ impl ShardConsensus for Consensus {
             term: raft.term,
             leader: raft.leader_id,
             leads: raft.state == StateRole::Leader,
+            stands: raft.state == StateRole::Candidate,
             last: raft.raft_log.last_index(),
             matched: raft.prs().get(message.from()).map(|progress| progress.matched),
             settling: self.is_settling(),
+            durable: self.in_flight.is_empty()
+                && raft.raft_log.unstable_entries().is_empty()
+                && (raft.term, raft.vote) == self.stored,
             sole_voter: self.members.is_sole_voter(self.config.replica),
             blank: self.members.voters.is_empty(),
-            installing: !self.installing.is_empty(),
+            installing: self.is_installing(),
             // Only while there is something to apply: what waits for its commit must not wait for
             // ever.
             unapplied_full: raft.raft_log.committed > raft.raft_log.applied
@@ -811,9 +830,7 @@ impl ShardConsensus for Consensus {
         let entries = ready.take_entries();
         let must_sync = ready.must_sync();
         let mut at_once = ready.take_messages();
-        let after = ready.take_persisted_messages();
-        #[cfg(test)]
-        let after = self.mutant.misplace(after, &mut at_once);
+        let mut after = ready.take_persisted_messages();
         let committed = ready.take_committed_entries();
         let mut reads = std::mem::take(&mut self.answered);
         for read in ready.take_read_states() {
@@ -848,6 +865,17 @@ impl ShardConsensus for Consensus {
         let leadership = (now != self.leadership).then_some(now);
         self.leadership = now;
 
+        if state.is_some() {
+            self.state_in = number;
+        }
+        // A leader's messages need not wait for its log, but they do for its term. The library
+        // forgets that one that was elected by its own vote alone has not stored it yet: after a
+        // crash it would lead the same term again, with other entries.
+        if self.state_in > self.durable {
+            after.append(&mut at_once);
+        }
+        #[cfg(test)]
+        self.mutant.misplace(&mut after, &mut at_once);
         if !after.is_empty() {
             self.held.push_back((number, after));
         }
@@ -860,8 +888,8 @@ impl ShardConsensus for Consensus {
         let effects = Effects {
             number,
             install,
-            entries: wrap(entries),
             state,
+            entries: wrap(entries),
             must_sync,
             messages: messages.into_iter().map(Message).collect(),
             committed: wrap(committed),

@@ -6,7 +6,9 @@
 //! this one after a restart. Else the answer to an old question would let a new read see an old
 //! state.
 
+use atoll_encoding::{Malformed, Reader};
 use bytes::Bytes;
+use raft::eraftpb;
 
 pub(super) const CONTEXT_LEN: usize = 24;
 
@@ -48,10 +50,24 @@ impl Reads {
 
     /// Returns which question of this replica and incarnation has this context.
     pub fn id_of(&self, context: &[u8]) -> Option<ReadId> {
-        let mut reader = atoll_encoding::Reader::new(context);
+        let mut reader = Reader::new(context);
         let mut next = || reader.u64("a part of a context").ok();
         let (replica, incarnation, asked) = (next()?, next()?, next()?);
         let ours = (replica, incarnation) == (self.replica, self.incarnation);
         (ours && (1..=self.asked).contains(&asked)).then_some(ReadId(asked))
     }
+}
+
+/// How the library carries the context of a question: as the payload of an entry that is none.
+pub(super) fn read_entry(context: Bytes) -> eraftpb::Entry {
+    eraftpb::Entry { data: context, ..Default::default() }
+}
+
+/// Reads a context, or the lack of one, from a message.
+pub(super) fn read_context<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+    let context = reader.bytes("the context of a read")?;
+    if context.is_empty() || context.len() == CONTEXT_LEN {
+        return Ok(context);
+    }
+    Err(reader.malformed("a context of a read"))
 }

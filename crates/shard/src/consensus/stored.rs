@@ -3,6 +3,24 @@
 //! The library ends the process when it is started from a state that contradicts itself. Such a
 //! state is damage of one replica, not of the process, so it is found here and reported; the owner
 //! sets the replica aside.
+//!
+//! # What the log knows of its commits
+//! The stored commit index may lag far behind, and for entries that does not matter: a new leader
+//! commits them again. Changes of members are different. The members in force are those of the
+//! applied state, so a replica that forgot that a change was committed would act by members that
+//! are long gone:
+//!
+//! ```text
+//!   log of replica 1    ... | +2 +3 | ... | leave | ...        applied: before all this
+//!                            (1 2 3) and (1)  (1 2 3)
+//! ```
+//!
+//! It would take itself for the only voter and lead, while 2 and 3 do the same without it. But a
+//! leader proposes a change only once all changes before it are applied, so **every change of
+//! members in a log but the last is committed**, whatever was stored. The commit index starts at
+//! least there; the library does not campaign before what is committed of the changes is
+//! applied; and about the last change the overlap of joint majorities makes it right to be in
+//! doubt.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,7 +29,7 @@ use raft::eraftpb::HardState;
 use raft::{RawNode, ReadOnlyOption};
 
 use super::cache::{Cache, Terms};
-use super::entry::Entry;
+use super::entry::{Entry, EntryKind};
 use super::members::Members;
 use super::read::Reads;
 use super::{Consensus, Leadership, Role};
@@ -101,7 +119,8 @@ impl Config {
             // The other kind is no lease: it trusts a leader that may have been replaced.
             read_only_option: ReadOnlyOption::Safe,
             skip_bcast_commit: false,
-            batch_append: true,
+            // It would join messages beyond their size limit; the owner proposes once a turn anyway.
+            batch_append: false,
             priority: self.priority,
             max_uncommitted_size: self.uncommitted_bytes_max.max(self.message_bytes_max),
             max_committed_size_per_ready: self.committed_bytes_max,
@@ -227,11 +246,13 @@ pub(super) fn restore(config: Config, stored: Stored) -> Result<Consensus, Resto
         return Err(RestoreError::Config("an election takes too long".into()));
     }
     let Stored { state, members, applied, first, entries, .. } = stored;
+    let mut changes = entries.iter().rev().filter(|entry| entry.kind() == EntryKind::Change);
+    let known = changes.nth(1).map_or(0, Entry::index);
     let hard_state = HardState {
         term: state.term,
         vote: state.vote,
         // The state may have been stored before the last entries were applied.
-        commit: state.commit.max(applied),
+        commit: state.commit.max(applied).max(known),
         ..Default::default()
     };
     let mut cache = Cache::new(hard_state, members.to_raft(), first, applied, terms);
@@ -249,6 +270,7 @@ pub(super) fn restore(config: Config, stored: Stored) -> Result<Consensus, Resto
         handed: 0,
         durable: 0,
         in_flight: VecDeque::new(),
+        state_in: 0,
         held: VecDeque::new(),
         released: Vec::new(),
         installing: VecDeque::new(),

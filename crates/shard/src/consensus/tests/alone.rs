@@ -224,3 +224,38 @@ fn what_contradicts_itself_is_refused_before_anything_runs() {
     wrong.election_ticks = 1;
     assert!(matches!(Consensus::restore(wrong, good()).err(), Some(RestoreError::Config(_))));
 }
+
+#[test]
+fn a_replica_does_not_lead_by_members_that_its_log_has_outgrown() {
+    // It was the only voter when the state machine was stored. Then it took 2 and 3 in, and the
+    // three of them left the joint state; its commit index was never stored.
+    let join = members::encode_changes(&[Change::Promote(2), Change::Promote(3)]);
+    let leave = members::encode_changes(&[]);
+    let stored = |entries: Vec<Entry>| Stored {
+        state: GroupState { term: 1, vote: 1, commit: 4 },
+        members: Members { learners: vec![2, 3], ..Members::of_voters([1]) },
+        applied: 4,
+        first: 5,
+        terms: vec![(4, 1)],
+        entries,
+    };
+    let join = Entry::new(5, 1, true, join.into());
+    let leave = Entry::new(6, 1, true, leave.into());
+
+    let mut group = Consensus::restore(config(), stored(vec![join.clone(), leave])).unwrap();
+    assert!(!group.is_leader());
+    assert_eq!(group.commit(), 5, "a change is proposed when the one before it is applied");
+    let batch = group.ready().unwrap();
+    let members = group.apply_change(&batch.committed[0]).unwrap();
+    assert_eq!((&members.voters[..], &members.outgoing[..]), (&[1, 2, 3][..], &[1][..]));
+    group.applied(5);
+    for _ in 0..100 {
+        group.tick();
+        while group.ready().is_some() {}
+    }
+    assert!(!group.is_leader(), "2 and 3 may have elected another");
+
+    // Alone in the log, the change may not be committed, and then only the old members count.
+    let group = Consensus::restore(config(), stored(vec![join])).unwrap();
+    assert!(group.is_leader());
+}

@@ -17,21 +17,21 @@ use super::Mutant;
 use crate::consensus::*;
 
 /// SplitMix64.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    fn chance(&mut self, percent: u64) -> bool {
+    pub fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
 
@@ -132,6 +132,8 @@ struct Weather {
     loss: u64,
     repeat: u64,
     crashes: u64,
+    /// Of a hundred steps, those that are a call to elect and a crash with a quick return.
+    strife: u64,
     changes: bool,
     check_promises: bool,
     settle_ticks: u64,
@@ -143,6 +145,7 @@ const ROUGH: Weather = Weather {
     loss: 10,
     repeat: 10,
     crashes: 2,
+    strife: 0,
     changes: true,
     check_promises: true,
     settle_ticks: 3,
@@ -176,6 +179,8 @@ struct Counts {
     transfers: u64,
     reads: u64,
     restarts: u64,
+    /// Leaders whose group had one voter.
+    alone: u64,
 }
 
 type Checked = Result<(), String>;
@@ -254,10 +259,16 @@ impl World {
     fn crash(&mut self, id: u64) {
         let replica = self.replicas.get_mut(&id).unwrap();
         replica.node = None;
-        // What was on its way may have reached the disk, in order.
+        // What was on its way may have reached the disk: some first part of it.
         for _ in 0..self.random.below(replica.batches.len() + 1) {
             let batch = replica.batches.pop_front().unwrap();
             replica.disk.write(&batch);
+        }
+        if let Some(mut torn) = replica.batches.pop_front()
+            && self.random.chance(50)
+        {
+            torn.entries.truncate(self.random.below(torn.entries.len() + 1));
+            replica.disk.write(&torn);
         }
         replica.batches.clear();
         self.trace.push(format!("{id} crashes"));
@@ -276,6 +287,7 @@ impl World {
                 let before = *self.leaders.entry(now.term).or_insert(id);
                 require(before == id, || format!("{before} and {id} lead term {}", now.term))?;
                 self.counts.leaders += 1;
+                self.counts.alone += u64::from(node.members().voters.len() == 1);
             }
             let install = match &effects.install {
                 None => None,
@@ -402,7 +414,7 @@ impl World {
     }
 
     fn deliver(&mut self, at: usize) -> Checked {
-        let message = self.network.swap_remove(at);
+        let message = self.network.remove(at);
         if self.random.chance(self.weather.repeat) {
             self.network.push(message.clone());
         }
@@ -450,22 +462,28 @@ impl World {
     fn change(&mut self, id: u64) -> Checked {
         let members = self.node(id).members().clone();
         let mut changes = Vec::new();
-        let learner = self.random.pick(&members.learners);
-        let voter = self.random.pick(&members.voters);
         let spare = self.next_replica;
-        match self.random.below(6) {
-            0 | 1 if members.learners.len() < 2 => changes.push(Change::AddLearner(spare)),
-            2 => changes.extend(learner.map(Change::Promote)),
-            3 => changes.extend(voter.map(Change::Demote)),
-            4 => changes.extend(learner.map(Change::Remove)),
-            _ => {
-                changes.extend(learner.map(Change::Promote));
-                changes.extend(voter.map(Change::Demote));
+        let (learns, votes) = (members.learners.clone(), members.voters.clone());
+        if learns.len() < 3 && self.random.chance(30) {
+            changes.push(Change::AddLearner(spare));
+        }
+        // Often against a rule, which the leader knows.
+        let each = 20 + self.random.below(60) as u64;
+        for learner in learns {
+            if self.random.chance(each) {
+                let stays = votes.len() < 5 && self.random.chance(80);
+                let change = if stays { Change::Promote } else { Change::Remove };
+                changes.push(change(learner));
+            }
+        }
+        for voter in votes {
+            if self.random.chance(each / 2) {
+                changes.push(Change::Demote(voter));
             }
         }
         if self.node(id).propose_change(&changes).is_ok() {
             self.trace.push(format!("{id} proposes {changes:?}"));
-            if changes == [Change::AddLearner(spare)] {
+            if changes.contains(&Change::AddLearner(spare)) {
                 self.next_replica += 1;
             }
         }
@@ -480,6 +498,14 @@ impl World {
             let id = *self.replicas.keys().next().unwrap();
             return self.start(id);
         };
+        if self.random.chance(self.weather.strife) {
+            if self.random.chance(50) {
+                self.crash(id);
+                return self.start(id);
+            }
+            self.node(id).campaign();
+            return self.take(id);
+        }
         match dice {
             0..450 if !self.network.is_empty() => {
                 // Mostly the oldest ones, so that the network makes way at all.
@@ -644,8 +670,12 @@ fn promised(message: &Message, disk: &Disk) -> Checked {
         MessageKind::AskVote => {
             disk.state.term == message.term() && disk.state.vote == message.from()
         }
-        MessageKind::AppendReply if !message.is_refusal() => disk.last() >= message.index(),
-        _ => true,
+        MessageKind::AppendReply if !message.is_refusal() => {
+            disk.state.term == message.term() && disk.last() >= message.index()
+        }
+        // About a term that nobody is in yet.
+        MessageKind::AskPreVote | MessageKind::PreVote => true,
+        _ => disk.state.term >= message.term(),
     };
     require(kept, || format!("{message:?} left before it was durable: {:?}", disk.state))
 }
@@ -662,7 +692,7 @@ fn run(seed: u64, weather: Weather) -> Result<Counts, String> {
             world.heal()
         };
         let outcome = run();
-        let from = world.trace.len().saturating_sub(60);
+        let from = world.trace.len().saturating_sub(200);
         last = world.trace.split_off(from);
         outcome.map(|()| world.counts)
     }));
@@ -676,7 +706,7 @@ fn run(seed: u64, weather: Weather) -> Result<Counts, String> {
     outcome
 }
 
-fn seeds(default: u64) -> std::ops::Range<u64> {
+pub(super) fn seeds(default: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let first = number("ATOLL_CONSENSUS_SEED").unwrap_or(0);
     first..first + number("ATOLL_CONSENSUS_SEEDS").unwrap_or(default)
@@ -697,6 +727,7 @@ fn survey(weather: Weather, default: u64) -> Counts {
         sum.transfers += counts.transfers;
         sum.reads += counts.reads;
         sum.restarts += counts.restarts;
+        sum.alone += counts.alone;
     }
     println!("{sum:?}");
     sum
@@ -705,7 +736,8 @@ fn survey(weather: Weather, default: u64) -> Counts {
 #[test]
 fn replicas_agree_through_loss_crashes_and_changes_of_members() {
     let sum = survey(ROUGH, 150);
-    let Counts { leaders, applied, changes, installed, fetched, transfers, reads, restarts } = sum;
+    let Counts { leaders, applied, changes, installed, fetched, transfers, .. } = sum;
+    let Counts { reads, restarts, alone, .. } = sum;
     for (what, count) in [
         ("leaders", leaders),
         ("applied", applied),
@@ -715,8 +747,9 @@ fn replicas_agree_through_loss_crashes_and_changes_of_members() {
         ("transfers", transfers),
         ("reads", reads),
         ("restarts", restarts),
+        ("alone", alone),
     ] {
-        assert!(count > 50, "{what} hardly happened: {sum:?}");
+        assert!(count > 15, "{what} hardly happened: {sum:?}");
     }
 }
 
@@ -730,9 +763,24 @@ fn three_voters_that_crash_all_the_time_agree() {
     survey(Weather { crashes: 5, changes: false, settle_ticks: 0, ..ROUGH }, 100);
 }
 
+#[test]
+fn a_seed_names_one_execution() {
+    let trace = |seed| {
+        let mut world = World::new(seed, ROUGH).unwrap();
+        for _ in 0..ROUGH.steps {
+            world.step().unwrap();
+        }
+        hash64(world.trace.join("\n").as_bytes())
+    };
+    for seed in 0..5 {
+        assert_eq!(trace(seed), trace(seed), "seed {seed}");
+    }
+}
+
 /// Harsh enough for a broken rule to do damage, and without looking at the promises themselves.
 const HARSH: Weather = Weather {
     crashes: 5,
+    strife: 5,
     changes: false,
     check_promises: false,
     settle_ticks: 0,
@@ -741,12 +789,8 @@ const HARSH: Weather = Weather {
 };
 
 fn damage_of(mutant: Mutant) -> BTreeMap<u64, String> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
     let run = |seed| run(seed, Weather { mutant, ..HARSH }).err().map(|what| (seed, what));
-    let damage = seeds(60).filter_map(run).collect();
-    std::panic::set_hook(hook);
-    damage
+    seeds(120).filter_map(run).collect()
 }
 
 #[test]

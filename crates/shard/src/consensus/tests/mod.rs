@@ -2,6 +2,7 @@
 
 mod alone;
 mod cluster;
+mod hostile;
 
 use raft::eraftpb;
 
@@ -22,16 +23,14 @@ impl Mutant {
     /// Moves messages that must wait to those that leave at once.
     pub(super) fn misplace(
         self,
-        after: Vec<eraftpb::Message>,
+        after: &mut Vec<eraftpb::Message>,
         at_once: &mut Vec<eraftpb::Message>,
-    ) -> Vec<eraftpb::Message> {
+    ) {
         let early = match self {
-            Mutant::None => return after,
+            Mutant::None => return,
             Mutant::EarlyVotes => MessageKind::Vote,
             Mutant::EarlyConfirmations => MessageKind::AppendReply,
         };
-        let (early, after) = after.into_iter().partition(|m| Message(m.clone()).kind() == early);
-        at_once.extend::<Vec<_>>(early);
-        after
+        at_once.extend(after.extract_if(.., |m| Message(m.clone()).kind() == early));
     }
 }
