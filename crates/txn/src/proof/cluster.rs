@@ -3,8 +3,9 @@
 //! ```text
 //!   send --delay--> shard that has the key --> flight --delay--> applied --> answer --delay--> back
 //!             |
-//!             +-- the connection may break: the sender is told Unknown at once, and the request
-//!                 arrives later, perhaps much later, or never
+//!             +-- the connection may break: the sender is told Unknown, and the request arrives
+//!                 later, perhaps much later, or never; or it was only the answer that was lost,
+//!                 perhaps because the leader went down after it was applied
 //! ```
 //!
 //! A request is a task of the cluster's node, so it arrives although its sender died meanwhile.
@@ -18,8 +19,8 @@ use std::time::Duration;
 use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_env::sync::{Notify, oneshot};
-use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
 use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
 
 use super::reference::{Fast, FastAnswer, Shard};
 use super::{Cluster, Weather};
@@ -41,6 +42,8 @@ struct World {
     weather: Weather,
     /// Changed by splits.
     epoch: Cell<u64>,
+    /// Every request is printed with its answer.
+    traces: bool,
 }
 
 /// How one client sees the cluster.
@@ -74,6 +77,7 @@ impl ReferenceCluster {
             prng: RefCell::new(prng),
             weather,
             epoch: Cell::new(0),
+            traces: std::env::var_os("ATOLL_TXN_TRACE").is_some(),
         });
         for (at, start) in starts.iter().enumerate() {
             let end = starts.get(at + 1).cloned().unwrap_or_else(|| vec![0xff; 8]);
@@ -81,13 +85,16 @@ impl ReferenceCluster {
             world.add(Shard::new(span, oracle.clone()));
         }
         let ticking = world.clone();
-        env.tasks.spawn_local("tick", Box::pin(async move {
-            loop {
-                ticking.env.clock.sleep(Duration::from_millis(250)).await;
-                let now = ticking.env.clock.now();
-                ticking.shards.borrow_mut().iter_mut().for_each(|shard| shard.tick(now));
-            }
-        }));
+        env.tasks.spawn_local(
+            "tick",
+            Box::pin(async move {
+                loop {
+                    ticking.env.clock.sleep(Duration::from_millis(250)).await;
+                    let now = ticking.env.clock.now();
+                    ticking.shards.borrow_mut().iter_mut().for_each(|shard| shard.tick(now));
+                }
+            }),
+        );
         ReferenceCluster { world }
     }
 }
@@ -99,23 +106,26 @@ impl World {
         let proposed = Rc::new(Notify::new());
         self.proposed.borrow_mut().push(proposed.clone());
         let world = self.clone();
-        self.env.tasks.spawn_local("apply", Box::pin(async move {
-            loop {
-                proposed.notified().await;
-                while world.shards.borrow()[index].has_flight() {
-                    let wait = world.draw(world.weather.apply_us);
-                    world.env.clock.sleep(wait).await;
-                    let now = world.env.clock.now();
-                    world.shards.borrow_mut()[index].apply_one(now);
+        self.env.tasks.spawn_local(
+            "apply",
+            Box::pin(async move {
+                loop {
+                    proposed.notified().await;
+                    while world.shards.borrow()[index].has_flight() {
+                        let wait = world.draw(world.weather.apply_us);
+                        world.env.clock.sleep(wait).await;
+                        let now = world.env.clock.now();
+                        world.shards.borrow_mut()[index].apply_one(now);
+                    }
                 }
-            }
-        }));
+            }),
+        );
     }
 
     /// Draws a delay of up to about `us`, seldom much more.
     fn draw(&self, us: u64) -> Duration {
         let mut prng = self.prng.borrow_mut();
-        let most = if prng.chance(0.05) { us * 20 } else { us };
+        let most = if prng.chance(self.weather.tail) { us * 20 } else { us };
         Duration::from_nanos(prng.below(most * 1_000 + 1))
     }
 
@@ -123,6 +133,12 @@ impl World {
         let shards = self.shards.borrow();
         let found = shards.iter().position(|shard| shard.span.contains(key));
         found.expect("invariant: the ranges cover all keys of a schedule")
+    }
+
+    fn change_leader(&self, index: usize, keep: usize) {
+        let now = self.env.clock.now();
+        self.shards.borrow_mut()[index].change_leader(keep, now);
+        self.wake(index);
     }
 
     fn wake(&self, index: usize) {
@@ -140,9 +156,15 @@ impl World {
     async fn ask(&self, shard: usize, request: Request) -> Response {
         let (sender, receiver) = oneshot::channel();
         let now = self.env.clock.now();
+        let line = self.traces.then(|| format!("{request:?}"));
         self.shards.borrow_mut()[shard].handle(request, sender, now);
         self.wake(shard);
-        receiver.await.unwrap_or(Response::Unknown)
+        let response = receiver.await.unwrap_or(Response::Unknown);
+        if let Some(line) = line {
+            let then = self.env.clock.now().0;
+            eprintln!("{} to {then} shard {shard}: {line} --> {response:?}", now.0);
+        }
+        response
     }
 }
 
@@ -168,34 +190,58 @@ impl Shards for ReferenceShards {
 
     async fn send(&self, request: Request) -> Response {
         let (world, routes) = (self.world.clone(), self.routes.clone());
-        let Weather { network_us, breaks, .. } = world.weather;
+        let Weather { network_us, breaks, late_us, .. } = world.weather;
         let there = world.draw(network_us);
         let back = world.draw(network_us);
         let breaks = world.prng.borrow_mut().chance(breaks);
         let shard = self.shard_of(request.key()).id as usize;
         let (sender, receiver) = oneshot::channel();
+        if breaks && world.prng.borrow_mut().chance(0.5) {
+            world.env.clock.sleep(there).await;
+            let receiver = {
+                let at = world.clone();
+                world.env.tasks.spawn_local(
+                    "answer lost",
+                    Box::pin(async move {
+                        at.ask(shard, request).await;
+                        drop(sender.send(Response::Unknown));
+                    }),
+                );
+                receiver
+            };
+            let response = receiver.await.unwrap_or(Response::Unknown);
+            if world.prng.borrow_mut().chance(0.5) {
+                world.change_leader(shard, usize::MAX);
+            }
+            return response;
+        }
         if breaks {
             let late = {
                 let mut prng = world.prng.borrow_mut();
-                let most = if prng.chance(0.3) { 8_000_000 } else { 20_000 };
-                (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(most)))
+                (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(late_us)))
             };
             let at = world.clone();
-            world.env.tasks.spawn_local("late", Box::pin(async move {
-                let Some(late) = late else { return };
-                at.env.clock.sleep(late).await;
-                at.ask(shard, request).await;
-            }));
+            world.env.tasks.spawn_local(
+                "late",
+                Box::pin(async move {
+                    let Some(late) = late else { return };
+                    at.env.clock.sleep(late).await;
+                    at.ask(shard, request).await;
+                }),
+            );
             world.env.clock.sleep(there + back).await;
             return Response::Unknown;
         }
         let at = world.clone();
-        world.env.tasks.spawn_local("request", Box::pin(async move {
-            at.env.clock.sleep(there).await;
-            let response = at.ask(shard, request).await;
-            at.env.clock.sleep(back).await;
-            drop(sender.send(response));
-        }));
+        world.env.tasks.spawn_local(
+            "request",
+            Box::pin(async move {
+                at.env.clock.sleep(there).await;
+                let response = at.ask(shard, request).await;
+                at.env.clock.sleep(back).await;
+                drop(sender.send(response));
+            }),
+        );
         let response = receiver.await.unwrap_or(Response::Unknown);
         if response == Response::NotMine {
             *routes.borrow_mut() = world.routes();
@@ -228,15 +274,11 @@ impl Cluster for ReferenceCluster {
     }
 
     fn change_leader(&self) {
-        let world = &self.world;
-        let mut prng = world.prng.borrow_mut();
-        let now = world.env.clock.now();
-        let mut shards = world.shards.borrow_mut();
-        let at = prng.index(shards.len());
-        let keep = prng.index(4);
-        shards[at].change_leader(keep, now);
-        drop(shards);
-        world.wake(at);
+        let (at, keep) = {
+            let mut prng = self.world.prng.borrow_mut();
+            (prng.index(self.world.shards.borrow().len()), prng.index(4))
+        };
+        self.world.change_leader(at, keep);
     }
 
     fn split(&self, at: &Key) {
