@@ -28,10 +28,11 @@ use atoll_mvcc::keys::{Placement, RoutingKey, is_slotted, place_of};
 use atoll_mvcc::request::{Isolation, Obstacle, Request, Response, Span};
 use atoll_mvcc::{Epoch, Oracle, Timestamp};
 use atoll_shard::descriptor::{Descriptor, ShardId};
-use atoll_shard::leader::Now;
+use atoll_shard::leader::{Leader, Now};
 use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
 
 use crate::base::Reads;
+use crate::care;
 use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
 use crate::node::Shared;
 use crate::program::{Failure, Program};
@@ -55,6 +56,8 @@ pub(crate) enum Message<P: Program> {
 
 /// Tokens of requests; those of calls are the front end's and lie below.
 const REQUEST: u64 = 1 << 63;
+/// Keys reaped between two looks at what else there is to do.
+const REAP_BATCH: usize = 2_000;
 /// Tokens whose answer nobody wants.
 const NOBODY: u64 = u64::MAX;
 
@@ -500,6 +503,51 @@ impl<P: Program> Core<P> {
         } else {
             self.0.port.borrow_mut().send(core, Message::Note(Box::new(note)));
         }
+    }
+
+    /// Has everything reaped whose deadline is due, in the stores of this core.
+    pub async fn reap_due(&self) {
+        self.0.refresh();
+        let hosts: Vec<_> = self.0.stores.borrow().values().cloned().collect();
+        for host in hosts {
+            // Evaluated at once, so that counts know; the entries follow.
+            while care::reap(&self.0, &host, REAP_BATCH).await == REAP_BATCH {
+                atoll_env::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Shows the leaders of this core's shards.
+    pub fn each_leader(&self, mut visit: impl FnMut(&Leader)) {
+        for (_, group) in self.0.all_groups() {
+            if let Some(leader) = &group.state.borrow().leader {
+                visit(leader);
+            }
+        }
+    }
+
+    /// Has what is left of a keyspace removed from the shards of this core.
+    pub fn drop_keyspace(&self, keyspace: u32) {
+        for (host, group) in self.0.all_groups() {
+            let mut state = group.state.borrow_mut();
+            if let Some(leader) = &mut state.leader {
+                leader.drop_keyspace(keyspace);
+                host.relist(&group, &mut state);
+            }
+        }
+    }
+
+    /// Returns the moment below which versions may be gone: nobody reads there any more.
+    pub fn horizon(&self) -> Timestamp {
+        let stores = self.0.stores.borrow();
+        let horizons = stores.values().map(|host| Timestamp(host.tree.horizon()));
+        horizons.min().unwrap_or_default()
+    }
+
+    /// Returns what the stores of this core say about themselves.
+    pub fn store_stats(&self) -> Vec<(usize, atoll_lsm::Stats)> {
+        let stores = self.0.stores.borrow();
+        stores.iter().map(|(index, host)| (*index, host.tree.stats())).collect()
     }
 
     /// Returns the number of cores.

@@ -43,6 +43,7 @@ mod error;
 mod executor;
 pub mod glob;
 mod keyspace;
+mod last_reads;
 pub mod layout;
 pub mod object;
 mod server;
@@ -58,6 +59,7 @@ mod writes;
 
 pub use config::Config;
 pub use error::{CommandError, Outcome};
+pub use last_reads::LastReads;
 pub use executor::{Commit, Executor, Progress, Request};
 pub use server::Identity;
 pub use session::{ClientId, MAX_OUTPUT};

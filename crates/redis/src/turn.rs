@@ -15,18 +15,15 @@ use std::ops::{Bound, ControlFlow, Deref};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use atoll_encoding::hash::hash64;
 use atoll_env::random::Prng;
 
+use crate::last_reads::LastReads;
 use crate::layout;
 use crate::object::{self, Meta, Object};
 use crate::stats::Stats;
 use crate::store::{DATABASES, Store, StoreError, Visitor};
 use crate::tx::{Counts, Facts, Keyspaces, Looked, Tx};
 use crate::writes::{Numbering, Staged, Writes};
-
-/// Slots of the table of last reads.
-const LAST_READS: usize = 1 << 16;
 
 /// The turn over a store.
 pub(crate) struct Turn<S: Store> {
@@ -450,33 +447,3 @@ impl Watches {
     }
 }
 
-/// When keys were last read: a table of fixed size in which a key may push out another.
-struct LastReads {
-    /// Upper bits of the key's hash, and milliseconds since 2020 in the lower ones.
-    slots: Box<[u64]>,
-}
-
-/// Bits of a slot that hold the time: enough for 500 years.
-const TIME_BITS: u32 = 44;
-
-impl LastReads {
-    fn new() -> LastReads {
-        LastReads { slots: vec![0; LAST_READS].into_boxed_slice() }
-    }
-
-    fn set(&mut self, db: usize, key: &[u8], now_us: u64) {
-        let (index, tag) = LastReads::place(db, key);
-        self.slots[index] = tag | (now_us / 1_000) & ((1 << TIME_BITS) - 1);
-    }
-
-    fn get(&self, db: usize, key: &[u8]) -> Option<u64> {
-        let (index, tag) = LastReads::place(db, key);
-        let time_ms = self.slots[index] & ((1 << TIME_BITS) - 1);
-        (time_ms > 0 && self.slots[index] ^ time_ms == tag).then_some(time_ms * 1_000)
-    }
-
-    fn place(db: usize, key: &[u8]) -> (usize, u64) {
-        let hash = hash64(key) ^ db as u64;
-        (hash as usize % LAST_READS, hash >> TIME_BITS << TIME_BITS)
-    }
-}

@@ -1,0 +1,97 @@
+//! Calls: commands on their way to a shard, with everything that they need.
+
+use atoll_redis::table::Command;
+use atoll_redis::{CommandError, Durability};
+use atoll_resp::{OwnedRequest, Protocol, ReplyWriter};
+
+/// A command of the data class, ready to be evaluated.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Which command. Its arity is right.
+    pub command: &'static Command,
+    /// Its arguments.
+    pub request: OwnedRequest,
+    /// The selected database.
+    pub db: usize,
+}
+
+/// A key and what WATCH saw of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The database.
+    pub db: usize,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// Its version then.
+    pub version: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// One command.
+    One(Item),
+    /// Commands between MULTI and EXEC, unless a watched key has changed.
+    Unit {
+        /// The commands, in order.
+        items: Vec<Item>,
+        /// What must not have changed.
+        watched: Vec<Watched>,
+    },
+    /// The versions of keys, for WATCH.
+    Versions {
+        /// The database.
+        db: usize,
+        /// The keys.
+        keys: Vec<Box<[u8]>>,
+    },
+}
+
+/// Work with what its client has chosen.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What is to be done. All keys are on one shard.
+    pub work: Work,
+    /// The slot of one of the keys.
+    pub slot: u16,
+    /// The protocol of the reply.
+    pub protocol: Protocol,
+    /// Whether reads count as such.
+    pub touch: bool,
+    /// What the acknowledgement has to survive.
+    pub durability: Durability,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The reply to one command, encoded.
+    One(Vec<u8>),
+    /// The replies of a unit, encoded, in order; `None` if a watched key has changed.
+    Unit(Option<Vec<Vec<u8>>>),
+    /// Versions, in the order of the keys.
+    Versions(Vec<u64>),
+    /// Nothing was done, or it is not known whether it was: an error, encoded.
+    Failed(Vec<u8>),
+}
+
+/// Encodes an error.
+pub fn encode_error(protocol: Protocol, error: &CommandError) -> Vec<u8> {
+    encode_text(protocol, error.text())
+}
+
+/// Encodes the text of an error.
+pub fn encode_text(protocol: Protocol, text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + 3);
+    ReplyWriter::new(&mut out, protocol).error(text);
+    out
+}
+
+impl Item {
+    /// Returns the keys it names.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let request = self.request.as_request();
+        let indexes = self.command.key_indexes(request.len());
+        indexes.filter_map(move |index| request.get(index))
+    }
+}

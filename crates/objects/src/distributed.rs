@@ -1,0 +1,165 @@
+//! Commands and units whose keys lie on several shards: a transaction with its keys locked first.
+//!
+//! ```text
+//!   keys from the command table -> lock in key order -> compare watched -> run -> commit
+//! ```
+//!
+//! The locks make the commands wait for each other instead of failing; what may still go wrong (a
+//! shard was split, a database was flushed) is tried again from the start, unseen by the client.
+
+use std::collections::BTreeMap;
+
+use atoll_kv::Core;
+use atoll_mvcc::Value;
+use atoll_mvcc::keys::slot;
+use atoll_mvcc::request::{Isolation, Key};
+use atoll_redis::data::{self, DataCall};
+use atoll_resp::Protocol;
+use atoll_shard::leader::local_key;
+use atoll_txn::Error;
+
+use crate::call::{Item, Reply, Watched, encode_error, encode_text};
+use crate::databases::{self, DATABASES};
+use crate::program::{ObjectProgram, is_unchanged};
+use crate::shard_tx::ABSENT;
+use crate::txn_tx::{NodeTxn, TxnTx};
+
+/// Runs commands as one transaction; they see each other's writes.
+pub async fn run(
+    core: &Core<ObjectProgram>,
+    items: &[Item],
+    watched: &[Watched],
+    protocol: Protocol,
+    touch: bool,
+) -> Reply {
+    let done = core
+        .coordinator()
+        .run(Isolation::Serializable, async |txn| attempt(core, txn, items, watched, protocol, touch).await)
+        .await;
+    match done {
+        Ok((replies, _)) => Reply::Unit(replies),
+        Err(error) => Reply::Failed(explain(protocol, &error)),
+    }
+}
+
+/// Encodes why a transaction was not committed.
+pub fn explain(protocol: Protocol, error: &Error) -> Vec<u8> {
+    let text = match error {
+        Error::Unknown(_) => format!("UNKNOWN {error}"),
+        _ => format!("ERR {error}"),
+    };
+    encode_text(protocol, text.as_bytes())
+}
+
+async fn attempt(
+    core: &Core<ObjectProgram>,
+    txn: &mut NodeTxn,
+    items: &[Item],
+    watched: &[Watched],
+    protocol: Protocol,
+    touch: bool,
+) -> Result<Option<Vec<Vec<u8>>>, Error> {
+    let first = items.iter().flat_map(Item::keys).next().map_or(0, slot);
+    let keyspaces = keyspaces(core, txn, first).await?;
+    let mut names: Vec<Key> = Vec::new();
+    let mut name = |db: usize, key: &[u8]| {
+        let mut name = Vec::new();
+        databases::put_key(&mut name, keyspaces[db], key);
+        name
+    };
+    for item in items {
+        for key in item.keys() {
+            names.push(name(item.db, key));
+            if let Some(other) = other_database(item) {
+                names.push(name(other, key));
+            }
+        }
+    }
+    for watched in watched {
+        names.push(name(watched.db, &watched.key));
+    }
+    // The moment is drawn when everybody else has to wait: nothing that is there is newer.
+    let locked = txn.lock_versions(names, true).await?;
+    core.refresh();
+    let now = core.now().epoch;
+    let mut values = BTreeMap::new();
+    let mut versions = BTreeMap::new();
+    for (key, version) in locked {
+        let value = version.as_ref().and_then(|version| version.value.clone());
+        let live = value.as_ref().is_some_and(|bytes| {
+            !Value::decode(bytes).is_ok_and(|value| value.is_expired(now.unix_ms()))
+        });
+        let ts = version.map_or(0, |version| version.ts.0);
+        versions.insert(key.clone(), if live { ts } else { ABSENT | ts });
+        values.insert(key, value);
+    }
+    for watched in watched {
+        let seen = versions.get(&name(watched.db, &watched.key)).copied().unwrap_or(ABSENT);
+        if !is_unchanged(watched.version, seen) {
+            return Ok(None);
+        }
+    }
+    let (writes, generation) = (BTreeMap::new(), 0);
+    let epoch_us = now.0;
+    let mut tx = TxnTx { txn, epoch_us, keyspaces, values, writes, generation, failure: None };
+    let mut replies = Vec::with_capacity(items.len());
+    for item in items {
+        let call = DataCall {
+            command: item.command,
+            request: item.request.as_request(),
+            protocol,
+            db: item.db,
+            touch,
+        };
+        let mut out = Vec::new();
+        if let Err(error) = data::run(&call, &mut tx, &mut out).await {
+            out = encode_error(protocol, &error);
+        }
+        if let Some(failure) = tx.failure.take() {
+            return Err(failure);
+        }
+        replies.push(out);
+    }
+    for (key, value) in std::mem::take(&mut tx.writes) {
+        match value {
+            Some(value) => txn.put(&key, &value).await?,
+            None => txn.delete(&key).await?,
+        }
+    }
+    Ok(Some(replies))
+}
+
+/// Returns the database that MOVE and COPY write to, if it is another one.
+fn other_database(item: &Item) -> Option<usize> {
+    let request = item.request.as_request();
+    let number = match item.command.name {
+        "move" => request.get(2),
+        "copy" => {
+            let at = request.tail(3).position(|word| word.eq_ignore_ascii_case(b"db"));
+            at.and_then(|at| request.get(3 + at + 1))
+        }
+        _ => None,
+    };
+    let number = atoll_resp::number::parse_i64(number?)?;
+    usize::try_from(number).ok().filter(|db| *db < DATABASES)
+}
+
+/// Reads the map of the databases at the shard of a slot; all shards have the same one.
+pub(crate) async fn keyspaces(
+    core: &Core<ObjectProgram>,
+    txn: &mut NodeTxn,
+    slot: u16,
+) -> Result<[u32; DATABASES], Error> {
+    let first = {
+        let table = core.table();
+        let route = table.find(atoll_mvcc::keys::RoutingKey::Slot(slot));
+        route.descriptor.range.slots().start
+    };
+    let names: Vec<Key> = (0..DATABASES).map(|db| local_key(first, &databases::name(db))).collect();
+    let entries = txn.multi_get(&names).await?;
+    let mut keyspaces = [0; DATABASES];
+    for (db, (keyspace, entry)) in keyspaces.iter_mut().zip(entries).enumerate() {
+        *keyspace = databases::keyspace(db, entry.as_deref());
+    }
+    Ok(keyspaces)
+}

@@ -1,0 +1,168 @@
+//! The program of a shard: Redis's data commands.
+
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use atoll_kv::{Failure, Program};
+use atoll_lsm::Durability;
+use atoll_mvcc::keys::RoutingKey;
+use atoll_redis::data::{self, DataCall};
+use atoll_redis::tx::Tx;
+use atoll_redis::{LastReads, Stats};
+use atoll_shard::eval::{Eval, Interrupt, Sight};
+use atoll_shard::leader::Base;
+
+use crate::call::{Call, Item, Reply, Work, encode_error, encode_text};
+use crate::shard_tx::{ABSENT, Hearing, ShardTx};
+
+/// Evaluates calls at shards. One per core.
+pub struct ObjectProgram {
+    stats: Arc<Stats>,
+    last_reads: RefCell<LastReads>,
+    generation: Cell<u64>,
+}
+
+impl ObjectProgram {
+    /// Starts with the counters of the server.
+    pub fn new(stats: Arc<Stats>) -> ObjectProgram {
+        let last_reads = RefCell::new(LastReads::new());
+        ObjectProgram { stats, last_reads, generation: Cell::new(0) }
+    }
+
+    /// Runs something on the shard's state.
+    fn on_shard<B: Base, T>(
+        &self,
+        eval: &mut Eval<'_, B>,
+        body: impl AsyncFnOnce(&mut ShardTx<'_, '_, B>) -> T,
+    ) -> Result<T, Interrupt> {
+        let interrupt = Cell::new(None);
+        let hearing = Hearing {
+            stats: &self.stats,
+            last_reads: &self.last_reads,
+            generation: &self.generation,
+        };
+        let mut tx =
+            ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key: Vec::new() };
+        // A command on a shard's state ends at its first poll or is interrupted: there is nothing
+        // else it could wait for.
+        let polled =
+            pin!(body(&mut tx)).poll(&mut Context::from_waker(Waker::noop()));
+        match polled {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => Err(interrupt.take().unwrap_or(Interrupt::Miss)),
+        }
+    }
+
+    fn one<B: Base>(
+        &self,
+        call: &Call,
+        item: &Item,
+        eval: &mut Eval<'_, B>,
+    ) -> Result<Vec<u8>, Interrupt> {
+        let data = DataCall {
+            command: item.command,
+            request: item.request.as_request(),
+            protocol: call.protocol,
+            db: item.db,
+            touch: call.touch,
+        };
+        self.on_shard(eval, async |tx| {
+            let mut out = Vec::new();
+            match data::run(&data, tx, &mut out).await {
+                Ok(()) => out,
+                Err(error) => encode_error(call.protocol, &error),
+            }
+        })
+    }
+}
+
+/// Returns whether a key whose version was `then` has not changed if it is `now`.
+pub(crate) fn is_unchanged(then: u64, now: u64) -> bool {
+    if now == u64::MAX {
+        return false;
+    }
+    match then & ABSENT {
+        0 => then == now,
+        // It was absent: it must be absent, and nothing may have come and gone meanwhile. A
+        // deletion that is older may have been forgotten.
+        _ => now & ABSENT != 0 && now <= then,
+    }
+}
+
+impl Program for ObjectProgram {
+    type Call = Call;
+    type Reply = Reply;
+
+    fn place<'c>(&self, call: &'c Call) -> RoutingKey<&'c [u8]> {
+        RoutingKey::Slot(call.slot)
+    }
+
+    fn sight(&self, call: &Call) -> Sight {
+        let writes = match &call.work {
+            Work::One(item) => item.command.is_write(),
+            // A unit is compared with what is decided, not only with what is applied.
+            Work::Unit { .. } => true,
+            Work::Versions { .. } => true,
+        };
+        if writes { Sight::Edge } else { Sight::Applied }
+    }
+
+    fn durability(&self, call: &Call) -> Durability {
+        match call.durability {
+            atoll_redis::Durability::Synced => Durability::Synced,
+            atoll_redis::Durability::Interval => Durability::Interval,
+            atoll_redis::Durability::Buffered => Durability::Buffered,
+        }
+    }
+
+    fn run<B: Base>(&self, call: &Call, eval: &mut Eval<'_, B>) -> Result<Reply, Interrupt> {
+        match &call.work {
+            Work::One(item) => Ok(Reply::One(self.one(call, item, eval)?)),
+            Work::Unit { items, watched } => {
+                for watched in watched {
+                    let now = self.on_shard(eval, async |tx| {
+                        tx.version(watched.db, &watched.key).await.unwrap_or(u64::MAX)
+                    })?;
+                    if !is_unchanged(watched.version, now) {
+                        return Ok(Reply::Unit(None));
+                    }
+                }
+                let mut replies = Vec::with_capacity(items.len());
+                for item in items {
+                    replies.push(self.one(call, item, eval)?);
+                }
+                Ok(Reply::Unit(Some(replies)))
+            }
+            Work::Versions { db, keys } => {
+                let moment = atoll_mvcc::Timestamp::commit_at(eval.now().epoch).0;
+                let mut versions = Vec::with_capacity(keys.len());
+                for key in keys {
+                    let version = self.on_shard(eval, async |tx| {
+                        tx.version(*db, key).await.unwrap_or(u64::MAX)
+                    })?;
+                    // What is absent is remembered with the moment at which it was.
+                    versions.push(match version & ABSENT {
+                        0 => version,
+                        _ if version == u64::MAX => version,
+                        _ => version.max(ABSENT | moment),
+                    });
+                }
+                Ok(Reply::Versions(versions))
+            }
+        }
+    }
+
+    fn failed(&self, call: &Call, failure: &Failure) -> Reply {
+        let text = match failure {
+            Failure::Unknown => {
+                "UNKNOWN the connection to the shard's log was lost before it said whether the \
+                 write was kept: read the key to find out"
+                    .to_owned()
+            }
+            Failure::Unavailable(why) => format!("MISCONF {why}"),
+        };
+        Reply::Failed(encode_text(call.protocol, text.as_bytes()))
+    }
+}

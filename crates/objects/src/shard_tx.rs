@@ -1,0 +1,202 @@
+//! A shard's evaluation as a transaction for commands.
+
+use std::cell::{Cell, RefCell};
+use std::future::pending;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use atoll_mvcc::{Value, value};
+use atoll_redis::object::{Meta, Object};
+use atoll_redis::tx::{Facts, Looked, Tx};
+use atoll_redis::{LastReads, Stats, StoreError};
+use atoll_shard::eval::{Bytes, Eval, Interrupt};
+use atoll_shard::leader::Base;
+
+use crate::databases;
+
+/// The absent flag of a version: the other bits are the moment at which nothing was there.
+pub(crate) const ABSENT: u64 = 1 << 63;
+
+/// What commands tell the program about beside their reply.
+pub(crate) struct Hearing<'p> {
+    pub stats: &'p Stats,
+    pub last_reads: &'p RefCell<LastReads>,
+    pub generation: &'p Cell<u64>,
+}
+
+/// A shard's state, as a command may change it.
+pub(crate) struct ShardTx<'t, 'e, B: Base> {
+    pub eval: &'t mut Eval<'e, B>,
+    /// Why the command has to be run again; it waits for ever then.
+    pub interrupt: &'t Cell<Option<Interrupt>>,
+    pub hearing: &'t Hearing<'t>,
+    /// A buffer for keys.
+    pub key: Vec<u8>,
+}
+
+/// A record: the bytes of a stored value behind its head.
+#[derive(Clone)]
+pub(crate) struct RecordBytes<V> {
+    bytes: V,
+    at: usize,
+}
+
+impl<V: Deref<Target = [u8]>> Deref for RecordBytes<V> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(self.at..).unwrap_or(&[])
+    }
+}
+
+/// Takes stored bytes apart.
+pub(crate) fn record<V: Deref<Target = [u8]>>(bytes: V) -> (RecordBytes<V>, Option<u64>) {
+    let (deadline_ms, at) = match Value::decode(&bytes) {
+        Ok(value) => (value.deadline_ms, bytes.len() - value.payload.len()),
+        // An unknown record: it can be counted, listed and removed.
+        Err(_) => (None, 0),
+    };
+    (RecordBytes { bytes, at }, deadline_ms)
+}
+
+/// Returns the stored form of a record.
+pub(crate) fn stored(meta: &Meta, payload: &[u8]) -> Vec<u8> {
+    let room = value::head_len(meta.deadline_ms) + atoll_redis::object::MAX_HEADER;
+    let mut bytes = Vec::with_capacity(room + payload.len());
+    value::put_head(&mut bytes, meta.deadline_ms);
+    meta.encode(&mut bytes);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+impl<B: Base> ShardTx<'_, '_, B> {
+    /// Gives up: the command will be run again.
+    async fn interrupted<T>(&self, interrupt: Interrupt) -> T {
+        self.interrupt.set(Some(interrupt));
+        pending().await
+    }
+
+    async fn keyspace(&self, db: usize) -> u32 {
+        match self.eval.local(&databases::name(db)) {
+            Ok(entry) => databases::keyspace(db, entry.as_deref()),
+            Err(interrupt) => self.interrupted(interrupt).await,
+        }
+    }
+
+    async fn read(&mut self, db: usize, key: &[u8]) -> Option<Bytes<B::Value>> {
+        let keyspace = self.keyspace(db).await;
+        databases::put_key(&mut self.key, keyspace, key);
+        match self.eval.get(&self.key) {
+            Ok(found) => found,
+            Err(interrupt) => self.interrupted(interrupt).await,
+        }
+    }
+
+    /// Returns the keyspace of a database whose map entry was read before.
+    fn known_keyspace(&self, db: usize) -> u32 {
+        let entry = self.eval.local(&databases::name(db)).ok().flatten();
+        databases::keyspace(db, entry.as_deref())
+    }
+}
+
+impl<B: Base> Tx for ShardTx<'_, '_, B> {
+    type Value = RecordBytes<Bytes<B::Value>>;
+
+    fn now_ms(&self) -> u64 {
+        self.eval.now().epoch.unix_ms()
+    }
+
+    fn epoch_us(&self) -> u64 {
+        self.eval.now().epoch.0
+    }
+
+    async fn get(
+        &mut self,
+        db: usize,
+        key: &[u8],
+    ) -> Result<Option<Object<Self::Value>>, StoreError> {
+        let found = self.read(db, key).await;
+        Ok(found.map(|bytes| {
+            let (record, deadline_ms) = record(bytes);
+            Object::decode(record, deadline_ms)
+        }))
+    }
+
+    async fn claim(&mut self, db: usize, key: &[u8]) -> Result<Option<u64>, StoreError> {
+        // Counts have to know whether the key is there, so it is read in any case.
+        let found = self.get(db, key).await?;
+        Ok(found.map(|object| object.meta.created_us))
+    }
+
+    fn put(&mut self, db: usize, key: &[u8], meta: &Meta, payload: &[u8]) {
+        databases::put_key(&mut self.key, self.known_keyspace(db), key);
+        self.eval.put(self.key.clone(), Some(Rc::from(stored(meta, payload))));
+    }
+
+    fn remove(&mut self, db: usize, key: &[u8]) {
+        databases::put_key(&mut self.key, self.known_keyspace(db), key);
+        self.eval.put(self.key.clone(), None);
+    }
+
+    async fn sub_get(
+        &mut self,
+        db: usize,
+        key: &[u8],
+        generation: u64,
+        sub_key: &[u8],
+    ) -> Result<Option<Self::Value>, StoreError> {
+        let name = databases::part_key(self.keyspace(db).await, key, generation, sub_key);
+        match self.eval.get(&name) {
+            Ok(found) => Ok(found.map(|bytes| record(bytes).0)),
+            Err(interrupt) => self.interrupted(interrupt).await,
+        }
+    }
+
+    fn sub_put(&mut self, db: usize, key: &[u8], generation: u64, sub_key: &[u8], bytes: &[u8]) {
+        let name = databases::part_key(self.known_keyspace(db), key, generation, sub_key);
+        let value = Value { deadline_ms: None, payload: bytes }.encode();
+        self.eval.put(name, Some(Rc::from(value)));
+    }
+
+    fn new_generation(&mut self) -> u64 {
+        let next = (self.hearing.generation.get() + 1).max(self.epoch_us() << 4);
+        self.hearing.generation.set(next);
+        next
+    }
+
+    async fn version(&mut self, db: usize, key: &[u8]) -> Result<u64, StoreError> {
+        let keyspace = self.keyspace(db).await;
+        databases::put_key(&mut self.key, keyspace, key);
+        let now = self.eval.now().epoch;
+        let seen = match self.eval.version(&self.key) {
+            Ok(seen) => seen,
+            Err(interrupt) => return self.interrupted(interrupt).await,
+        };
+        let live = seen.as_ref().and_then(|seen| seen.value.as_deref()).is_some_and(|bytes| {
+            !Value::decode(bytes).is_ok_and(|value| value.is_expired(now.unix_ms()))
+        });
+        let ts = seen.map(|seen| seen.ts);
+        Ok(match (live, ts) {
+            // Its entry has no timestamp yet: no earlier version was like it.
+            (_, Some(None)) => u64::MAX,
+            (true, Some(Some(ts))) => ts.0,
+            (false, Some(Some(ts))) => ABSENT | ts.0,
+            (_, None) => ABSENT,
+        })
+    }
+
+    fn facts(&mut self, db: usize, key: &[u8]) -> Facts {
+        Facts { read_us: self.hearing.last_reads.borrow().get(db, key), pending: false }
+    }
+
+    fn looked_up(&mut self, db: usize, key: &[u8], looked: Looked) {
+        let Hearing { stats, last_reads, .. } = self.hearing;
+        match looked {
+            Looked::Read => {
+                stats.keyspace_hits.add(1);
+                last_reads.borrow_mut().set(db, key, self.eval.now().epoch.0);
+            }
+            Looked::Glimpsed => stats.keyspace_hits.add(1),
+            Looked::Missed => stats.keyspace_misses.add(1),
+        }
+    }
+}

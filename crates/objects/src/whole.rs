@@ -1,0 +1,232 @@
+//! Whole databases: counting, flushing, exchanging, walking.
+
+use std::ops::ControlFlow;
+
+use atoll_env::sync::oneshot;
+use atoll_kv::Core;
+use atoll_mvcc::Value;
+use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
+use atoll_mvcc::request::{Isolation, Key, Span};
+use atoll_shard::leader::local_key;
+use atoll_txn::{Error, ScanOptions};
+
+use crate::databases::{self, DATABASES};
+use crate::distributed::keyspaces;
+use crate::program::ObjectProgram;
+use crate::txn_tx::NodeTxn;
+
+/// Keys of one page of a walk.
+const PAGE: usize = 512;
+/// The keyspace of what the system keeps in order.
+const SYSTEM: u32 = 1;
+
+/// Keys of each database, and how many of them have a deadline.
+pub type Counts = [(u64, u64); DATABASES];
+
+/// Counts the keys of all databases: what is due is reaped first, then the shards are asked for
+/// their counts. The cost does not depend on the number of keys.
+pub async fn counts(core: &Core<ObjectProgram>) -> Counts {
+    let mut sums = [(0i64, 0i64); DATABASES];
+    let mut receivers = Vec::new();
+    for index in 0..core.cores() {
+        let (sender, receiver) = oneshot::channel();
+        core.on_core(index, move |core| {
+            let core = core.clone();
+            let task_core = core.clone();
+            core.env().tasks.spawn_local(
+                "count",
+                Box::pin(async move {
+                    task_core.reap_due().await;
+                    let _ = sender.send(shard_counts(&task_core));
+                }),
+            );
+        });
+        receivers.push(receiver);
+    }
+    core.flush();
+    for receiver in receivers {
+        for (sum, (keys, expiring)) in sums.iter_mut().zip(receiver.await.unwrap_or_default()) {
+            sum.0 += keys;
+            sum.1 += expiring;
+        }
+    }
+    sums.map(|(keys, expiring)| (keys.max(0) as u64, expiring.max(0) as u64))
+}
+
+/// Returns the counts of this core's shards.
+fn shard_counts(core: &Core<ObjectProgram>) -> [(i64, i64); DATABASES] {
+    let mut sums = [(0, 0); DATABASES];
+    core.each_leader(|leader| {
+        for (db, sum) in sums.iter_mut().enumerate() {
+            let entry = leader.local(&databases::name(db), false).ok().flatten();
+            let keyspace = databases::keyspace(db, entry.as_deref());
+            if let Some(count) = leader.counts().get(&keyspace) {
+                sum.0 += count.keys;
+                sum.1 += count.expiring;
+            }
+        }
+    });
+    sums
+}
+
+/// Empties databases: each gets a fresh keyspace, on all shards in one transaction.
+///
+/// # Errors
+/// Those of a transaction.
+pub async fn flush(core: &Core<ObjectProgram>, dbs: &[usize]) -> Result<(), Error> {
+    renumber(core, async |txn, before| {
+        let mut after = *before;
+        let counter = Placement::Ordered.key(SYSTEM, b"keyspaces/next");
+        let next = txn.get(&counter).await?;
+        let mut next = databases::keyspace(0, next.as_deref()).max(databases::FIRST_FRESH);
+        for db in dbs {
+            let dropped = after[*db];
+            after[*db] = next;
+            next += 1;
+            let mut name = b"keyspaces/dropped/".to_vec();
+            name.extend_from_slice(&dropped.to_be_bytes());
+            let name = Placement::Ordered.key(SYSTEM, &name);
+            txn.put(&name, &Value { deadline_ms: None, payload: b"" }.encode()).await?;
+        }
+        txn.put(&counter, &databases::entry(next)).await?;
+        Ok(after)
+    })
+    .await
+}
+
+/// Exchanges two databases.
+///
+/// # Errors
+/// Those of a transaction.
+pub async fn swap(core: &Core<ObjectProgram>, a: usize, b: usize) -> Result<(), Error> {
+    renumber(core, async |_, before| {
+        let mut after = *before;
+        after.swap(a, b);
+        Ok(after)
+    })
+    .await
+}
+
+/// Changes the map of the databases on all shards.
+async fn renumber(
+    core: &Core<ObjectProgram>,
+    mut change: impl AsyncFnMut(
+        &mut NodeTxn,
+        &[u32; DATABASES],
+    ) -> Result<[u32; DATABASES], Error>,
+) -> Result<(), Error> {
+    // A shard that is split while the transaction runs would leave its right half behind with the
+    // old map: then it is done once more, for the shards as they are.
+    let mut carried: Option<[u32; DATABASES]> = None;
+    loop {
+        let table = core.table();
+        let firsts: Vec<u16> = table
+            .routes()
+            .iter()
+            .map(|route| route.descriptor.range.slots())
+            .filter(|slots| !slots.is_empty())
+            .map(|slots| slots.start)
+            .collect();
+        let (after, _) = core
+            .coordinator()
+            .run(Isolation::Serializable, async |txn| {
+                let before = keyspaces(core, txn, 0).await?;
+                let after = match carried {
+                    Some(after) => after,
+                    None => change(txn, &before).await?,
+                };
+                for (db, (old, new)) in before.iter().zip(&after).enumerate() {
+                    if old != new || carried.is_some() {
+                        for first in &firsts {
+                            let name = local_key(*first, &databases::name(db));
+                            txn.put(&name, &databases::entry(*new)).await?;
+                        }
+                    }
+                }
+                Ok::<_, Error>(after)
+            })
+            .await?;
+        if core.table().routes().len() == table.routes().len() {
+            return Ok(());
+        }
+        carried = Some(after);
+    }
+}
+
+/// A stored key on a walk: its user key and its deadline.
+pub struct Walked<'a> {
+    /// The slot and the user key, as they are ordered.
+    pub place: &'a [u8],
+    /// The deadline in milliseconds of the Unix epoch.
+    pub deadline_ms: Option<u64>,
+}
+
+/// Visits the keys of a database in the order of slot and key, from `from` (slot and key) on, as
+/// of one moment. The visitor says whether to go on.
+///
+/// # Errors
+/// Those of a transaction.
+pub async fn walk(
+    core: &Core<ObjectProgram>,
+    db: usize,
+    from: &[u8],
+    mut visitor: impl FnMut(Walked<'_>) -> ControlFlow<()>,
+) -> Result<(), Error> {
+    let mut txn = core.begin(Isolation::Snapshot);
+    let keyspace = keyspaces(core, &mut txn, 0).await?[db];
+    let Some(span) = whole_span(keyspace) else { return Ok(()) };
+    let mut start: Key = keyspace.to_be_bytes().to_vec();
+    start.extend_from_slice(from);
+    let mut rest = Some(Span { start: start.max(span.start), end: span.end });
+    while let Some(span) = rest {
+        let page = txn.scan(span, ScanOptions { limit: PAGE, reverse: false }).await?;
+        for (key, value) in &page.rows {
+            let deadline_ms = Value::decode(value).ok().and_then(|value| value.deadline_ms);
+            let walked = Walked { place: &key[4..], deadline_ms };
+            if visitor(walked).is_break() {
+                return Ok(());
+            }
+        }
+        rest = page.more;
+    }
+    Ok(())
+}
+
+fn whole_span(keyspace: u32) -> Option<Span> {
+    let slots = Range { start: RoutingKey::START, end: RoutingKey::End };
+    debug_assert!(keyspace >= SLOTTED, "databases are placed by slot");
+    slots.span(keyspace, Placement::Slots)
+}
+
+/// Has what dropped keyspaces held removed, once no reader can ask for it. Returns how many were.
+///
+/// # Errors
+/// Those of a transaction.
+pub async fn reclaim(core: &Core<ObjectProgram>) -> Result<usize, Error> {
+    let prefix = Placement::Ordered.key(SYSTEM, b"keyspaces/dropped/");
+    let mut end = prefix.clone();
+    end.push(0xff);
+    let horizon = core.horizon();
+    let mut txn = core.coordinator().begin_at(horizon)?;
+    let page = txn
+        .scan(Span { start: prefix.clone(), end }, ScanOptions { limit: 64, reverse: false })
+        .await?;
+    drop(txn);
+    let mut reclaimed = 0;
+    for (name, _) in &page.rows {
+        let Some(id) = name.get(prefix.len()..).and_then(|id| id.try_into().ok()) else { continue };
+        let keyspace = u32::from_be_bytes(id);
+        for index in 0..core.cores() {
+            core.on_core(index, move |core| core.drop_keyspace(keyspace));
+        }
+        core.flush();
+        core.coordinator()
+            .run(Isolation::Serializable, async |txn| {
+                txn.delete(name).await?;
+                Ok::<_, Error>(())
+            })
+            .await?;
+        reclaimed += 1;
+    }
+    Ok(reclaimed)
+}
