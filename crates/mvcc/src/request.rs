@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `Get` `Scan` | no | reads at a timestamp |
 //! | `Lock` `Unlock` | no | pessimistic reads, multi-key commands |
+//! | `Waits` | no | the search for deadlocks: whom does this transaction wait for? |
 //! | `Commit` | one | a transaction with one shard: all in one step |
 //! | `Validate` | no | serializable, shards that were read and not written, *before* any `Prewrite` |
 //! | `Prewrite` | one | each written shard, in parallel |
@@ -15,8 +16,34 @@
 //! | `Status` | no | somebody met an intent |
 //! | `Probe` | one, if it fences | recovery: is this intent there, or can it never come? |
 //! | `Resolve` | one | intents become versions, or go |
-//! | `Forget` | one | the record is no longer needed |
+//! | `Forget` | one | its coordinator no longer needs the record |
 //! | `Heartbeat` | no | the coordinator lives |
+//!
+//! # What a shard promises
+//! - **Checks.** A written key is refused if it has another's intent, write in flight or lock, a
+//!   fence against this transaction, or a version that the transaction has not seen: above its entry
+//!   in [`ReadSet::locked`] if it has one, else above `read_ts`. A *blind* write (neither) is never
+//!   refused for a version: its timestamp goes above it.
+//! - **Timestamps.** `Commit` and `Prewrite` choose `max(commit_ts, next(max_read), next(newest
+//!   version))` over the written keys; serializable reads are checked and `max_read` raised at the
+//!   timestamp chosen by `Commit`, at `commit_ts` by `Prewrite`, at `at` by `Validate`.
+//! - **Order.** A read raises `max_read` of its keys, or of the whole range that it looked at, before
+//!   it looks; then it waits for writes in flight at or below its moment. What an answer tells is in
+//!   the log (applied) when the answer leaves.
+//! - **Memory.** The entry of a `Commit` leaves a record `Committed` under the transaction's id, at
+//!   the first written key: the answer to a coordinator that lost its own. Records of `Commit`,
+//!   `Aborted` records and fences stay until the safepoint has passed their stamp; a `Commit` or
+//!   `Prewrite` whose `commit_ts` is not above the safepoint is refused (`SnapshotTooOld`), and so
+//!   is a read. `Commit` and a `Prewrite` with a record are refused (`Fenced`) if the transaction
+//!   has a record already.
+//! - **Locks** are held in memory by the leader, first come first served, and end by `Unlock`, by
+//!   `Commit` (all of the transaction on this shard, unless nothing was decided: `Blocked`,
+//!   `NotMine`, `Unavailable`), by `Resolve` (its keys), when the transaction was not heard of for
+//!   three seconds, and with the leader. No rule of safety leans on them: what was read under a lock
+//!   is checked again by its entry in [`ReadSet::locked`].
+//! - **Life.** A transaction is heard of by `Lock`, `Prewrite` with a record, `Restage` and
+//!   `Heartbeat`. A new leader takes every transaction for alive that it holds a staged record of,
+//!   until it has led for three seconds.
 
 use std::fmt;
 
@@ -76,6 +103,25 @@ pub struct ReadSet {
     pub keys: Vec<Key>,
     /// Ranges that were scanned: a key that appears in one is a phantom.
     pub spans: Vec<Span>,
+    /// Keys read under a lock, each with the timestamp of the version found, [`Timestamp::ZERO`] if
+    /// there was none: nothing newer may be there. `read_ts` does not matter for them. Sent at every
+    /// isolation for keys that are written too: a lock may be lost with its leader, the check not.
+    pub locked: Vec<(Key, Timestamp)>,
+}
+
+impl ReadSet {
+    /// Returns whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.spans.is_empty() && self.locked.is_empty()
+    }
+
+    /// Returns some key that was read, to find the shard by; empty if nothing was.
+    pub fn first_key(&self) -> &[u8] {
+        let keys = self.keys.first().map(Vec::as_slice);
+        keys.or_else(|| self.spans.first().map(|span| span.start.as_slice()))
+            .or_else(|| self.locked.first().map(|(key, _)| key.as_slice()))
+            .unwrap_or_default()
+    }
 }
 
 /// One write of a transaction.
@@ -162,7 +208,10 @@ pub enum Request {
         /// From the end.
         reverse: bool,
     },
-    /// Takes locks, waits for them, and returns the newest committed values.
+    /// Takes locks one after the other, waits for each, and returns the newest committed values,
+    /// deletions included: their timestamps are what [`ReadSet::locked`] wants. Locks that the
+    /// transaction has are kept, a shared one may become exclusive. `Blocked` leaves the locks taken
+    /// so far; asking again goes on.
     Lock {
         /// The owner.
         txn: TxnId,
@@ -171,10 +220,19 @@ pub enum Request {
         /// Nobody else may lock, rather than nobody else may write.
         exclusive: bool,
     },
-    /// Gives all locks of a transaction back.
+    /// Gives locks of a transaction back, and leaves the queues in which it waits for them.
     Unlock {
         /// The owner.
         txn: TxnId,
+        /// Which keys.
+        keys: Vec<Key>,
+    },
+    /// Asks whom a transaction waits for at these keys: who holds or wants them before it.
+    Waits {
+        /// The one that waits.
+        txn: TxnId,
+        /// The keys of its `Lock`.
+        keys: Vec<Key>,
     },
     /// Commits a transaction of one shard.
     Commit {
@@ -242,6 +300,9 @@ pub enum Request {
         expect: Option<Timestamp>,
         /// How it ends.
         outcome: Outcome,
+        /// Not below the commit point of any of its prewrites: an `Aborted` record stays until the
+        /// safepoint has passed it.
+        stamp: Timestamp,
     },
     /// Asks for the state of a transaction.
     Status {
@@ -250,13 +311,16 @@ pub enum Request {
         /// Where its record is.
         primary: Key,
     },
-    /// Recovery asks for the fate of one intent: it is there, or it became a version, or it can
-    /// never come (a fence is placed).
+    /// Asks for the fate of intents: they are there, they became versions, or they are missing.
+    /// Recovery makes sure that a missing one can never come.
     Probe {
         /// Which transaction.
         txn: TxnId,
         /// Which keys.
         keys: Vec<Key>,
+        /// Places a fence where nothing is, to stay until the safepoint has passed this timestamp,
+        /// which is not below the commit point of the transaction. `None` only looks.
+        fence: Option<Timestamp>,
     },
     /// Turns intents into versions or removes them.
     Resolve {
@@ -267,20 +331,45 @@ pub enum Request {
         /// How it ended.
         outcome: Outcome,
     },
-    /// Removes the record of a transaction whose intents are all resolved.
+    /// Removes the record of a transaction that committed and whose intents are all resolved. Only
+    /// its coordinator may ask for that: anybody else could take away the answer it is waiting for.
     Forget {
         /// Which transaction.
         txn: TxnId,
         /// Where its record is.
         primary: Key,
     },
-    /// Says that the coordinator lives.
+    /// Says that the coordinator lives, to a shard where its record or a lock of it is.
     Heartbeat {
         /// Which transaction.
         txn: TxnId,
-        /// Where its record is or will be.
-        primary: Key,
+        /// The primary key, or a locked one.
+        key: Key,
     },
+}
+
+impl Request {
+    /// Returns the key that says which shard is asked: the first one named.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Request::Get { keys, .. }
+            | Request::Lock { keys, .. }
+            | Request::Unlock { keys, .. }
+            | Request::Waits { keys, .. }
+            | Request::Probe { keys, .. }
+            | Request::Resolve { keys, .. } => keys.first().map_or(&[], Vec::as_slice),
+            Request::Scan { span, .. } => &span.start,
+            Request::Commit { writes, .. } | Request::Prewrite { writes, .. } => {
+                writes.first().map_or(&[], |write| &write.key)
+            }
+            Request::Validate { reads, .. } => reads.first_key(),
+            Request::Restage { primary, .. }
+            | Request::Finish { primary, .. }
+            | Request::Status { primary, .. }
+            | Request::Forget { primary, .. } => primary,
+            Request::Heartbeat { key, .. } => key,
+        }
+    }
 }
 
 /// Why a transaction cannot commit as it is.
@@ -312,13 +401,17 @@ pub enum Fate {
         /// Its lowest commit timestamp.
         min_commit_ts: Timestamp,
     },
-    /// It became a version.
+    /// It became a version. A shard that does not remember whose its versions are may say `Fenced`
+    /// or `Missing`: a resolved intent means that the record is decided, so whoever asks finds out
+    /// when he tries to change it.
     Version {
         /// At this timestamp.
         ts: Timestamp,
     },
     /// It is not there and never will be.
     Fenced,
+    /// It is not there now; nothing keeps it from coming.
+    Missing,
 }
 
 /// What is answered.
@@ -351,6 +444,8 @@ pub enum Response {
     },
     /// To `Probe`, in the order of the keys.
     Fates(Vec<Fate>),
+    /// To `Waits`.
+    Waits(Vec<TxnId>),
     /// No: nothing was changed.
     Refused(Refusal),
     /// A key does not belong to this shard (any more): ask the router again.
