@@ -13,6 +13,7 @@
 //! The order *record, intents, forget* is part of the protocol (`recovery.rs`): an intent that is
 //! resolved proves a decided record, and a missing record proves resolved intents.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -111,19 +112,30 @@ impl<S: Shards, O: Oracle> Background<S, O> {
 
 async fn do_job<S: Shards, O: Oracle>(core: Arc<Core<S, O>>, job: Job) {
     let Job { life, mut work } = job;
-    let mut between = core.pace.backoff(RETRY_FIRST, RETRY_MOST, Duration::MAX);
-    loop {
-        let mut backoff = core.pace.backoff(RETRY_FIRST, RETRY_MOST, ATTEMPT);
-        match attempt(&core, &mut backoff, life.txn, &mut work).await {
-            Ok(()) => break,
-            Err(Unavailable(why)) => {
-                if between.pause(&why).await.is_err() {
-                    break;
+    // Others wait for the locks: they are given back at once, except those whose keys have intents,
+    // which go with them.
+    let with_intent: &[Key] = match &work {
+        Work::Unlock => &[],
+        Work::Clean(Ended { staged, .. }) | Work::Settle(staged) => &staged.keys,
+    };
+    let mut locks = life.take_locks();
+    locks.retain(|key| with_intent.binary_search(key).is_err());
+    let unlocking = Box::pin(unlock(&core, life.txn, locks)) as Pin<Box<dyn Future<Output = ()>>>;
+    let working = Box::pin(async {
+        let mut between = core.pace.backoff(RETRY_FIRST, RETRY_MOST, Duration::MAX);
+        loop {
+            let mut backoff = core.pace.backoff(RETRY_FIRST, RETRY_MOST, ATTEMPT);
+            match attempt(&core, &mut backoff, life.txn, &mut work).await {
+                Ok(()) => break,
+                Err(Unavailable(why)) => {
+                    if between.pause(&why).await.is_err() {
+                        break;
+                    }
                 }
             }
         }
-    }
-    unlock(&core, life.txn, life.take_locks()).await;
+    });
+    join_all([unlocking, working]).await;
     core.unregister(life.txn);
 }
 

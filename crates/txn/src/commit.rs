@@ -107,6 +107,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
 
     async fn commit_writes(&mut self, core: &Arc<Core<S, O>>) -> Result<Timestamp, Error> {
         let commit_ts = core.oracle.commit_point().await?;
+        self.life.commit(commit_ts);
         // Read committed checks what it locked; it has no moment of its own.
         let read_ts = self.read_ts.filter(|_| self.isolation != Isolation::ReadCommitted);
         let mut backoff = core.backoff(core.options.commit);

@@ -102,6 +102,13 @@ impl Life {
         !self.state.lock().locks.is_empty()
     }
 
+    /// A commit begins: until it is cleaned up the safepoint stays below it, so that its record can
+    /// be asked for.
+    pub(crate) fn commit(&self, commit_ts: Timestamp) {
+        let mut state = self.state.lock();
+        state.read_ts = Some(state.read_ts.map_or(commit_ts, |ts| ts.min(commit_ts)).prev());
+    }
+
     /// Something is about to be staged, with the record here.
     pub(crate) fn stage(&self, primary: &Key) {
         self.state.lock().primary = Some(primary.clone());

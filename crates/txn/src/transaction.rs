@@ -293,7 +293,8 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
             let what = format!("it writes more than {} keys", options.write_keys_max);
             return Err(Error::TooLarge { what });
         }
-        if self.isolation == Isolation::ReadCommitted {
+        let is_locked = self.locked.get(key).is_some_and(|locked| locked.exclusive);
+        if self.isolation == Isolation::ReadCommitted && !is_locked {
             self.lock(vec![key.to_vec()], true).await?;
         }
         self.writes.put(key, value.map(<[u8]>::to_vec));
@@ -374,13 +375,6 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         exclusive: bool,
     ) -> Result<Vec<(Key, Option<Version>)>, Error> {
         let core = self.core().clone();
-        // A lock that is held shows nothing new, except to the first who asks for the value.
-        let is_held = |held: &Locked| held.exclusive || !exclusive;
-        let is_write = self.isolation == Isolation::ReadCommitted && keys.len() == 1;
-        if is_write && self.locked.get(&keys[0]).is_some_and(is_held) && self.writes.get(&keys[0]).is_some()
-        {
-            return Ok(Vec::new());
-        }
         let waiting = LockWait { core: &core, life: &self.life, txn: self.id, age: self.age };
         let result = waiting.take(keys, exclusive).await;
         let found = self.notice(result)?;
@@ -511,10 +505,8 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         if writes {
             self.writes.values().keys().for_each(|key| parts.write(shards, key));
         }
-        // A key that is written or locked is checked as such.
-        let skip = |key: &[u8]| {
-            (writes && self.writes.get(key).is_some()) || self.locked.contains_key(key)
-        };
+        // A key that is written is checked as such.
+        let skip = |key: &[u8]| writes && self.writes.get(key).is_some();
         self.reads.keys(skip).for_each(|key| parts.read_key(shards, key));
         self.reads.spans().for_each(|span| parts.read_span(shards, &span));
         if !mutants::is("locks-not-checked") {

@@ -1,0 +1,343 @@
+//! The programs: what the clients of a schedule do.
+//!
+//! A program is drawn step by step from its own random stream, so that what it does next may depend
+//! on what it found without changing what others do.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use atoll_env::Env;
+use atoll_env::random::Prng;
+use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::{Isolation, Key, Span, Write};
+
+use super::journal::{Journal, Kind, Own, Read, Told};
+use super::{Cluster, Fast, FastAnswer, Knobs};
+use crate::{Abort, Coordinator, Error, LocalOracle, ScanOptions, Shards, Transaction};
+
+/// One client.
+pub(super) struct Program<C: Cluster> {
+    pub(super) cluster: C,
+    pub(super) coordinator: Coordinator<C::Shards, LocalOracle>,
+    pub(super) oracle: LocalOracle,
+    pub(super) env: Env,
+    pub(super) journal: Rc<Journal>,
+    pub(super) knobs: Rc<Knobs>,
+    pub(super) prng: Prng,
+}
+
+type Txn<C> = Transaction<<C as Cluster>::Shards, LocalOracle>;
+
+impl<C: Cluster> Program<C> {
+    /// Runs its transactions one after the other.
+    pub(super) async fn run(mut self) {
+        for _ in 0..self.prng.range(1..self.knobs.transactions + 1) {
+            let wait = Duration::from_micros(self.prng.below(self.knobs.spread_us));
+            self.env.clock.sleep(wait).await;
+            if self.prng.chance(self.knobs.fast) {
+                self.fast().await;
+            } else if self.prng.chance(0.05) {
+                self.stale().await;
+            } else if self.prng.chance(0.2) {
+                self.repeated().await;
+            } else {
+                self.once().await;
+            }
+        }
+    }
+
+    fn isolation(&mut self) -> Isolation {
+        *self.prng.choose(&self.knobs.isolations).unwrap_or(&Isolation::Serializable)
+    }
+
+    /// One transaction, begun and committed by hand.
+    async fn once(&mut self) {
+        let isolation = self.isolation();
+        let entry = self.journal.begin(Kind::Ordinary(isolation));
+        let mut txn = self.coordinator.begin(isolation);
+        match self.body(&mut txn, entry).await {
+            Ok(()) if self.prng.chance(0.05) => {
+                txn.rollback();
+                self.journal.tell(entry, Told::GivenUp);
+            }
+            Ok(()) => {
+                let committed = txn.commit().await;
+                self.tell(entry, committed);
+            }
+            Err(error) => self.tell(entry, Err(error)),
+        }
+    }
+
+    /// A transaction run again until it commits.
+    async fn repeated(&mut self) {
+        let isolation = self.isolation();
+        let coordinator = self.coordinator.clone();
+        let mut last = None;
+        let ended = coordinator
+            .run(isolation, async |txn: &mut Txn<C>| {
+                if let Some(before) = last.take() {
+                    // Its program was never told; nothing of it may be there.
+                    self.journal.tell(before, Told::GivenUp);
+                }
+                let entry = self.journal.begin(Kind::Ordinary(isolation));
+                last = Some(entry);
+                self.body(txn, entry).await
+            })
+            .await;
+        if let Some(entry) = last {
+            self.tell(entry, ended.map(|((), ts)| ts));
+        }
+    }
+
+    fn tell(&self, entry: usize, ended: Result<Timestamp, Error>) {
+        if let Err(Error::Aborted(Abort::LockTimeout(key))) = &ended {
+            self.journal.is_wrong(format!("the lock on {key:?} was not free in time: {entry}"));
+        }
+        let at_once = self.journal.with(entry, |entry| entry.locked_at_once);
+        if at_once && self.knobs.updates == 0.0 && ended == Err(Error::Aborted(Abort::Deadlock)) {
+            self.journal.is_wrong("a command that locks all at once was in a deadlock".into());
+        }
+        let told = match ended {
+            Ok(ts) => Told::Committed(ts),
+            Err(Error::Aborted(why)) => Told::Aborted(why),
+            Err(Error::Unknown(doubt)) => Told::Unknown(doubt),
+            Err(Error::Unavailable(_)) => Told::GivenUp,
+            Err(error) => {
+                self.journal.is_wrong(format!("a program was told: {error}"));
+                Told::GivenUp
+            }
+        };
+        self.journal.tell(entry, told);
+    }
+
+    /// Reads at a moment of the past.
+    async fn stale(&mut self) {
+        let back = self.prng.below(5_000);
+        let last = self.oracle.last();
+        let at = Timestamp::read_at(atoll_mvcc::Epoch(last.0.saturating_sub(back)));
+        let entry = self.journal.begin(Kind::Stale);
+        let Ok(mut txn) = self.coordinator.begin_at(at) else {
+            self.journal.is_wrong("a moment of the past was taken for the future".into());
+            return;
+        };
+        for _ in 0..self.prng.range(1..4) {
+            let read = if self.prng.chance(0.3) {
+                self.scan(&mut txn, entry, &Own::new()).await
+            } else {
+                let key = self.key();
+                self.get(&mut txn, entry, &Own::new(), key).await
+            };
+            if let Err(error) = read {
+                return self.tell(entry, Err(error));
+            }
+        }
+        let committed = txn.commit().await;
+        self.tell(entry, committed);
+    }
+
+    fn key(&mut self) -> Key {
+        vec![b'a' + self.prng.below(self.knobs.keys) as u8]
+    }
+
+    /// The steps of one transaction.
+    async fn body(&mut self, txn: &mut Txn<C>, entry: usize) -> Result<(), Error> {
+        let mut own = Own::new();
+        let mut savepoint = None;
+        if self.prng.chance(self.knobs.locks) {
+            let mut keys: Vec<Key> = (0..self.prng.range(1..4)).map(|_| self.key()).collect();
+            keys.dedup();
+            self.journal.with(entry, |entry| entry.locked_at_once = true);
+            let exclusive = self.prng.chance(0.8);
+            let values = txn.lock_all(&keys, exclusive).await?;
+            for (key, value) in keys.iter().cloned().zip(values) {
+                self.note(entry, Read::Locked { key, value });
+            }
+            if !self.prng.chance(0.2) {
+                for key in keys {
+                    if exclusive && self.prng.chance(0.7) {
+                        self.put(txn, entry, &mut own, key).await?;
+                    }
+                }
+            }
+            if self.prng.chance(0.7) {
+                return Ok(());
+            }
+        }
+        for _ in 0..self.prng.range(1..self.knobs.steps + 1) {
+            let key = self.key();
+            match self.prng.below(100) {
+                0..30 => self.get(txn, entry, &own, key).await?,
+                30..37 => self.multi_get(txn, entry, &own).await?,
+                37..52 => self.scan(txn, entry, &own).await?,
+                52..80 => self.put(txn, entry, &mut own, key).await?,
+                80..88 if self.prng.chance(self.knobs.updates) => {
+                    self.journal.with(entry, |entry| entry.locked_at_once = false);
+                    let value = txn.get_for_update(&key).await?;
+                    match own.get(&key) {
+                        Some(mine) if *mine != value => self.own_is_wrong(&key),
+                        Some(_) => {}
+                        None => {
+                            self.note(entry, Read::Locked { key: key.clone(), value });
+                        }
+                    }
+                    if self.prng.chance(0.7) {
+                        self.put(txn, entry, &mut own, key).await?;
+                    }
+                }
+                88..92 => savepoint = Some((txn.savepoint(), own.clone())),
+                92..95 => {
+                    if let Some((place, then)) = savepoint.take() {
+                        txn.rollback_to(place)?;
+                        own = then;
+                        self.journal.with(entry, |entry| entry.writes = own.clone());
+                    }
+                }
+                95..97 if self.knobs.statements => txn.begin_statement(),
+                _ => {
+                    let wait = Duration::from_micros(self.prng.below(2_000));
+                    self.env.clock.sleep(wait).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, entry: usize, read: Read) {
+        self.journal.with(entry, |entry| entry.reads.push(read));
+    }
+
+    fn own_is_wrong(&self, key: &Key) {
+        self.journal.is_wrong(format!("a transaction did not see its own write of {key:?}"));
+    }
+
+    /// Notes what was read from shards; returns the moment.
+    fn moment(&self, txn: &Txn<C>, entry: usize) -> Timestamp {
+        let at = txn.read_ts().unwrap_or_default();
+        self.journal.with(entry, |entry| entry.read_ts = Some(at));
+        at
+    }
+
+    async fn get(
+        &mut self,
+        txn: &mut Txn<C>,
+        entry: usize,
+        own: &Own,
+        key: Key,
+    ) -> Result<(), Error> {
+        let value = txn.get(&key).await?;
+        match own.get(&key) {
+            Some(mine) if *mine != value => self.own_is_wrong(&key),
+            Some(_) => {}
+            None => {
+                let at = self.moment(txn, entry);
+                self.note(entry, Read::Key { at, key, value });
+            }
+        }
+        Ok(())
+    }
+
+    async fn multi_get(
+        &mut self,
+        txn: &mut Txn<C>,
+        entry: usize,
+        own: &Own,
+    ) -> Result<(), Error> {
+        let keys: Vec<Key> = (0..self.prng.range(1..4)).map(|_| self.key()).collect();
+        let values = txn.multi_get(&keys).await?;
+        for (key, value) in keys.into_iter().zip(values) {
+            match own.get(&key) {
+                Some(mine) if *mine != value => self.own_is_wrong(&key),
+                Some(_) => {}
+                None => {
+                    let at = self.moment(txn, entry);
+                    self.note(entry, Read::Key { at, key, value });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn scan(&mut self, txn: &mut Txn<C>, entry: usize, own: &Own) -> Result<(), Error> {
+        let (a, b) = (self.key(), self.key());
+        let mut end = a.clone().max(b.clone());
+        end.push(0);
+        let span = Span { start: a.min(b), end };
+        let limit = if self.prng.chance(0.5) { usize::MAX } else { self.prng.range(1..4) as usize };
+        let reverse = self.prng.chance(0.5);
+        let page = txn.scan(span.clone(), ScanOptions { limit, reverse }).await?;
+        let at = self.moment(txn, entry);
+        let complete = page.more.is_none();
+        if !complete && page.rows.len() < limit {
+            self.journal.is_wrong("a page ended before its limit and before its range".into());
+        }
+        let own = own.clone();
+        self.note(entry, Read::Scan { at, span, reverse, rows: page.rows, complete, own });
+        Ok(())
+    }
+
+    async fn put(
+        &mut self,
+        txn: &mut Txn<C>,
+        entry: usize,
+        own: &mut Own,
+        key: Key,
+    ) -> Result<(), Error> {
+        // A transaction that only deletes could not be told from others afterwards.
+        let delete = own.values().any(Option::is_some) && self.prng.chance(0.25);
+        let value = (!delete).then(|| self.journal.value());
+        match &value {
+            Some(value) => txn.put(&key, value).await?,
+            None => txn.delete(&key).await?,
+        }
+        let others = own.iter().any(|(other, value)| *other != key && value.is_some());
+        if delete && !others {
+            // The only value was deleted again: give it another.
+            let value = self.journal.value();
+            txn.put(&key, &value).await?;
+            own.insert(key, Some(value));
+        } else {
+            own.insert(key, value);
+        }
+        self.journal.with(entry, |entry| entry.writes = own.clone());
+        Ok(())
+    }
+
+    /// A command of the fast lane.
+    async fn fast(&mut self) {
+        let key = self.key();
+        let shards = self.cluster.shards();
+        let other = self.key();
+        let same = shards.shard_of(&key) == shards.shard_of(&other);
+        let reads = if self.prng.chance(0.6) { vec![key.clone()] } else { Vec::new() };
+        let target = if same { other } else { key };
+        let value = self.journal.value();
+        let writes = if reads.is_empty() || self.prng.chance(0.4) {
+            vec![Write { key: target.clone(), value: Some(value.clone()) }]
+        } else {
+            Vec::new()
+        };
+        let entry = self.journal.begin(Kind::Fast);
+        self.journal.with(entry, |entry| {
+            entry.writes = writes.iter().map(|w| (w.key.clone(), w.value.clone())).collect();
+        });
+        for _ in 0..20 {
+            let fast = Fast { reads: reads.clone(), writes: writes.clone() };
+            match self.cluster.fast(fast).await {
+                FastAnswer::Done { ts, values } => {
+                    for (key, value) in reads.iter().cloned().zip(values) {
+                        self.note(entry, Read::Key { at: ts, key, value });
+                    }
+                    return self.journal.tell(entry, Told::Committed(ts));
+                }
+                FastAnswer::Unknown => return self.journal.tell(entry, Told::Lost),
+                FastAnswer::Blocked(obstacles) => {
+                    if self.coordinator.resolve(&obstacles).await.is_err() {
+                        break;
+                    }
+                }
+                FastAnswer::NotNow => self.env.clock.sleep(Duration::from_millis(1)).await,
+            }
+        }
+        self.journal.tell(entry, Told::GivenUp);
+    }
+}
