@@ -104,10 +104,6 @@ pub(crate) struct ReadLog {
 }
 
 impl ReadLog {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.spans.is_empty()
-    }
-
     /// Adds a key; more than `most` single keys are folded into ranges.
     pub(crate) fn add_key(&mut self, key: Key, most: usize) {
         if self.covers(&key) {

@@ -122,6 +122,7 @@ pub async fn resolve<S: Shards>(
         let its = obstacles.iter().filter(|obstacle| obstacle.txn == first.txn);
         let mut keys: Vec<Key> = its.map(|obstacle| obstacle.key.clone()).collect();
         keys.sort_unstable();
+        keys.dedup();
         let mut backoff = pace.backoff(WAIT_FIRST, WAIT_MOST, patience.limit);
         clear(shards, &mut backoff, first.txn, keys, outcome).await?;
     }

@@ -217,8 +217,9 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         if options.limit == 0 {
             return Ok(Page { rows, more: rest });
         }
+        // One moment for all pieces, whatever the isolation.
+        let at = self.moment().await?;
         while let Some(ahead) = rest.take() {
-            let at = self.moment().await?;
             let wanted = options.limit - rows.len();
             let core = self.core().clone();
             let result = scan_piece(&core, self.id, &ahead, at, wanted, options.reverse).await;

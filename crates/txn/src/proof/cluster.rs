@@ -41,6 +41,8 @@ struct World {
     weather: Weather,
     /// Changed by splits.
     epoch: Cell<u64>,
+    /// Every request is printed with its answer.
+    traces: bool,
 }
 
 /// How one client sees the cluster.
@@ -74,6 +76,7 @@ impl ReferenceCluster {
             prng: RefCell::new(prng),
             weather,
             epoch: Cell::new(0),
+            traces: std::env::var_os("ATOLL_TXN_TRACE").is_some(),
         });
         for (at, start) in starts.iter().enumerate() {
             let end = starts.get(at + 1).cloned().unwrap_or_else(|| vec![0xff; 8]);
@@ -140,9 +143,15 @@ impl World {
     async fn ask(&self, shard: usize, request: Request) -> Response {
         let (sender, receiver) = oneshot::channel();
         let now = self.env.clock.now();
+        let line = self.traces.then(|| format!("{request:?}"));
         self.shards.borrow_mut()[shard].handle(request, sender, now);
         self.wake(shard);
-        receiver.await.unwrap_or(Response::Unknown)
+        let response = receiver.await.unwrap_or(Response::Unknown);
+        if let Some(line) = line {
+            let then = self.env.clock.now().0;
+            eprintln!("{} to {then} shard {shard}: {line} --> {response:?}", now.0);
+        }
+        response
     }
 }
 

@@ -504,7 +504,9 @@ impl Shard {
                     drop(reply.send(response));
                 }
                 if ends {
-                    self.locks.values_mut().for_each(|holders| drop(holders.remove(&txn)));
+                    for holders in self.locks.values_mut() {
+                        holders.remove(&txn);
+                    }
                     self.serve_queue(now);
                 }
             }

@@ -245,7 +245,7 @@ impl<C: Cluster> Stage<C> {
                 ends.push(end);
                 env.tasks.spawn_local("program", Box::pin(async move {
                     program.run().await;
-                    drop(ended.send(()));
+                    let _ = ended.send(());
                 }));
             }
             coordinators.push((node.clone(), coordinator));
