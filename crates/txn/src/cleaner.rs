@@ -13,7 +13,6 @@
 //! The order *record, intents, forget* is part of the protocol (`recovery.rs`): an intent that is
 //! resolved proves a decided record, and a missing record proves resolved intents.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use atoll_mvcc::{Timestamp, TxnId};
 
 use crate::coordinator::Core;
 use crate::error::{Abort, Unavailable};
-use crate::join::{Nursery, join_all};
+use crate::join::{Nursery, join, join_all};
 use crate::life::Life;
 use crate::oracle::Oracle;
 use crate::pace::Backoff;
@@ -120,8 +119,8 @@ async fn do_job<S: Shards, O: Oracle>(core: Arc<Core<S, O>>, job: Job) {
     };
     let mut locks = life.take_locks();
     locks.retain(|key| with_intent.binary_search(key).is_err());
-    let unlocking = Box::pin(unlock(&core, life.txn, locks)) as Pin<Box<dyn Future<Output = ()>>>;
-    let working = Box::pin(async {
+    let unlocking = unlock(&core, life.txn, locks);
+    let working = async {
         let mut between = core.pace.backoff(RETRY_FIRST, RETRY_MOST, Duration::MAX);
         loop {
             let mut backoff = core.pace.backoff(RETRY_FIRST, RETRY_MOST, ATTEMPT);
@@ -134,8 +133,8 @@ async fn do_job<S: Shards, O: Oracle>(core: Arc<Core<S, O>>, job: Job) {
                 }
             }
         }
-    });
-    join_all([unlocking, working]).await;
+    };
+    join(unlocking, working).await;
     core.unregister(life.txn);
 }
 

@@ -35,9 +35,11 @@
 //! intent above the record and aborts; one of the two wins at the record.
 //!
 //! # Refused, or not answered
-//! A prewrite that was refused is not yet an abort: others are in place, and somebody may be
-//! recovering the transaction this moment. It is an abort once the record says so, and only then it
-//! is told. An answer that was lost is asked for in the same way as by any stranger: by recovery.
+//! A prewrite that failed is not yet an abort: others are in place, it may itself be, and somebody
+//! may be recovering the transaction this moment. It is an abort once the record says so, and only
+//! then it is told. An answer that was lost is asked for in the same way as by any stranger: by
+//! recovery. (If every answer has come and one was a refusal, no other end is possible any more; the
+//! record then tells those who meet the intents, who would wait for us otherwise.)
 //!
 //! # One shard
 //! If all that was read and is written lies on one shard, one request does everything in one step
@@ -209,7 +211,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
             let late = validate(core, self.id, Parts(only_read), moment, commit_ts).await;
             refused = late.err();
         }
-        if mutants::is("lost-is-aborted") && lost {
+        if lost && mutants::is("abort-without-record") {
             return Err(Error::Aborted(Abort::Lost));
         }
         if lost {

@@ -9,8 +9,8 @@
 //! | `no-refresh` | a serializable transaction that was pushed validates its reads again |
 //! | `no-restage` | its record moves to the new timestamp before the answer |
 //! | `spans-not-validated` | a scanned range is validated, not only the keys found in it |
-//! | `abort-without-record` | a refused prewrite is an abort only once the record says so |
-//! | `lost-is-aborted` | a lost answer is asked for before anything is told |
+//! | `abort-without-record` | a failed prewrite is an abort only once the record says so |
+//! | `lost-is-aborted` | a lost answer to a commit is asked for before anything is told |
 //! | `resend-under-new-id` | a commit with an unknown outcome is never sent under another name |
 //! | `missing-is-aborted` | a missing status is followed by another look at the key |
 //! | `recovery-forgets` | only the coordinator removes the record of a committed transaction |

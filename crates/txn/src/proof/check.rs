@@ -221,6 +221,13 @@ impl History {
     }
 }
 
+/// Returns whether a scan came as far as `key`.
+fn looked_at(read: &Read, key: &Key) -> bool {
+    let Read::Scan { span, reverse, rows, complete, .. } = read else { return false };
+    let before_the_end = |(last, _): &(Key, Value)| if *reverse { key >= last } else { key <= last };
+    span.contains(key) && (*complete || rows.last().is_some_and(before_the_end))
+}
+
 /// Checks that `b` comes after `a` if it began after `a` was told, and that snapshots do not
 /// overwrite each other.
 fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
@@ -231,7 +238,7 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
         for read in &b.reads {
             let (at, shares) = match read {
                 Read::Key { at, key, .. } => (*at, a.writes.contains_key(key)),
-                Read::Scan { at, span, .. } => (*at, a.writes.keys().any(|key| span.contains(key))),
+                Read::Scan { at, .. } => (*at, a.writes.keys().any(|key| looked_at(read, key))),
                 Read::Locked { .. } => continue,
             };
             let late = b.committed().filter(|_| b.is_serializable()).unwrap_or(at).max(at);
@@ -243,7 +250,7 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
             let shares_write = a.writes.keys().any(|key| b.writes.contains_key(key));
             let shares_read = a.is_serializable() && a.reads.iter().any(|read| match read {
                 Read::Key { key, .. } | Read::Locked { key, .. } => b.writes.contains_key(key),
-                Read::Scan { span, .. } => b.writes.keys().any(|key| span.contains(key)),
+                Read::Scan { .. } => b.writes.keys().any(|key| looked_at(read, key)),
             });
             let has_moment = a.kind != Kind::Stale && (writes || !a.reads.is_empty());
             if ((in_oracle_order && has_moment) || shares_write || shares_read) && ts >= later {

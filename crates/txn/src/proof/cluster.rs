@@ -3,8 +3,9 @@
 //! ```text
 //!   send --delay--> shard that has the key --> flight --delay--> applied --> answer --delay--> back
 //!             |
-//!             +-- the connection may break: the sender is told Unknown at once, and the request
-//!                 arrives later, perhaps much later, or never
+//!             +-- the connection may break: the sender is told Unknown, and the request arrives
+//!                 later, perhaps much later, or never; or it was only the answer that was lost,
+//!                 perhaps because the leader went down after it was applied
 //! ```
 //!
 //! A request is a task of the cluster's node, so it arrives although its sender died meanwhile.
@@ -118,7 +119,7 @@ impl World {
     /// Draws a delay of up to about `us`, seldom much more.
     fn draw(&self, us: u64) -> Duration {
         let mut prng = self.prng.borrow_mut();
-        let most = if prng.chance(0.05) { us * 20 } else { us };
+        let most = if prng.chance(self.weather.tail) { us * 20 } else { us };
         Duration::from_nanos(prng.below(most * 1_000 + 1))
     }
 
@@ -126,6 +127,12 @@ impl World {
         let shards = self.shards.borrow();
         let found = shards.iter().position(|shard| shard.span.contains(key));
         found.expect("invariant: the ranges cover all keys of a schedule")
+    }
+
+    fn change_leader(&self, index: usize, keep: usize) {
+        let now = self.env.clock.now();
+        self.shards.borrow_mut()[index].change_leader(keep, now);
+        self.wake(index);
     }
 
     fn wake(&self, index: usize) {
@@ -183,6 +190,22 @@ impl Shards for ReferenceShards {
         let breaks = world.prng.borrow_mut().chance(breaks);
         let shard = self.shard_of(request.key()).id as usize;
         let (sender, receiver) = oneshot::channel();
+        if breaks && world.prng.borrow_mut().chance(0.5) {
+            world.env.clock.sleep(there).await;
+            let receiver = {
+                let at = world.clone();
+                world.env.tasks.spawn_local("answer lost", Box::pin(async move {
+                    at.ask(shard, request).await;
+                    drop(sender.send(Response::Unknown));
+                }));
+                receiver
+            };
+            let response = receiver.await.unwrap_or(Response::Unknown);
+            if world.prng.borrow_mut().chance(0.5) {
+                world.change_leader(shard, usize::MAX);
+            }
+            return response;
+        }
         if breaks {
             let late = {
                 let mut prng = world.prng.borrow_mut();
@@ -237,15 +260,11 @@ impl Cluster for ReferenceCluster {
     }
 
     fn change_leader(&self) {
-        let world = &self.world;
-        let mut prng = world.prng.borrow_mut();
-        let now = world.env.clock.now();
-        let mut shards = world.shards.borrow_mut();
-        let at = prng.index(shards.len());
-        let keep = prng.index(4);
-        shards[at].change_leader(keep, now);
-        drop(shards);
-        world.wake(at);
+        let (at, keep) = {
+            let mut prng = self.world.prng.borrow_mut();
+            (prng.index(self.world.shards.borrow().len()), prng.index(4))
+        };
+        self.world.change_leader(at, keep);
     }
 
     fn split(&self, at: &Key) {

@@ -85,6 +85,8 @@ pub struct Weather {
     pub network_us: u64,
     /// Usual time from a proposal to its application.
     pub apply_us: u64,
+    /// Share of delays that are many times as long.
+    pub tail: f64,
     /// Share of messages whose connection breaks.
     pub breaks: f64,
 }

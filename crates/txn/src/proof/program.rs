@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
+use atoll_env::sim::Node;
 use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::{Isolation, Key, Span, Write};
 
 use super::journal::{Journal, Kind, Own, Read, Told};
-use super::{Cluster, Fast, FastAnswer, Knobs};
+use super::{Cluster, Fast, FastAnswer, Knobs, Weather};
 use crate::{Abort, Coordinator, Error, LocalOracle, ScanOptions, Shards, Transaction};
 
 /// One client.
@@ -21,6 +22,7 @@ pub(super) struct Program<C: Cluster> {
     pub(super) coordinator: Coordinator<C::Shards, LocalOracle>,
     pub(super) oracle: LocalOracle,
     pub(super) env: Env,
+    pub(super) node: Node,
     pub(super) journal: Rc<Journal>,
     pub(super) knobs: Rc<Knobs>,
     pub(super) prng: Prng,
@@ -61,11 +63,25 @@ impl<C: Cluster> Program<C> {
                 self.journal.tell(entry, Told::GivenUp);
             }
             Ok(()) => {
+                if self.prng.chance(self.knobs.deaths_in_commit) {
+                    self.die_soon();
+                }
                 let committed = txn.commit().await;
                 self.tell(entry, committed);
             }
             Err(error) => self.tell(entry, Err(error)),
         }
+    }
+
+    /// Lets the coordinator die about when its commit is decided.
+    fn die_soon(&mut self) {
+        let Weather { network_us, apply_us, .. } = self.knobs.weather;
+        let after = Duration::from_micros(self.prng.below(6 * network_us + 2 * apply_us));
+        let (node, clock) = (self.node.clone(), self.env.clock.clone());
+        self.env.tasks.spawn_local("die", Box::pin(async move {
+            clock.sleep(after).await;
+            node.crash();
+        }));
     }
 
     /// A transaction run again until it commits.
@@ -94,7 +110,9 @@ impl<C: Cluster> Program<C> {
             self.journal.is_wrong(format!("the lock on {key:?} was not free in time: {entry}"));
         }
         let at_once = self.journal.with(entry, |entry| entry.locked_at_once);
-        if at_once && self.knobs.updates == 0.0 && ended == Err(Error::Aborted(Abort::Deadlock)) {
+        let all_in_order = self.knobs.updates == 0.0
+            && !self.knobs.isolations.contains(&Isolation::ReadCommitted);
+        if at_once && all_in_order && ended == Err(Error::Aborted(Abort::Deadlock)) {
             self.journal.is_wrong("a command that locks all at once was in a deadlock".into());
         }
         let told = match ended {

@@ -51,8 +51,12 @@ pub struct Knobs {
     pub leader_changes: u64,
     /// Shards split so often.
     pub splits: u64,
-    /// Coordinators that die.
+    /// Coordinators that die some time.
     pub deaths: usize,
+    /// Share of commits in which the coordinator dies.
+    pub deaths_in_commit: f64,
+    /// How long a reader waits for a living transaction before it decides its fate.
+    pub push_us: u64,
     /// Safepoints moved.
     pub collections: u64,
     /// Keys that a transaction may read one by one.
@@ -83,19 +87,22 @@ impl Knobs {
             spread_us: *prng.choose(&[200, 2_000, 10_000]).unwrap_or(&200),
             isolations,
             fast: *prng.choose(&[0.0, 0.0, 0.3, 0.6]).unwrap_or(&0.0),
-            locks: *prng.choose(&[0.0, 0.1, 0.5]).unwrap_or(&0.0),
+            locks: *prng.choose(&[0.0, 0.1, 0.7]).unwrap_or(&0.0),
             updates: *prng.choose(&[0.0, 1.0]).unwrap_or(&0.0),
             statements: prng.chance(0.5),
             leader_changes: often(prng, 6),
             splits: often(prng, 2),
-            deaths: if prng.chance(0.5) { 0 } else { prng.range(1..COORDINATORS as u64) as usize },
-            collections: often(prng, 4),
+            deaths: if prng.chance(0.7) { 0 } else { prng.range(1..COORDINATORS as u64) as usize },
+            deaths_in_commit: *prng.choose(&[0.0, 0.0, 0.1, 0.3]).unwrap_or(&0.0),
+            push_us: *prng.choose(&[0, 1_000, 1_000_000]).unwrap_or(&1_000_000),
+            collections: often(prng, 6),
             read_keys_max: if prng.chance(0.1) { 1 } else { 4_096 },
             staged_keys_max: if prng.chance(0.1) { 1 } else { 4_096 },
             weather: Weather {
                 network_us: *prng.choose(&[20, 200, 1_000]).unwrap_or(&200),
                 apply_us: *prng.choose(&[50, 500, 3_000]).unwrap_or(&500),
-                breaks: *prng.choose(&[0.0, 0.0, 0.01, 0.05]).unwrap_or(&0.0),
+                tail: *prng.choose(&[0.02, 0.2]).unwrap_or(&0.02),
+                breaks: *prng.choose(&[0.0, 0.0, 0.02, 0.1]).unwrap_or(&0.0),
             },
         }
     }
@@ -217,6 +224,7 @@ impl<C: Cluster> Stage<C> {
         let options = Options {
             read_keys_max: self.knobs.read_keys_max,
             staged_keys_max: self.knobs.staged_keys_max,
+            push: Duration::from_micros(self.knobs.push_us),
             ..Options::default()
         };
         let mut coordinators: Coordinators<C> = Vec::new();
@@ -237,6 +245,7 @@ impl<C: Cluster> Stage<C> {
                     coordinator: coordinator.clone(),
                     oracle: self.oracle.clone(),
                     env: env.clone(),
+                    node: node.clone(),
                     journal: self.journal.clone(),
                     knobs: self.knobs.clone(),
                     prng: prng.fork("program"),
