@@ -230,14 +230,13 @@ impl<S: Shards, O: Oracle> Core<S, O> {
     }
 
     /// Gets intents out of the way of a read or a lock: as long as it takes.
-    pub(crate) async fn clear_way(&self, obstacles: &[Obstacle]) -> Result<Resolved, Error> {
+    pub(crate) async fn clear_way(&self, obstacles: &[Obstacle]) -> Result<(), Error> {
         let Options { push, operation, .. } = self.options;
         let patience = Patience { wait: push, then: WhenAlive::Push, limit: operation };
         match resolve(&self.shards, &self.pace, obstacles, patience).await {
-            Ok(resolved) => Ok(resolved),
             Err(Unresolved::Unavailable(why)) => Err(Error::Unavailable(why)),
             // `Push` never leaves one alone.
-            Err(Unresolved::Alive(_)) => Ok(Resolved::Gone),
+            Ok(_) | Err(Unresolved::Alive(_)) => Ok(()),
         }
     }
 

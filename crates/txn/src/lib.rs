@@ -61,6 +61,8 @@ pub mod proof;
 pub mod recovery;
 mod shards;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod transaction;
 
 pub use cleaner::Background;

@@ -116,9 +116,6 @@ pub async fn resolve<S: Shards>(
         }
         last = outcome_of(shards, pace, first, patience).await?;
         let Resolved::Ended(outcome) = last else { continue };
-        if mutants::is("missing-is-aborted") && outcome == Outcome::Aborted {
-            continue;
-        }
         let its = obstacles.iter().filter(|obstacle| obstacle.txn == first.txn);
         let mut keys: Vec<Key> = its.map(|obstacle| obstacle.key.clone()).collect();
         keys.sort_unstable();
@@ -146,9 +143,6 @@ async fn outcome_of<S: Shards>(
             Some(Record::Committed(ts)) => return Ok(Resolved::Ended(Outcome::Committed(ts))),
             Some(Record::Aborted) => return Ok(Resolved::Ended(Outcome::Aborted)),
             Some(Record::Staged { .. }) => {}
-            None if mutants::is("missing-is-aborted") => {
-                return Ok(Resolved::Ended(Outcome::Aborted));
-            }
             None => {
                 let look = || Request::Probe { txn: *txn, keys: vec![key.clone()], fence: None };
                 match ask(shards, &mut asking, look).await? {
@@ -271,7 +265,8 @@ pub(crate) async fn clear<S: Shards>(
     Ok(())
 }
 
-async fn status<S: Shards>(
+/// Asks for a record, and whether its coordinator was heard of lately.
+pub(crate) async fn status<S: Shards>(
     shards: &S,
     backoff: &mut Backoff<'_>,
     txn: TxnId,

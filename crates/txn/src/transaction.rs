@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use atoll_env::sync::{Either, select_biased};
 use atoll_env::Instant;
-use atoll_mvcc::request::{Isolation, Key, Obstacle, Outcome, Request, Response, Span, Version};
+use atoll_mvcc::request::{Isolation, Key, Obstacle, Request, Response, Span, Version};
 use atoll_mvcc::{Timestamp, TxnId};
 
 use crate::buffer::{Parts, ReadLog, WriteBuffer, after};
@@ -47,7 +47,7 @@ use crate::life::{Busy, Life};
 use crate::mutants;
 use crate::oracle::Oracle;
 use crate::pace::Backoff;
-use crate::recovery::{Resolved, nonsense};
+use crate::recovery::{nonsense, status};
 use crate::shards::{Shards, by_shard};
 
 /// A place in a transaction to come back to.
@@ -542,22 +542,22 @@ impl<S: Shards, O: Oracle> Drop for Transaction<S, O> {
 
 // ---- questions to shards ----
 
-/// What became of a question that may be asked again.
+/// Makes sure that a question can be asked again, after an answer that was none.
 async fn again<S: Shards, O: Oracle>(
     core: &Core<S, O>,
     backoff: &mut Backoff<'_>,
     question: &str,
     answer: Response,
-) -> Result<Option<Resolved>, Error> {
+) -> Result<(), Error> {
     match answer {
-        Response::Blocked(obstacles) => return core.clear_way(&obstacles).await.map(Some),
+        Response::Blocked(obstacles) => return core.clear_way(&obstacles).await,
         Response::NotMine => backoff.pause("a shard is moving").await?,
         Response::Unknown => backoff.pause("a shard has lost its leader").await?,
         Response::Unavailable(why) => backoff.pause(&why).await?,
         Response::Refused(refusal) => return Err(Error::Aborted(refusal.into())),
         other => return Err(Error::Unavailable(nonsense(question, &other))),
     }
-    Ok(None)
+    Ok(())
 }
 
 async fn read_one<S: Shards, O: Oracle>(
@@ -572,27 +572,17 @@ async fn read_one<S: Shards, O: Oracle>(
         let request = Request::Get { txn: Some(txn), keys: vec![key.to_vec()], at: moment };
         match core.shards.send(request).await {
             Response::Values(mut values) => return Ok(values.pop().flatten()),
-            answer => {
-                let below = below(&answer);
-                let resolved = again(core, &mut backoff, "Get", answer).await?;
-                if mutants::is("missing-is-aborted")
-                    && resolved == Some(Resolved::Ended(Outcome::Aborted))
-                {
-                    moment = below;
+            Response::Blocked(obstacles) if mutants::is("missing-is-aborted") => {
+                let Obstacle { txn, primary, min_commit_ts, .. } = &obstacles[0];
+                if status(&core.shards, &mut backoff, *txn, primary).await?.0.is_none() {
+                    // Aborted, so it seems: look past the intent.
+                    moment = min_commit_ts.prev();
+                } else {
+                    core.clear_way(&obstacles).await?;
                 }
             }
+            answer => again(core, &mut backoff, "Get", answer).await?,
         }
-    }
-}
-
-/// Returns the moment just below the intents of an answer: for a mutant that looks past them.
-fn below(answer: &Response) -> Timestamp {
-    match answer {
-        Response::Blocked(obstacles) => {
-            let lowest = obstacles.iter().map(|obstacle: &Obstacle| obstacle.min_commit_ts).min();
-            lowest.map_or(Timestamp::MAX, Timestamp::prev)
-        }
-        _ => Timestamp::MAX,
     }
 }
 
@@ -672,9 +662,7 @@ async fn scan_piece<S: Shards, O: Oracle>(
                 let rest = (rest.start < rest.end).then_some(rest);
                 return Ok(Piece { rows, covered, rest });
             }
-            answer => {
-                again(core, &mut backoff, "Scan", answer).await?;
-            }
+            answer => again(core, &mut backoff, "Scan", answer).await?,
         }
     }
 }
@@ -746,9 +734,7 @@ impl<S: Shards, O: Oracle> LockWait<'_, S, O> {
                     found.extend(now.iter().cloned().zip(values));
                     ahead = later;
                 }
-                answer => {
-                    again(core, &mut backoff, "Lock", answer).await?;
-                }
+                answer => again(core, &mut backoff, "Lock", answer).await?,
             }
         }
         Ok(found)

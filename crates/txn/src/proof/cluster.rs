@@ -184,7 +184,7 @@ impl Shards for ReferenceShards {
 
     async fn send(&self, request: Request) -> Response {
         let (world, routes) = (self.world.clone(), self.routes.clone());
-        let Weather { network_us, breaks, .. } = world.weather;
+        let Weather { network_us, breaks, late_us, .. } = world.weather;
         let there = world.draw(network_us);
         let back = world.draw(network_us);
         let breaks = world.prng.borrow_mut().chance(breaks);
@@ -209,8 +209,7 @@ impl Shards for ReferenceShards {
         if breaks {
             let late = {
                 let mut prng = world.prng.borrow_mut();
-                let most = if prng.chance(0.3) { 8_000_000 } else { 20_000 };
-                (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(most)))
+                (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(late_us)))
             };
             let at = world.clone();
             world.env.tasks.spawn_local("late", Box::pin(async move {

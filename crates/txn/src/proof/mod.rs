@@ -89,4 +89,6 @@ pub struct Weather {
     pub tail: f64,
     /// Share of messages whose connection breaks.
     pub breaks: f64,
+    /// Longest delay of a message whose connection broke.
+    pub late_us: u64,
 }

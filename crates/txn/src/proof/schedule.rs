@@ -79,6 +79,8 @@ impl Knobs {
         let often = |prng: &mut Prng, most: u64| {
             if prng.chance(0.5) { 0 } else { prng.range(1..most + 1) }
         };
+        // Late comers and safepoints are dangerous together.
+        let late = prng.chance(0.3);
         Knobs {
             keys: prng.range(3..9),
             transactions: prng.range(1..4),
@@ -95,14 +97,15 @@ impl Knobs {
             deaths: if prng.chance(0.7) { 0 } else { prng.range(1..COORDINATORS as u64) as usize },
             deaths_in_commit: *prng.choose(&[0.0, 0.0, 0.1, 0.3]).unwrap_or(&0.0),
             push_us: *prng.choose(&[0, 1_000, 1_000_000]).unwrap_or(&1_000_000),
-            collections: often(prng, 6),
+            collections: if late { prng.range(2..8) } else { often(prng, 2) },
             read_keys_max: if prng.chance(0.1) { 1 } else { 4_096 },
             staged_keys_max: if prng.chance(0.1) { 1 } else { 4_096 },
             weather: Weather {
                 network_us: *prng.choose(&[20, 200, 1_000]).unwrap_or(&200),
                 apply_us: *prng.choose(&[50, 500, 3_000]).unwrap_or(&500),
                 tail: *prng.choose(&[0.02, 0.2]).unwrap_or(&0.02),
-                breaks: *prng.choose(&[0.0, 0.0, 0.02, 0.1]).unwrap_or(&0.0),
+                breaks: *prng.choose(&[if late { 0.1 } else { 0.0 }, 0.0, 0.02, 0.1]).unwrap_or(&0.0),
+                late_us: if late { 8_000_000 } else { 20_000 },
             },
         }
     }
@@ -291,7 +294,7 @@ impl<C: Cluster> Stage<C> {
         let knobs = &self.knobs;
         let within = knobs.spread_us * knobs.transactions + 20_000;
         let mut at = |most: u64| {
-            let us = if prng.chance(0.8) { within.min(most) } else { most };
+            let us = if prng.chance(0.6) { within.min(most) } else { most };
             Duration::from_micros(prng.below(us))
         };
         let task = |name, after: Duration, action: Box<dyn FnOnce()>| {
@@ -321,7 +324,7 @@ impl<C: Cluster> Stage<C> {
             task("learn", at(50_000), Box::new(move || cluster.learn_epoch()));
         }
         for _ in 0..knobs.collections {
-            let after = at(10_000_000);
+            let after = at(8_000_000).max(at(8_000_000));
             let (cluster, oracle, env) =
                 (self.cluster.clone(), self.oracle.clone(), self.env.clone());
             let coordinators = coordinators.clone();

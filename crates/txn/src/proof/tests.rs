@@ -34,3 +34,53 @@ fn schedules_are_right() {
         assert!(committed > 5 * count && seen.iter().all(|n| *n > count / 500), "{total:?}");
     }
 }
+
+/// Rules of the coordinator and of the shard, each with what it is there for.
+const RULES: [&str; 27] = [
+    "validate-after-staging",
+    "no-refresh",
+    "no-restage",
+    "spans-not-validated",
+    "abort-without-record",
+    "lost-is-aborted",
+    "resend-under-new-id",
+    "missing-is-aborted",
+    "recovery-forgets",
+    "no-fences",
+    "recovery-ignores-pushes",
+    "snapshot-at-commit-point",
+    "locks-not-checked",
+    "locks-in-any-order",
+    "no-deadlock-search",
+    "no-low-water",
+    "reads-do-not-raise",
+    "scans-raise-rows",
+    "reads-do-not-wait",
+    "answer-before-apply",
+    "no-commit-record",
+    "record-in-memory",
+    "records-dropped-early",
+    "old-stamps-accepted",
+    "record-not-checked",
+    "fast-reads-do-not-raise",
+    "fast-above-oracle",
+];
+
+#[test]
+fn every_rule_is_missed_when_it_is_left_out() {
+    const MOST: u64 = 5_000;
+    let mut unseen = Vec::new();
+    for rule in RULES {
+        mutants::choose(Some(rule));
+        let caught = (0..MOST).find_map(|seed| Some((seed, run_reference(seed).err()?)));
+        mutants::choose(None);
+        match caught {
+            Some((seed, what)) => {
+                let what = what.split([':', '{']).next().unwrap_or_default();
+                println!("{rule}: caught by seed {seed}: {what}");
+            }
+            None => unseen.push(rule),
+        }
+    }
+    assert!(unseen.is_empty(), "not caught by {MOST} seeds: {unseen:?}");
+}
