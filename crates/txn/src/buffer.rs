@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use atoll_mvcc::request::{Key, ReadSet, Span};
 use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::{Key, ReadSet, Span};
 
 use crate::shards::{ShardRef, Shards};
 

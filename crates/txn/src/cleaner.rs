@@ -206,11 +206,10 @@ async fn finish<S: Shards, O: Oracle>(
 /// Gives locks back. Not tried for long: shards drop the locks of a silent transaction anyway.
 pub(crate) async fn unlock<S: Shards, O: Oracle>(core: &Core<S, O>, txn: TxnId, locks: Vec<Key>) {
     if !locks.is_empty() {
-        let mut backoff =
-            core.pace.backoff(RETRY_FIRST, RETRY_MOST, 3 * core.options.heartbeat);
+        let mut backoff = core.pace.backoff(RETRY_FIRST, RETRY_MOST, 3 * core.options.heartbeat);
         // Locks that nobody answers for end by themselves.
-        let _ = ask_each(&core.shards, &mut backoff, locks, |keys| Request::Unlock { txn, keys })
-            .await;
+        let _ =
+            ask_each(&core.shards, &mut backoff, locks, |keys| Request::Unlock { txn, keys }).await;
     }
 }
 

@@ -332,11 +332,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         }
     }
 
-    async fn settle(
-        &mut self,
-        core: &Arc<Core<S, O>>,
-        staged: &Staged,
-    ) -> Result<Outcome, Error> {
+    async fn settle(&mut self, core: &Arc<Core<S, O>>, staged: &Staged) -> Result<Outcome, Error> {
         if mutants::is("lost-is-aborted") {
             return Ok(Outcome::Aborted);
         }
@@ -373,15 +369,14 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
 
     fn staged(&self, commit_ts: Timestamp) -> Staged {
         let keys: Vec<Key> = self.writes.values().keys().cloned().collect();
-        let primary = keys.first().cloned().expect("invariant: only transactions that write commit so");
+        let primary =
+            keys.first().cloned().expect("invariant: only transactions that write commit so");
         Staged { primary, keys, commit_ts }
     }
 
     fn writes_of(&self, keys: &[Key]) -> Vec<Write> {
-        let write = |key: &Key| Write {
-            key: key.clone(),
-            value: self.writes.get(key).cloned().flatten(),
-        };
+        let write =
+            |key: &Key| Write { key: key.clone(), value: self.writes.get(key).cloned().flatten() };
         keys.iter().map(write).collect()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use atoll_env::sync::{QueueSender, queue};
 use atoll_env::{Env, Random};
-use atoll_mvcc::request::{Isolation, Obstacle, Outcome};
+use atoll_mvcc::request::{Isolation, Obstacle, Outcome, Response};
 use atoll_mvcc::{Timestamp, TxnId};
 use parking_lot::Mutex;
 
@@ -17,8 +17,8 @@ use crate::error::{Abort, Doubt, Error};
 use crate::life::Life;
 use crate::options::Options;
 use crate::oracle::Oracle;
-use crate::pace::Pace;
-use crate::recovery::{Patience, Resolved, Unresolved, WhenAlive, recover, resolve};
+use crate::pace::{Backoff, Pace};
+use crate::recovery::{Patience, Resolved, Unresolved, WhenAlive, nonsense, recover, resolve};
 use crate::shards::Shards;
 use crate::stats::Stats;
 use crate::transaction::Transaction;
@@ -225,7 +225,7 @@ impl<S: Shards, O: Oracle> Core<S, O> {
     }
 
     /// Returns how attempts at one thing are spaced.
-    pub(crate) fn backoff(&self, limit: Duration) -> crate::pace::Backoff<'_> {
+    pub(crate) fn backoff(&self, limit: Duration) -> Backoff<'_> {
         self.pace.backoff(Duration::from_micros(500), Duration::from_millis(100), limit)
     }
 
@@ -238,6 +238,24 @@ impl<S: Shards, O: Oracle> Core<S, O> {
             // `Push` never leaves one alone.
             Ok(_) | Err(Unresolved::Alive(_)) => Ok(()),
         }
+    }
+
+    /// Makes sure that a question of a transaction can be asked again, after an answer that was none.
+    pub(crate) async fn again(
+        &self,
+        backoff: &mut Backoff<'_>,
+        question: &str,
+        answer: Response,
+    ) -> Result<(), Error> {
+        match answer {
+            Response::Blocked(obstacles) => return self.clear_way(&obstacles).await,
+            Response::NotMine => backoff.pause("a shard is moving").await?,
+            Response::Unknown => backoff.pause("a shard has lost its leader").await?,
+            Response::Unavailable(why) => backoff.pause(&why).await?,
+            Response::Refused(refusal) => return Err(Error::Aborted(refusal.into())),
+            other => return Err(Error::Unavailable(nonsense(question, &other))),
+        }
+        Ok(())
     }
 
     /// Gets intents out of the way of a commit: those that are decided or dead at once, others only

@@ -150,7 +150,9 @@ impl fmt::Display for Abort {
             Abort::LockTimeout(key) => {
                 write!(f, "the lock on key \"{}\" was not free in time", key.escape_ascii())
             }
-            Abort::Fenced => f.write_str("it was taken for dead while it was in the way of another"),
+            Abort::Fenced => {
+                f.write_str("it was taken for dead while it was in the way of another")
+            }
             Abort::Lost => f.write_str("a shard lost its leader, and the commit with it"),
             Abort::Idle(limit) => write!(f, "it did nothing for {} s", limit.as_secs()),
             Abort::SnapshotTooOld => {

@@ -52,12 +52,14 @@ mod deadlock;
 mod error;
 mod join;
 mod life;
+mod locks;
 pub mod mutants;
 mod options;
 mod oracle;
 mod pace;
 #[cfg(any(test, feature = "proof"))]
 pub mod proof;
+mod reads;
 pub mod recovery;
 mod shards;
 mod stats;

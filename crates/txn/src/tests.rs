@@ -77,11 +77,8 @@ struct Rig {
 impl Rig {
     /// Starts a coordinator on a node.
     fn coordinator(&self, node: &Node, options: Options) -> (Txns, Watched) {
-        let shards = Watched {
-            shards: self.cluster.shards(),
-            asked: Rc::default(),
-            mute: Rc::default(),
-        };
+        let shards =
+            Watched { shards: self.cluster.shards(), asked: Rc::default(), mute: Rc::default() };
         let env = node.env();
         let (coordinator, background) = Coordinator::new(
             shards.clone(),
@@ -420,7 +417,7 @@ fn what_would_be_too_large_is_refused_and_the_rest_can_be_committed() {
         txn.put(b"b", b"").await.unwrap();
         txn.put(b"c", b"").await.unwrap();
         assert!(matches!(txn.put(b"d", b"").await, Err(Error::TooLarge { .. })));
-        txn.put(b"a", &[0; 98]).await.unwrap();
+        txn.put(b"a", &[0; 97]).await.unwrap();
         txn.commit().await.unwrap();
     });
 }

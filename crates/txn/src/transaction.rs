@@ -29,26 +29,22 @@
 //! and may be lost; that no update is lost is checked at the commit by the version found.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
-use atoll_env::sync::{Either, select_biased};
-use atoll_env::Instant;
-use atoll_mvcc::request::{Isolation, Key, Obstacle, Request, Response, Span, Version};
+use atoll_mvcc::request::{Isolation, Key, Span, Version};
 use atoll_mvcc::{Timestamp, TxnId};
 
 use crate::buffer::{Parts, ReadLog, WriteBuffer, after};
-use crate::cleaner::{Job, Staged, Work, unlock};
+use crate::cleaner::{Job, Staged, Work};
 use crate::coordinator::{Coordinator, Core};
-use crate::deadlock::{Age, Waiting};
+use crate::deadlock::Age;
 use crate::error::{Abort, Error};
-use crate::join::join_all;
 use crate::life::{Busy, Life};
+use crate::locks::LockWait;
 use crate::mutants;
 use crate::oracle::Oracle;
-use crate::pace::Backoff;
-use crate::recovery::{nonsense, status};
-use crate::shards::{Shards, by_shard};
+use crate::reads::{merge, read_many, read_one, scan_piece};
+use crate::shards::Shards;
 
 /// A place in a transaction to come back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -537,255 +533,5 @@ impl<S: Shards, O: Oracle> Drop for Transaction<S, O> {
     fn drop(&mut self) {
         let work = self.staged.take().map_or(Work::Unlock, Work::Settle);
         self.hand_over(work);
-    }
-}
-
-// ---- questions to shards ----
-
-/// Makes sure that a question can be asked again, after an answer that was none.
-async fn again<S: Shards, O: Oracle>(
-    core: &Core<S, O>,
-    backoff: &mut Backoff<'_>,
-    question: &str,
-    answer: Response,
-) -> Result<(), Error> {
-    match answer {
-        Response::Blocked(obstacles) => return core.clear_way(&obstacles).await,
-        Response::NotMine => backoff.pause("a shard is moving").await?,
-        Response::Unknown => backoff.pause("a shard has lost its leader").await?,
-        Response::Unavailable(why) => backoff.pause(&why).await?,
-        Response::Refused(refusal) => return Err(Error::Aborted(refusal.into())),
-        other => return Err(Error::Unavailable(nonsense(question, &other))),
-    }
-    Ok(())
-}
-
-async fn read_one<S: Shards, O: Oracle>(
-    core: &Core<S, O>,
-    txn: TxnId,
-    key: &[u8],
-    at: Timestamp,
-) -> Result<Option<Version>, Error> {
-    let mut backoff = core.backoff(core.options.operation);
-    let mut moment = at;
-    loop {
-        let request = Request::Get { txn: Some(txn), keys: vec![key.to_vec()], at: moment };
-        match core.shards.send(request).await {
-            Response::Values(mut values) => return Ok(values.pop().flatten()),
-            Response::Blocked(obstacles) if mutants::is("missing-is-aborted") => {
-                let Obstacle { txn, primary, min_commit_ts, .. } = &obstacles[0];
-                if status(&core.shards, &mut backoff, *txn, primary).await?.0.is_none() {
-                    // Aborted, so it seems: look past the intent.
-                    moment = min_commit_ts.prev();
-                } else {
-                    core.clear_way(&obstacles).await?;
-                }
-            }
-            answer => again(core, &mut backoff, "Get", answer).await?,
-        }
-    }
-}
-
-/// Reads ascending keys.
-async fn read_many<S: Shards, O: Oracle>(
-    core: &Core<S, O>,
-    txn: TxnId,
-    keys: &[Key],
-    at: Timestamp,
-) -> Result<Vec<Option<Version>>, Error> {
-    let mut backoff = core.backoff(core.options.operation);
-    let mut found: Vec<Option<Version>> = vec![None; keys.len()];
-    let mut open = keys.to_vec();
-    while !open.is_empty() {
-        let groups = by_shard(&core.shards, std::mem::take(&mut open));
-        let get = |keys: &Vec<Key>| Request::Get { txn: Some(txn), keys: keys.clone(), at };
-        let answers = join_all(groups.iter().map(|(_, keys)| core.shards.send(get(keys)))).await;
-        for ((_, group), answer) in groups.into_iter().zip(answers) {
-            match answer {
-                Response::Values(values) => {
-                    for (key, version) in group.iter().zip(values) {
-                        if let Ok(at) = keys.binary_search(key) {
-                            found[at] = version;
-                        }
-                    }
-                }
-                answer => {
-                    again(core, &mut backoff, "Get", answer).await?;
-                    open.extend(group);
-                }
-            }
-        }
-        open.sort_unstable();
-    }
-    Ok(found)
-}
-
-/// Part of a scan.
-struct Piece {
-    rows: Vec<(Key, Version)>,
-    /// All of this was looked at.
-    covered: Span,
-    /// What is left of the range.
-    rest: Option<Span>,
-}
-
-/// Scans the next piece of a range: as far as one shard and the limit go.
-async fn scan_piece<S: Shards, O: Oracle>(
-    core: &Core<S, O>,
-    txn: TxnId,
-    span: &Span,
-    at: Timestamp,
-    limit: usize,
-    reverse: bool,
-) -> Result<Piece, Error> {
-    let mut backoff = core.backoff(core.options.operation);
-    loop {
-        let pieces = core.shards.pieces(span);
-        let next = if reverse { pieces.into_iter().next_back() } else { pieces.into_iter().next() };
-        let Some((_, piece)) = next else {
-            return Ok(Piece { rows: Vec::new(), covered: span.clone(), rest: None });
-        };
-        let request = Request::Scan { txn: Some(txn), span: piece.clone(), at, limit, reverse };
-        match core.shards.send(request).await {
-            Response::Rows { rows, more } => {
-                let mut covered = piece;
-                match more {
-                    Some(last) if reverse => covered.start = last,
-                    Some(last) => covered.end = after(&last),
-                    None => {}
-                }
-                let rest = if reverse {
-                    Span { start: span.start.clone(), end: covered.start.clone() }
-                } else {
-                    Span { start: covered.end.clone(), end: span.end.clone() }
-                };
-                let rest = (rest.start < rest.end).then_some(rest);
-                return Ok(Piece { rows, covered, rest });
-            }
-            answer => again(core, &mut backoff, "Scan", answer).await?,
-        }
-    }
-}
-
-/// Appends stored rows and own writes inside of `covered`, in order.
-fn merge(
-    rows: &mut Vec<(Key, Vec<u8>)>,
-    stored: Vec<(Key, Version)>,
-    covered: &Span,
-    writes: &WriteBuffer,
-    reverse: bool,
-) {
-    let inside = (Bound::Included(covered.start.as_slice()), Bound::Excluded(covered.end.as_slice()));
-    let own = writes.values().range::<[u8], _>(inside);
-    let own: Vec<_> = if reverse { own.rev().collect() } else { own.collect() };
-    let mut own = own.into_iter().peekable();
-    let mut stored = stored.into_iter().peekable();
-    let comes_first = |a: &Key, b: &Key| if reverse { a > b } else { a < b };
-    loop {
-        match (own.peek(), stored.peek()) {
-            (Some((mine, _)), Some((theirs, _))) if comes_first(theirs, mine) => {}
-            (Some((mine, _)), theirs) => {
-                let hidden = theirs.is_some_and(|(theirs, _)| theirs == *mine);
-                if let Some((key, Some(value))) = own.next() {
-                    rows.push((key.clone(), value.clone()));
-                }
-                if hidden {
-                    stored.next();
-                }
-                continue;
-            }
-            (None, Some(_)) => {}
-            (None, None) => return,
-        }
-        if let Some((key, Version { value: Some(value), .. })) = stored.next() {
-            rows.push((key, value));
-        }
-    }
-}
-
-/// A transaction that takes locks.
-struct LockWait<'a, S: Shards, O: Oracle> {
-    core: &'a Core<S, O>,
-    life: &'a Life,
-    txn: TxnId,
-    age: Age,
-}
-
-impl<S: Shards, O: Oracle> LockWait<'_, S, O> {
-    /// Takes locks in the order of the keys; one question for neighbours of one shard.
-    async fn take(
-        &self,
-        keys: Vec<Key>,
-        exclusive: bool,
-    ) -> Result<Vec<(Key, Option<Version>)>, Error> {
-        let core = self.core;
-        let deadline = core.pace.clock.now().after(core.options.lock);
-        let mut backoff = core.backoff(core.options.lock);
-        let mut found = Vec::with_capacity(keys.len());
-        let mut ahead = keys.as_slice();
-        while let [first, ..] = ahead {
-            let shard = core.shards.shard_of(first);
-            let run = ahead.iter().take_while(|key| core.shards.shard_of(key) == shard).count();
-            let (now, later) = ahead.split_at(run);
-            // Written down first: whoever gives up in the middle gives back what he may have got.
-            self.life.add_locks(now);
-            match self.wait(now, exclusive, deadline).await? {
-                Response::Values(values) => {
-                    found.extend(now.iter().cloned().zip(values));
-                    ahead = later;
-                }
-                answer => again(core, &mut backoff, "Lock", answer).await?,
-            }
-        }
-        Ok(found)
-    }
-
-    /// Waits for the locks of one shard, and looks for deadlocks if that takes long.
-    async fn wait(
-        &self,
-        keys: &[Key],
-        exclusive: bool,
-        deadline: Instant,
-    ) -> Result<Response, Error> {
-        let core = self.core;
-        let keys = || keys.to_vec();
-        let lock = Request::Lock { txn: self.txn, keys: keys(), exclusive };
-        let mut locked = std::pin::pin!(core.shards.send(lock));
-        let pause = || core.pace.clock.sleep(core.options.deadlock);
-        if let Either::Left(answer) = select_biased(locked.as_mut(), pause()).await {
-            return Ok(answer);
-        }
-        let waiting = core.deadlocks.enter(self.txn, self.age);
-        let looking = async {
-            loop {
-                if core.pace.clock.now() >= deadline {
-                    return Abort::LockTimeout(keys().swap_remove(0));
-                }
-                if !mutants::is("no-deadlock-search") {
-                    self.look(&waiting, keys()).await;
-                }
-                if let Either::Left(()) = select_biased(waiting.chosen(), pause()).await {
-                    return Abort::Deadlock;
-                }
-            }
-        };
-        match select_biased(locked.as_mut(), looking).await {
-            Either::Left(answer) => Ok(answer),
-            Either::Right(why) => {
-                // Others wait behind us: leave the queue before anything else.
-                unlock(core, self.txn, self.life.take_locks()).await;
-                Err(Error::Aborted(why))
-            }
-        }
-    }
-
-    /// Asks once whom the transaction waits for.
-    async fn look(&self, waiting: &Waiting, keys: Vec<Key>) {
-        let asked = waiting.ask();
-        let request = Request::Waits { txn: self.txn, keys };
-        // A shard that does not answer is asked again soon, and has lost its locks perhaps.
-        if let Response::Waits(blockers) = self.core.shards.send(request).await {
-            waiting.report(asked, &blockers);
-        }
     }
 }

@@ -224,7 +224,8 @@ impl History {
 /// Returns whether a scan came as far as `key`.
 fn looked_at(read: &Read, key: &Key) -> bool {
     let Read::Scan { span, reverse, rows, complete, .. } = read else { return false };
-    let before_the_end = |(last, _): &(Key, Value)| if *reverse { key >= last } else { key <= last };
+    let before_the_end =
+        |(last, _): &(Key, Value)| if *reverse { key >= last } else { key <= last };
     span.contains(key) && (*complete || rows.last().is_some_and(before_the_end))
 }
 
@@ -248,10 +249,11 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
         }
         if let Some(later) = b.committed().filter(|_| !b.writes.is_empty()) {
             let shares_write = a.writes.keys().any(|key| b.writes.contains_key(key));
-            let shares_read = a.is_serializable() && a.reads.iter().any(|read| match read {
-                Read::Key { key, .. } | Read::Locked { key, .. } => b.writes.contains_key(key),
-                Read::Scan { .. } => b.writes.keys().any(|key| looked_at(read, key)),
-            });
+            let shares_read = a.is_serializable()
+                && a.reads.iter().any(|read| match read {
+                    Read::Key { key, .. } | Read::Locked { key, .. } => b.writes.contains_key(key),
+                    Read::Scan { .. } => b.writes.keys().any(|key| looked_at(read, key)),
+                });
             let has_moment = a.kind != Kind::Stale && (writes || !a.reads.is_empty());
             if ((in_oracle_order && has_moment) || shares_write || shares_read) && ts >= later {
                 return Err("it began after the other was told, and comes before it".into());

@@ -19,8 +19,8 @@ use std::time::Duration;
 use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_env::sync::{Notify, oneshot};
-use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
 use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
 
 use super::reference::{Fast, FastAnswer, Shard};
 use super::{Cluster, Weather};
@@ -85,13 +85,16 @@ impl ReferenceCluster {
             world.add(Shard::new(span, oracle.clone()));
         }
         let ticking = world.clone();
-        env.tasks.spawn_local("tick", Box::pin(async move {
-            loop {
-                ticking.env.clock.sleep(Duration::from_millis(250)).await;
-                let now = ticking.env.clock.now();
-                ticking.shards.borrow_mut().iter_mut().for_each(|shard| shard.tick(now));
-            }
-        }));
+        env.tasks.spawn_local(
+            "tick",
+            Box::pin(async move {
+                loop {
+                    ticking.env.clock.sleep(Duration::from_millis(250)).await;
+                    let now = ticking.env.clock.now();
+                    ticking.shards.borrow_mut().iter_mut().for_each(|shard| shard.tick(now));
+                }
+            }),
+        );
         ReferenceCluster { world }
     }
 }
@@ -103,17 +106,20 @@ impl World {
         let proposed = Rc::new(Notify::new());
         self.proposed.borrow_mut().push(proposed.clone());
         let world = self.clone();
-        self.env.tasks.spawn_local("apply", Box::pin(async move {
-            loop {
-                proposed.notified().await;
-                while world.shards.borrow()[index].has_flight() {
-                    let wait = world.draw(world.weather.apply_us);
-                    world.env.clock.sleep(wait).await;
-                    let now = world.env.clock.now();
-                    world.shards.borrow_mut()[index].apply_one(now);
+        self.env.tasks.spawn_local(
+            "apply",
+            Box::pin(async move {
+                loop {
+                    proposed.notified().await;
+                    while world.shards.borrow()[index].has_flight() {
+                        let wait = world.draw(world.weather.apply_us);
+                        world.env.clock.sleep(wait).await;
+                        let now = world.env.clock.now();
+                        world.shards.borrow_mut()[index].apply_one(now);
+                    }
                 }
-            }
-        }));
+            }),
+        );
     }
 
     /// Draws a delay of up to about `us`, seldom much more.
@@ -194,10 +200,13 @@ impl Shards for ReferenceShards {
             world.env.clock.sleep(there).await;
             let receiver = {
                 let at = world.clone();
-                world.env.tasks.spawn_local("answer lost", Box::pin(async move {
-                    at.ask(shard, request).await;
-                    drop(sender.send(Response::Unknown));
-                }));
+                world.env.tasks.spawn_local(
+                    "answer lost",
+                    Box::pin(async move {
+                        at.ask(shard, request).await;
+                        drop(sender.send(Response::Unknown));
+                    }),
+                );
                 receiver
             };
             let response = receiver.await.unwrap_or(Response::Unknown);
@@ -212,21 +221,27 @@ impl Shards for ReferenceShards {
                 (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(late_us)))
             };
             let at = world.clone();
-            world.env.tasks.spawn_local("late", Box::pin(async move {
-                let Some(late) = late else { return };
-                at.env.clock.sleep(late).await;
-                at.ask(shard, request).await;
-            }));
+            world.env.tasks.spawn_local(
+                "late",
+                Box::pin(async move {
+                    let Some(late) = late else { return };
+                    at.env.clock.sleep(late).await;
+                    at.ask(shard, request).await;
+                }),
+            );
             world.env.clock.sleep(there + back).await;
             return Response::Unknown;
         }
         let at = world.clone();
-        world.env.tasks.spawn_local("request", Box::pin(async move {
-            at.env.clock.sleep(there).await;
-            let response = at.ask(shard, request).await;
-            at.env.clock.sleep(back).await;
-            drop(sender.send(response));
-        }));
+        world.env.tasks.spawn_local(
+            "request",
+            Box::pin(async move {
+                at.env.clock.sleep(there).await;
+                let response = at.ask(shard, request).await;
+                at.env.clock.sleep(back).await;
+                drop(sender.send(response));
+            }),
+        );
         let response = receiver.await.unwrap_or(Response::Unknown);
         if response == Response::NotMine {
             *routes.borrow_mut() = world.routes();

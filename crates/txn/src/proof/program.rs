@@ -78,10 +78,13 @@ impl<C: Cluster> Program<C> {
         let Weather { network_us, apply_us, .. } = self.knobs.weather;
         let after = Duration::from_micros(self.prng.below(6 * network_us + 2 * apply_us));
         let (node, clock) = (self.node.clone(), self.env.clock.clone());
-        self.env.tasks.spawn_local("die", Box::pin(async move {
-            clock.sleep(after).await;
-            node.crash();
-        }));
+        self.env.tasks.spawn_local(
+            "die",
+            Box::pin(async move {
+                clock.sleep(after).await;
+                node.crash();
+            }),
+        );
     }
 
     /// A transaction run again until it commits.
@@ -110,8 +113,8 @@ impl<C: Cluster> Program<C> {
             self.journal.is_wrong(format!("the lock on {key:?} was not free in time: {entry}"));
         }
         let at_once = self.journal.with(entry, |entry| entry.locked_at_once);
-        let all_in_order = self.knobs.updates == 0.0
-            && !self.knobs.isolations.contains(&Isolation::ReadCommitted);
+        let all_in_order =
+            self.knobs.updates == 0.0 && !self.knobs.isolations.contains(&Isolation::ReadCommitted);
         if at_once && all_in_order && ended == Err(Error::Aborted(Abort::Deadlock)) {
             self.journal.is_wrong("a command that locks all at once was in a deadlock".into());
         }
@@ -254,12 +257,7 @@ impl<C: Cluster> Program<C> {
         Ok(())
     }
 
-    async fn multi_get(
-        &mut self,
-        txn: &mut Txn<C>,
-        entry: usize,
-        own: &Own,
-    ) -> Result<(), Error> {
+    async fn multi_get(&mut self, txn: &mut Txn<C>, entry: usize, own: &Own) -> Result<(), Error> {
         let keys: Vec<Key> = (0..self.prng.range(1..4)).map(|_| self.key()).collect();
         let values = txn.multi_get(&keys).await?;
         for (key, value) in keys.into_iter().zip(values) {

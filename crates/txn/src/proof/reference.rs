@@ -374,8 +374,9 @@ impl Shard {
         upper.forget_memory(now);
         // Locks of the lower part stay. Who waits for one of the upper part asks again.
         self.locks.split_off(at);
-        let (stay, go): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.queue).into_iter().partition(|q| q.keys.iter().all(|k| k < at));
+        let (stay, go): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.queue)
+            .into_iter()
+            .partition(|q| q.keys.iter().all(|k| k < at));
         self.queue = stay;
         for queued in go {
             drop(queued.reply.send(Response::NotMine));
@@ -670,7 +671,8 @@ impl Shard {
             }
             _ => unreachable!("invariant: only reads come here"),
         };
-        if !mutants::is("reads-do-not-wait") && keys.iter().any(|key| self.in_flight(key, txn, at)) {
+        if !mutants::is("reads-do-not-wait") && keys.iter().any(|key| self.in_flight(key, txn, at))
+        {
             self.parked.push(Parked::Request(request, reply));
             return;
         }
@@ -798,7 +800,8 @@ impl Shard {
             if self.edge.fences.contains_key(&(txn, key.clone())) {
                 return Err(Response::Refused(Refusal::Fenced));
             }
-            if self.locks.get(key).is_some_and(|holders| holders.keys().any(|other| *other != txn)) {
+            if self.locks.get(key).is_some_and(|holders| holders.keys().any(|other| *other != txn))
+            {
                 return Err(conflict());
             }
             let newest = self.edge.newest_ts(key);
@@ -979,12 +982,7 @@ impl Shard {
     // ---- the fast lane ----
 
     /// Evaluates a fast command.
-    pub(super) fn fast(
-        &mut self,
-        fast: Fast,
-        reply: oneshot::Sender<FastAnswer>,
-        now: Instant,
-    ) {
+    pub(super) fn fast(&mut self, fast: Fast, reply: oneshot::Sender<FastAnswer>, now: Instant) {
         let keys = || fast.reads.iter().chain(fast.writes.iter().map(|write| &write.key));
         let _ = now;
         if !keys().all(|key| self.span.contains(key)) {
@@ -1001,9 +999,8 @@ impl Shard {
             self.parked.push(Parked::Fast(fast, reply));
             return;
         }
-        let is_locked = |write: &Write| {
-            self.locks.get(&write.key).is_some_and(|holders| !holders.is_empty())
-        };
+        let is_locked =
+            |write: &Write| self.locks.get(&write.key).is_some_and(|holders| !holders.is_empty());
         if fast.writes.iter().any(is_locked) {
             drop(reply.send(FastAnswer::NotNow));
             return;
@@ -1035,9 +1032,7 @@ impl Shard {
             drop(reply.send(answer));
             return;
         }
-        let version = |write: Write| {
-            Effect::Version(write.key, Version { ts, value: write.value })
-        };
+        let version = |write: Write| Effect::Version(write.key, Version { ts, value: write.value });
         let effects = fast.writes.into_iter().map(version).collect();
         self.propose(effects, Sender::Fast(reply), Answer::Fast(answer));
     }

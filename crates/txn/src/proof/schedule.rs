@@ -104,7 +104,9 @@ impl Knobs {
                 network_us: *prng.choose(&[20, 200, 1_000]).unwrap_or(&200),
                 apply_us: *prng.choose(&[50, 500, 3_000]).unwrap_or(&500),
                 tail: *prng.choose(&[0.02, 0.2]).unwrap_or(&0.02),
-                breaks: *prng.choose(&[if late { 0.1 } else { 0.0 }, 0.0, 0.02, 0.1]).unwrap_or(&0.0),
+                breaks: *prng
+                    .choose(&[if late { 0.1 } else { 0.0 }, 0.0, 0.02, 0.1])
+                    .unwrap_or(&0.0),
                 late_us: if late { 8_000_000 } else { 20_000 },
             },
         }
@@ -255,10 +257,13 @@ impl<C: Cluster> Stage<C> {
                 };
                 let (ended, end) = oneshot::channel::<()>();
                 ends.push(end);
-                env.tasks.spawn_local("program", Box::pin(async move {
-                    program.run().await;
-                    let _ = ended.send(());
-                }));
+                env.tasks.spawn_local(
+                    "program",
+                    Box::pin(async move {
+                        program.run().await;
+                        let _ = ended.send(());
+                    }),
+                );
             }
             coordinators.push((node.clone(), coordinator));
         }
@@ -299,12 +304,15 @@ impl<C: Cluster> Stage<C> {
         };
         let task = |name, after: Duration, action: Box<dyn FnOnce()>| {
             let (clock, calm) = (self.env.clock.clone(), calm.clone());
-            self.env.tasks.spawn_local(name, Box::pin(async move {
-                clock.sleep(after).await;
-                if !calm.get() {
-                    action();
-                }
-            }));
+            self.env.tasks.spawn_local(
+                name,
+                Box::pin(async move {
+                    clock.sleep(after).await;
+                    if !calm.get() {
+                        action();
+                    }
+                }),
+            );
         };
         for _ in 0..knobs.leader_changes {
             let cluster = self.cluster.clone();
@@ -329,12 +337,15 @@ impl<C: Cluster> Stage<C> {
                 (self.cluster.clone(), self.oracle.clone(), self.env.clone());
             let coordinators = coordinators.clone();
             let calm = calm.clone();
-            self.env.tasks.spawn_local("collect", Box::pin(async move {
-                env.clock.sleep(after).await;
-                if !calm.get() {
-                    collect(&cluster, &oracle, &env, &coordinators).await;
-                }
-            }));
+            self.env.tasks.spawn_local(
+                "collect",
+                Box::pin(async move {
+                    env.clock.sleep(after).await;
+                    if !calm.get() {
+                        collect(&cluster, &oracle, &env, &coordinators).await;
+                    }
+                }),
+            );
         }
     }
 
