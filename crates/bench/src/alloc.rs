@@ -34,7 +34,7 @@ static ALLOCATOR: Counting = Counting;
 /// Slots, of which the last is shared: more than the threads of any workload.
 const SLOTS: usize = 256;
 
-static COUNTERS: [Slot; SLOTS] = [const { Slot::ZERO }; SLOTS];
+static COUNTERS: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 
 /// Threads that have allocated so far, which is the slot of the next one.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -93,23 +93,16 @@ impl Sub for Counts {
 }
 
 /// Returns what counting adds to an allocation and its release, in nanoseconds: the difference of
-/// the medians of rounds with and without it that take turns.
+/// the fastest rounds with and without it. They take turns; the fastest were disturbed the least.
 pub fn cost() -> f64 {
-    let mut with: Vec<f64> = Vec::with_capacity(ROUNDS);
-    let mut without: Vec<f64> = Vec::with_capacity(ROUNDS);
+    const ROUNDS: usize = 200;
+    let (mut with, mut without) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..ROUNDS {
-        with.push(round_trips(&ALLOCATOR));
-        without.push(round_trips(&System));
+        with = with.min(round_trips(&ALLOCATOR));
+        without = without.min(round_trips(&System));
     }
-    let median = |mut rounds: Vec<f64>| {
-        rounds.sort_by(f64::total_cmp);
-        rounds[ROUNDS / 2]
-    };
-    median(with) - median(without)
+    with - without
 }
-
-/// Rounds of [`cost`]: enough that a preempted one does not reach the median.
-const ROUNDS: usize = 101;
 
 /// Allocates and frees small blocks, and returns the nanoseconds of one.
 fn round_trips(allocator: &impl GlobalAlloc) -> f64 {
@@ -207,8 +200,9 @@ struct Slot {
 }
 
 impl Slot {
-    const ZERO: Slot =
-        Slot { allocations: Counter::ZERO, bytes: Counter::ZERO, freed: Counter::ZERO };
+    const fn new() -> Slot {
+        Slot { allocations: Counter::new(), bytes: Counter::new(), freed: Counter::new() }
+    }
 
     fn counts(&self) -> Counts {
         Counts {
@@ -224,7 +218,9 @@ impl Slot {
 struct Counter(AtomicU64);
 
 impl Counter {
-    const ZERO: Counter = Counter(AtomicU64::new(0));
+    const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
 
     #[inline]
     fn add(&self, n: usize, owned: bool) {
@@ -285,7 +281,7 @@ mod tests {
 
     #[test]
     fn threads_that_share_a_slot_lose_no_count() {
-        static SHARED: Slot = Slot::ZERO;
+        static SHARED: Slot = Slot::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|_| SHARED.bytes.add(3, false)));

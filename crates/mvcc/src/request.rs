@@ -20,10 +20,11 @@
 //! | `Heartbeat` | no | the coordinator lives |
 //!
 //! # What a shard promises
-//! - **Checks.** A written key is refused if it has another's intent, write in flight or lock, a
-//!   fence against this transaction, or a version that the transaction has not seen: above its entry
-//!   in [`ReadSet::locked`] if it has one, else above `read_ts`. A *blind* write (neither) is never
-//!   refused for a version: its timestamp goes above it.
+//! - **Checks** are made over the edge: what is applied and what is in flight. A key with another's
+//!   intent answers `Blocked`, be it read or written. A written key is refused if another holds its
+//!   lock, if it has a fence against this transaction, or a version that the transaction has not
+//!   seen: above its entry in [`ReadSet::locked`] if it has one, else above `read_ts`. A *blind*
+//!   write (neither) is never refused for a version: its timestamp goes above it.
 //! - **Timestamps.** `Commit` and `Prewrite` choose `max(commit_ts, next(max_read), next(newest
 //!   version))` over the written keys; serializable reads are checked and `max_read` raised at the
 //!   timestamp chosen by `Commit`, at `commit_ts` by `Prewrite`, at `at` by `Validate`.
