@@ -73,7 +73,6 @@ enum Outcome<P: Program> {
     Read,
     CloseFirst,
     Interrupted(Interrupt),
-    Failed(Error),
 }
 
 impl<P: Program> StoreHost<P> {
@@ -203,12 +202,6 @@ impl<P: Program> StoreHost<P> {
                     if let Some(closed) = leader.close(|| core.fresh_epoch()) {
                         state.closed.push_back(closed);
                     }
-                }
-                Outcome::Failed(failure) => {
-                    drop(guard);
-                    let answer = refuse(core, &job, &Failure::Unavailable(failure.to_string()));
-                    self.go_on(core, group, job.lane);
-                    return Some((job, answer));
                 }
                 Outcome::Interrupted(interrupt) => {
                     if let Some(lane) = job.lane {

@@ -62,7 +62,7 @@ async fn attempt(
     let first = items.iter().flat_map(Item::keys).next().map_or(0, slot);
     let keyspaces = keyspaces(core, txn, first).await?;
     let mut names: Vec<Key> = Vec::new();
-    let mut name = |db: usize, key: &[u8]| {
+    let name = |db: usize, key: &[u8]| {
         let mut name = Vec::new();
         databases::put_key(&mut name, keyspaces[db], key);
         name

@@ -101,7 +101,7 @@ impl Program for ObjectProgram {
 
     fn sight(&self, call: &Call) -> Sight {
         let writes = match &call.work {
-            Work::One(item) => item.command.is_write(),
+            Work::One(item) => item.command.flags.is_write(),
             // A unit is compared with what is decided, not only with what is applied.
             Work::Unit { .. } => true,
             Work::Versions { .. } => true,

@@ -128,12 +128,14 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
     }
 
     fn put(&mut self, db: usize, key: &[u8], meta: &Meta, payload: &[u8]) {
-        databases::put_key(&mut self.key, self.known_keyspace(db), key);
+        let keyspace = self.known_keyspace(db);
+        databases::put_key(&mut self.key, keyspace, key);
         self.eval.put(self.key.clone(), Some(Rc::from(stored(meta, payload))));
     }
 
     fn remove(&mut self, db: usize, key: &[u8]) {
-        databases::put_key(&mut self.key, self.known_keyspace(db), key);
+        let keyspace = self.known_keyspace(db);
+        databases::put_key(&mut self.key, keyspace, key);
         self.eval.put(self.key.clone(), None);
     }
 

@@ -364,6 +364,27 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         Ok(keys.iter().map(|key| value(key.as_ref())).collect())
     }
 
+    /// Locks keys in key order and returns their newest committed versions, deletions included, by
+    /// ascending key. What the transaction has written itself is not looked at.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lock_versions(
+        &mut self,
+        mut keys: Vec<Key>,
+        exclusive: bool,
+    ) -> Result<Vec<(Key, Option<Version>)>, Error> {
+        let _busy = self.enter()?;
+        if self.read_only {
+            return Err(Error::Misuse("a transaction at a chosen moment cannot lock"));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let mut found = self.lock(keys, exclusive).await?;
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
     /// Locks keys in the order given, shard after shard, and moves the moment of the transaction if
     /// something newer was found.
     async fn lock(
