@@ -1,30 +1,8 @@
 //! Calls: commands on their way to a shard, with everything that they need.
 
-use atoll_redis::table::Command;
+pub use atoll_redis::task::{Item, Watched};
 use atoll_redis::{CommandError, Durability};
-use atoll_resp::{OwnedRequest, Protocol, ReplyWriter};
-
-/// A command of the data class, ready to be evaluated.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// Which command. Its arity is right.
-    pub command: &'static Command,
-    /// Its arguments.
-    pub request: OwnedRequest,
-    /// The selected database.
-    pub db: usize,
-}
-
-/// A key and what WATCH saw of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Watched {
-    /// The database.
-    pub db: usize,
-    /// The key.
-    pub key: Box<[u8]>,
-    /// Its version then.
-    pub version: u64,
-}
+use atoll_resp::{Protocol, ReplyWriter};
 
 /// What is to be done.
 #[derive(Clone, Debug)]
@@ -85,13 +63,4 @@ pub fn encode_text(protocol: Protocol, text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + 3);
     ReplyWriter::new(&mut out, protocol).error(text);
     out
-}
-
-impl Item {
-    /// Returns the keys it names.
-    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        let request = self.request.as_request();
-        let indexes = self.command.key_indexes(request.len());
-        indexes.filter_map(move |index| request.get(index))
-    }
 }

@@ -23,7 +23,7 @@ const ID_BITS: u32 = 48;
 const ID_MASK: u64 = (1 << ID_BITS) - 1;
 
 /// The table of positions of scans under way.
-pub(crate) struct Cursors {
+pub struct Cursors {
     /// Id of the first entry; entries have consecutive ids.
     first: u64,
     entries: VecDeque<Entry>,

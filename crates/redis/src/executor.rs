@@ -33,7 +33,8 @@ use crate::store::{DATABASES, Durability, Store, StoreError};
 use crate::table::{Class, Command, Id};
 use crate::turn::Turn;
 use crate::tx::{Keyspaces, Tx};
-use crate::unit::{Queue, Queued, Unit, Watched};
+use crate::task::Watched;
+use crate::unit::{Queue, Queued, Unit};
 
 /// Most commands of one client in a turn.
 const TURN_COMMANDS: usize = 1024;
@@ -54,6 +55,8 @@ pub enum Progress {
     },
     /// The client's share of the turn is used up; complete commands may be left.
     More,
+    /// Replies are owed before it goes on; only a front end answers this.
+    Waiting,
     /// The connection closes once its output is sent.
     Closing,
 }
@@ -448,7 +451,7 @@ impl<S: Store> Executor<S> {
                 if command.flags.is_write() {
                     server.counts.valid_until = None;
                 }
-                keyspace::run(&call, turn, &mut server.cursors, &mut session.output).await
+                keyspace::run(&call, turn, &server.cursors, &mut session.output).await
             }
             Class::Session => {
                 match command.id {

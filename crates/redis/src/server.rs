@@ -40,9 +40,10 @@ pub(crate) struct Server {
     /// All clients but the one whose command is under way.
     pub sessions: BTreeMap<ClientId, Box<Session>>,
     next_client: ClientId,
+    client_step: ClientId,
     /// Clients closed by CLIENT KILL, for the owner.
     pub killed: Vec<ClientId>,
-    pub cursors: Cursors,
+    pub cursors: std::cell::RefCell<Cursors>,
     pub counts: KeyCounts,
     /// Wall time of the turn, in milliseconds of the Unix epoch.
     pub now_ms: u64,
@@ -71,8 +72,9 @@ impl Server {
             index: Index::new(),
             sessions: BTreeMap::new(),
             next_client: 1,
+            client_step: 1,
             killed: Vec::new(),
-            cursors: Cursors::new(identity.run_id),
+            cursors: std::cell::RefCell::new(Cursors::new(identity.run_id)),
             counts: KeyCounts::default(),
             now_ms: clock.wall().0,
             tick: started,
@@ -82,10 +84,16 @@ impl Server {
         }
     }
 
+    /// Numbers clients from `first` on in steps.
+    pub fn number_clients(&mut self, first: ClientId, step: ClientId) {
+        self.next_client = first;
+        self.client_step = step;
+    }
+
     /// Admits a client.
     pub fn connect(&mut self, peer: SocketAddr, local: SocketAddr) -> ClientId {
         let id = self.next_client;
-        self.next_client += 1;
+        self.next_client += self.client_step;
         let mut session = Session::new(id, peer, local, self.clock.now());
         session.authenticated = self.config.requirepass.is_empty();
         self.sessions.insert(id, Box::new(session));

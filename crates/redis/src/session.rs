@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use atoll_env::Instant;
 use atoll_resp::{Limits, Protocol, ReplyWriter, RequestParser};
 
-use crate::unit::{Queue, Watched};
+use crate::front::Slots;
+use crate::task::Watched;
+use crate::unit::Queue;
 
 /// Identity of a connection, never used twice in a process; `CLIENT ID`.
 pub type ClientId = u64;
@@ -43,6 +45,8 @@ pub(crate) struct Session {
     pub input: Vec<u8>,
     pub consumed: usize,
     pub parser: RequestParser,
+    /// Replies that wait for those before them; only a front end has some.
+    pub slots: Slots,
     /// Replies of the turn.
     pub output: Vec<u8>,
     /// Set when no further command is executed: the connection closes once `output` is sent.
@@ -83,6 +87,7 @@ impl Session {
             input: Vec::new(),
             consumed: 0,
             parser: RequestParser::new(),
+            slots: Slots::default(),
             output: Vec::new(),
             closing: false,
         }

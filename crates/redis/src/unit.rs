@@ -16,6 +16,7 @@
 use atoll_resp::OwnedRequest;
 
 use crate::table::Command;
+use crate::task::Watched;
 
 /// Most bytes that a client may have queued.
 pub(crate) const MAX_QUEUED: usize = 256 << 20;
@@ -34,14 +35,6 @@ pub(crate) struct Unit {
 pub(crate) struct Queued {
     pub command: &'static Command,
     pub request: OwnedRequest,
-}
-
-/// A key and its version when WATCH was executed.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Watched {
-    pub db: usize,
-    pub key: Box<[u8]>,
-    pub version: u64,
 }
 
 /// The state of a session between MULTI and EXEC.

@@ -1,0 +1,635 @@
+//! The front end of a core: its clients' sessions over whoever has the keys.
+//!
+//! ```text
+//!   bytes -> parse -> session command: here and now -----------------+
+//!                  -> simple task: started, the next may follow ----+|
+//!                  -> any other task: when everything before it is  ||
+//!                     answered; nothing follows before its answer --+|
+//!                                                                   vv
+//!   bytes <- in the order of the requests <---- slots: [done][ ... ][done]
+//! ```
+//!
+//! A client's replies leave in the order of its requests, whatever order they come in. Simple tasks
+//! (all keys on one shard) run ahead of their replies: a pipeline keeps many shards busy. A task
+//! that touches several shards waits for the client's earlier ones and holds back the later ones.
+//!
+//! The front end executes nothing itself but session commands; it neither waits nor spawns. Its
+//! owner moves bytes, gives it replies as they come, and asks which clients can go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use atoll_env::{Clock, Instant};
+use atoll_resp::{OwnedRequest, ProtocolError, ReplyWriter, Request};
+
+use crate::commands::{self, SessionCall};
+use crate::config::Config;
+use crate::error::{self, CommandError};
+use crate::executor::Progress;
+use crate::layout::MAX_KEY;
+use crate::server::{Identity, Server};
+use crate::session::{ClientId, MAX_OUTPUT, Replies, Session};
+use crate::stats::Stats;
+use crate::store::DATABASES;
+use crate::table::{Class, Command, Id};
+use crate::task::{Backend, Done, Item, Manner, Task, Watched};
+use crate::unit::{Queue, Queued};
+
+/// Most requests of one client executed before others get their turn.
+const TURN_COMMANDS: usize = 1024;
+/// Bytes of replies after which a client's turn ends.
+const TURN_OUTPUT: usize = 1 << 20;
+/// Most requests of one client without an answer.
+const IN_FLIGHT_MAX: usize = 4096;
+
+/// The replies of a client that wait for those before them.
+#[derive(Default)]
+pub(crate) struct Slots {
+    waiting: VecDeque<Slot>,
+    /// Nothing is executed before everything is answered.
+    held: bool,
+}
+
+struct Slot {
+    /// Names the task, 0 if the reply is there.
+    token: u64,
+    reply: Option<Vec<u8>>,
+    then: Then,
+    /// CLIENT REPLY said not to answer.
+    mute: bool,
+    began: Instant,
+    /// The command, of a task.
+    command: Option<&'static Command>,
+}
+
+/// What a task's outcome means to the session.
+enum Then {
+    /// It is the reply.
+    Reply,
+    /// It belongs to EXEC.
+    Exec(Vec<Part>),
+    /// It is what WATCH remembers.
+    Watch { db: usize, keys: Vec<Box<[u8]>> },
+    /// INFO can be answered now.
+    Info(OwnedRequest),
+}
+
+/// A command of EXEC.
+enum Part {
+    /// Its reply is the next of the task's.
+    Task,
+    /// The session executes it.
+    Session(Queued),
+}
+
+/// The sessions of one core.
+pub struct Front<B: Backend> {
+    server: Server,
+    backend: B,
+    next_token: u64,
+    /// Whose task it is.
+    tokens: BTreeMap<u64, ClientId>,
+    /// Clients that were held back and can go on.
+    runnable: Vec<ClientId>,
+}
+
+impl<B: Backend> Front<B> {
+    /// Starts without clients.
+    pub fn new(
+        backend: B,
+        clock: Arc<dyn Clock>,
+        config: Config,
+        identity: Identity,
+        stats: Arc<Stats>,
+    ) -> Front<B> {
+        let mut server = Server::new(clock, config, identity);
+        server.stats = stats;
+        let (tokens, runnable) = (BTreeMap::new(), Vec::new());
+        Front { server, backend, next_token: 1, tokens, runnable }
+    }
+
+    /// Gives clients identities that no other core of the server gives.
+    pub fn number_clients(&mut self, first: ClientId, step: ClientId) {
+        self.server.number_clients(first, step);
+    }
+
+    /// Returns the counters, to be read from anywhere.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.server.stats
+    }
+
+    /// Returns the configuration as it is now.
+    pub fn config(&self) -> &Config {
+        &self.server.config
+    }
+
+    /// Returns whoever has the keys.
+    pub fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Admits a client.
+    pub fn connect(&mut self, peer: SocketAddr, local: SocketAddr) -> ClientId {
+        self.server.connect(peer, local)
+    }
+
+    /// Forgets a client. What it has started goes on; nobody hears of it.
+    pub fn disconnect(&mut self, id: ClientId) {
+        self.server.disconnect(id);
+    }
+
+    /// Returns whether the client has proved who it is, or need not.
+    pub fn is_authenticated(&self, id: ClientId) -> bool {
+        self.server.sessions.get(&id).is_some_and(|session| session.authenticated)
+    }
+
+    /// Takes bytes a client sent; `bytes` is empty afterwards and may have got another memory.
+    pub fn feed(&mut self, id: ClientId, bytes: &mut Vec<u8>) {
+        let Some(session) = self.server.sessions.get_mut(&id) else { return bytes.clear() };
+        self.server.stats.input_bytes.add(bytes.len() as u64);
+        if session.input.is_empty() {
+            std::mem::swap(&mut session.input, bytes);
+        } else {
+            session.input.append(bytes);
+        }
+    }
+
+    /// Moves the clock to the present, before requests are executed.
+    pub fn begin_turn(&mut self) {
+        self.server.now_ms = self.server.clock.wall().0;
+        self.server.tick = self.server.clock.now();
+        self.server.stats.turns.add(1);
+        self.backend.refresh();
+    }
+
+    /// Executes the client's requests that have arrived, as far as they may go now.
+    pub fn execute(&mut self, id: ClientId) -> Progress {
+        let Some(mut session) = self.server.sessions.remove(&id) else { return Progress::Closing };
+        let input = std::mem::take(&mut session.input);
+        let mut consumed = std::mem::take(&mut session.consumed);
+        let mut parser = std::mem::take(&mut session.parser);
+        let mut executed = 0;
+        session.active = self.server.tick;
+        let progress = loop {
+            if session.closing {
+                let waits = !session.slots.waiting.is_empty();
+                break if waits { Progress::Waiting } else { Progress::Closing };
+            }
+            if session.slots.held || session.slots.waiting.len() >= IN_FLIGHT_MAX {
+                break Progress::Waiting;
+            }
+            if executed == TURN_COMMANDS || session.output.len() >= TURN_OUTPUT {
+                break Progress::More;
+            }
+            let unread = &input[consumed..];
+            match parser.parse(unread, session.limits()) {
+                Ok(None) => break Progress::Idle { partial: unread.len(), executed },
+                Ok(Some(len)) => {
+                    let request = parser.request(&unread[..len]);
+                    if !request.is_empty() && !self.request(&mut session, request) {
+                        // It waits for everything before it.
+                        session.slots.held = true;
+                        break Progress::Waiting;
+                    }
+                    executed += 1;
+                    consumed += len;
+                }
+                Err(error) => self.refuse(&mut session, &error),
+            }
+        };
+        session.parser = parser;
+        session.input = input;
+        session.consumed = consumed;
+        session.trim_input();
+        self.server.sessions.insert(id, session);
+        progress
+    }
+
+    /// Appends the client's replies that may leave to `output`; returns whether the connection
+    /// closes then.
+    pub fn take_output(&mut self, id: ClientId, output: &mut Vec<u8>) -> bool {
+        let Some(session) = self.server.sessions.get_mut(&id) else { return true };
+        self.server.stats.output_bytes.add(session.output.len() as u64);
+        if output.is_empty() {
+            std::mem::swap(output, &mut session.output);
+        } else {
+            output.append(&mut session.output);
+        }
+        session.closing && session.slots.waiting.is_empty()
+    }
+
+    /// Returns the clients closed by CLIENT KILL since the last call.
+    pub fn take_killed(&mut self) -> Vec<ClientId> {
+        std::mem::take(&mut self.server.killed)
+    }
+
+    /// Returns the clients that were held back and can go on, since the last call.
+    pub fn take_runnable(&mut self) -> Vec<ClientId> {
+        std::mem::take(&mut self.runnable)
+    }
+
+    /// Takes the outcome of a task; returns its client, whose output may have grown.
+    pub fn complete(&mut self, token: u64, done: Done) -> Option<ClientId> {
+        let id = self.tokens.remove(&token)?;
+        let mut session = self.server.sessions.remove(&id)?;
+        // Tokens ascend, but replies of the session's own have none.
+        let found = session.slots.waiting.iter().position(|slot| slot.token == token);
+        if let Some(at) = found {
+            let then = std::mem::replace(&mut session.slots.waiting[at].then, Then::Reply);
+            let reply = self.translate(&mut session, then, done);
+            let slot = &mut session.slots.waiting[at];
+            slot.reply = Some(reply);
+            slot.token = 0;
+            let (command, began) = (slot.command, slot.began);
+            if let Some(command) = command {
+                self.account(command, began, session.slots.waiting[at].reply.as_deref());
+            }
+        }
+        self.release(&mut session);
+        self.server.sessions.insert(id, session);
+        Some(id)
+    }
+
+    /// Moves replies that have nothing to wait for into the output.
+    fn release(&mut self, session: &mut Session) {
+        while session.slots.waiting.front().is_some_and(|slot| slot.reply.is_some()) {
+            let Some(slot) = session.slots.waiting.pop_front() else { break };
+            if !slot.mute {
+                session.output.extend_from_slice(slot.reply.as_deref().unwrap_or(&[]));
+            }
+        }
+        self.bound_output(session);
+        let few = session.slots.waiting.len() <= IN_FLIGHT_MAX / 2;
+        if (session.slots.held && session.slots.waiting.is_empty())
+            || (!session.slots.held && few)
+        {
+            session.slots.held = false;
+            self.runnable.push(session.id);
+        }
+    }
+
+    fn bound_output(&mut self, session: &mut Session) {
+        if session.output.len() > MAX_OUTPUT {
+            // Nobody reads that much: the replies so far are dropped with the connection.
+            session.closing = true;
+            session.output = Vec::new();
+        }
+    }
+
+    /// Counts an executed command.
+    fn account(&mut self, command: &'static Command, began: Instant, reply: Option<&[u8]>) {
+        let now = self.server.clock.now();
+        let stats = self.server.stats.clone();
+        stats.commands_processed.add(1);
+        let of = stats.command(command.id);
+        of.calls.add(1);
+        of.latency.record(now.since(began));
+        if let Some([b'-', text @ ..]) = reply {
+            of.failed.add(1);
+            let text = text.strip_suffix(b"\r\n").unwrap_or(text);
+            self.server.count_error(text);
+        }
+    }
+
+    // ---- requests ----
+
+    /// Executes a request or starts it; `false` if it has to wait for those before it.
+    fn request(&mut self, session: &mut Session, request: Request<'_>) -> bool {
+        let command = match self.server.admit(session, &request) {
+            Ok(command) => command,
+            Err(error) => {
+                self.advance_replies(session);
+                self.reject(session, &request, &error);
+                self.end_replies(session);
+                return true;
+            }
+        };
+        let queues = session.queue.is_some()
+            && !matches!(command.id, Id::Exec | Id::Discard | Id::Multi | Id::Quit | Id::Reset | Id::Watch);
+        if queues {
+            self.advance_replies(session);
+            self.queue(session, command, &request);
+            self.end_replies(session);
+            return true;
+        }
+        match command.id {
+            Id::Exec => self.exec(session, command),
+            Id::Watch => self.watch(session, command, &request),
+            Id::Info if commands::server::shows(&request, "keyspace") => {
+                let then = Then::Info(request.to_owned());
+                self.start(session, command, Task::Counts, then);
+                true
+            }
+            _ => match command.class {
+                Class::Session => {
+                    self.session_command(session, command, request);
+                    true
+                }
+                Class::Data | Class::Keyspace => {
+                    let item = Item { command, request: request.to_owned(), db: session.db };
+                    self.start_in_order(session, command, Task::One(item), Then::Reply)
+                }
+            },
+        }
+    }
+
+    /// Starts a task unless it has to wait for the session's earlier ones.
+    fn start_in_order(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        task: Task,
+        then: Then,
+    ) -> bool {
+        let simple = self.backend.is_simple(&task);
+        if !simple && !session.slots.waiting.is_empty() {
+            return false;
+        }
+        self.start(session, command, task, then);
+        session.slots.held |= !simple && !session.slots.waiting.is_empty();
+        true
+    }
+
+    fn start(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        task: Task,
+        then: Then,
+    ) {
+        self.advance_replies(session);
+        session.command = command.name;
+        let token = self.next_token;
+        self.next_token += 1;
+        let manner = Manner {
+            protocol: session.protocol,
+            touch: !session.no_touch,
+            durability: self.server.config.durability,
+        };
+        let began = self.server.tick;
+        let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
+        match self.backend.start(task, manner, session.id, token) {
+            Some(done) => {
+                let reply = self.translate(session, then, done);
+                self.account(command, began, Some(&reply));
+                if !mute {
+                    self.answer(session, reply);
+                }
+            }
+            None => {
+                self.tokens.insert(token, session.id);
+                let command = Some(command);
+                let slot = Slot { token, reply: None, then, mute, began, command };
+                session.slots.waiting.push_back(slot);
+            }
+        }
+        self.end_replies(session);
+    }
+
+    /// Puts a reply behind those before it.
+    fn answer(&mut self, session: &mut Session, reply: Vec<u8>) {
+        if session.slots.waiting.is_empty() {
+            session.output.extend_from_slice(&reply);
+            self.bound_output(session);
+        } else {
+            let began = self.server.tick;
+            let (token, then, mute) = (0, Then::Reply, false);
+            let slot = Slot { token, reply: Some(reply), then, mute, began, command: None };
+            session.slots.waiting.push_back(slot);
+        }
+    }
+
+    /// Executes a session command; its reply takes its place in the order.
+    fn session_command(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: Request<'_>,
+    ) {
+        self.advance_replies(session);
+        let began = self.server.tick;
+        let reply = self.run_session_command(session, command, request);
+        self.account(command, began, Some(&reply));
+        let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
+        if !mute {
+            self.answer(session, reply);
+        }
+        self.end_replies(session);
+    }
+
+    /// Executes a session command and returns its reply.
+    fn run_session_command(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: Request<'_>,
+    ) -> Vec<u8> {
+        let earlier = std::mem::take(&mut session.output);
+        session.command = command.name;
+        if matches!(command.id, Id::Reset | Id::Unwatch)
+            || (command.id == Id::Discard && session.queue.is_some())
+        {
+            session.watched.clear();
+        }
+        self.server.store_memory = self.backend.memory_bytes();
+        let call = SessionCall { server: &mut self.server, session, request, command };
+        if let Err(error) = call.run() {
+            session.output.clear();
+            session.reply().error(&error.0);
+        }
+        std::mem::replace(&mut session.output, earlier)
+    }
+
+    /// CLIENT REPLY SKIP concerns the command that follows it.
+    fn advance_replies(&self, session: &mut Session) {
+        if session.replies == Replies::SkipNext {
+            session.replies = Replies::Skip;
+        }
+    }
+
+    fn end_replies(&self, session: &mut Session) {
+        if session.replies == Replies::Skip {
+            session.replies = Replies::On;
+        }
+    }
+
+    /// Answers a request that is not executed, and lets the EXEC it belongs to know.
+    fn reject(&mut self, session: &mut Session, request: &Request<'_>, error: &CommandError) {
+        let mut text = error.0.to_vec();
+        if request.get(0).is_some_and(|name| name.eq_ignore_ascii_case(b"exec")) {
+            session.queue = None;
+            session.watched.clear();
+            let why = error.0.strip_prefix(b"ERR ").unwrap_or(&error.0);
+            let before = b"EXECABORT Transaction discarded because of: ";
+            text = error::quoting(&[before, why]).0.to_vec();
+        } else if let Some(queue) = &mut session.queue {
+            queue.failed = true;
+        }
+        self.answer_error(session, &text);
+    }
+
+    fn answer_error(&mut self, session: &mut Session, text: &[u8]) {
+        self.server.count_error(text);
+        if session.replies != Replies::On && session.replies != Replies::SkipNext {
+            return;
+        }
+        let mut reply = Vec::with_capacity(text.len() + 3);
+        ReplyWriter::new(&mut reply, session.protocol).error(text);
+        self.answer(session, reply);
+    }
+
+    /// Queues a command between MULTI and EXEC.
+    fn queue(&mut self, session: &mut Session, command: &'static Command, request: &Request<'_>) {
+        let Some(queue) = &mut session.queue else { return };
+        if queue.push(command, request.to_owned()) {
+            let mut reply = Vec::new();
+            ReplyWriter::new(&mut reply, session.protocol).simple("QUEUED");
+            if session.replies == Replies::On {
+                self.answer(session, reply);
+            }
+        } else {
+            queue.failed = true;
+            self.answer_error(session, &error::QUEUE_FULL.0);
+        }
+    }
+
+    /// Starts the commands queued for EXEC.
+    fn exec(&mut self, session: &mut Session, command: &'static Command) -> bool {
+        let Some(queue) = &session.queue else {
+            self.advance_replies(session);
+            self.answer_error(session, b"ERR EXEC without MULTI");
+            self.end_replies(session);
+            return true;
+        };
+        if queue.failed {
+            session.queue = None;
+            session.watched.clear();
+            self.advance_replies(session);
+            self.answer_error(session, &error::EXEC_ABORT.0);
+            self.end_replies(session);
+            return true;
+        }
+        if !session.slots.waiting.is_empty() {
+            return false;
+        }
+        let Some(Queue { commands, .. }) = session.queue.take() else { return true };
+        let watched: Vec<Watched> = std::mem::take(&mut session.watched);
+        let mut items = Vec::new();
+        let mut parts = Vec::with_capacity(commands.len());
+        let mut db = session.db;
+        for queued in commands {
+            let Queued { command, request } = queued;
+            if command.class == Class::Session {
+                if command.id == Id::Select
+                    && let Some(number) = request.as_request().get(1)
+                    && let Some(number) = atoll_resp::number::parse_i64(number)
+                    && let Ok(number) = usize::try_from(number)
+                    && number < DATABASES
+                {
+                    // What follows is on this database, whenever the session hears of it.
+                    db = number;
+                }
+                parts.push(Part::Session(Queued { command, request }));
+            } else {
+                parts.push(Part::Task);
+                items.push(Item { command, request, db });
+            }
+        }
+        self.start_in_order(session, command, Task::Unit { items, watched }, Then::Exec(parts))
+    }
+
+    /// Starts to watch keys.
+    fn watch(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+    ) -> bool {
+        let refusal = if session.queue.is_some() {
+            Some(error::fixed("ERR WATCH inside MULTI is not allowed"))
+        } else {
+            let long = request.tail(1).find(|key| key.len() > MAX_KEY);
+            long.map(|key| error::key_too_long(key.len()))
+        };
+        if let Some(refusal) = refusal {
+            self.advance_replies(session);
+            self.answer_error(session, &refusal.0);
+            self.end_replies(session);
+            return true;
+        }
+        if !session.slots.waiting.is_empty() {
+            return false;
+        }
+        let db = session.db;
+        let known = |key: &[u8]| session.watched.iter().any(|w| w.db == db && *w.key == *key);
+        let keys: Vec<Box<[u8]>> =
+            request.tail(1).filter(|key| !known(key)).map(Box::from).collect();
+        let task = Task::Versions { db, keys: keys.clone() };
+        self.start(session, command, task, Then::Watch { db, keys });
+        // What follows may depend on it.
+        session.slots.held |= !session.slots.waiting.is_empty();
+        true
+    }
+
+    /// Makes the reply of a task's outcome.
+    fn translate(&mut self, session: &mut Session, then: Then, done: Done) -> Vec<u8> {
+        let mut reply = Vec::new();
+        match (then, done) {
+            (_, Done::Failed(error)) => error,
+            (Then::Reply, Done::One(reply)) => reply,
+            (Then::Exec(_), Done::Unit(None)) => {
+                ReplyWriter::new(&mut reply, session.protocol).null_array();
+                reply
+            }
+            (Then::Exec(parts), Done::Unit(Some(replies))) => {
+                let mut replies = replies.into_iter();
+                // A HELLO among them changes the protocol of what follows it.
+                ReplyWriter::new(&mut reply, session.protocol).array(parts.len());
+                for part in parts {
+                    match part {
+                        Part::Task => {
+                            reply.extend_from_slice(&replies.next().unwrap_or_default());
+                        }
+                        Part::Session(Queued { command, request }) => {
+                            let request = request.as_request();
+                            let one = self.run_session_command(session, command, request);
+                            reply.extend_from_slice(&one);
+                        }
+                    }
+                }
+                reply
+            }
+            (Then::Watch { db, keys }, Done::Versions(versions)) => {
+                for (key, version) in keys.into_iter().zip(versions) {
+                    session.watched.push(Watched { db, key, version });
+                }
+                ReplyWriter::new(&mut reply, session.protocol).ok();
+                reply
+            }
+            (Then::Info(request), Done::Counts(counts)) => {
+                self.server.counts.counts = *counts;
+                let request = request.as_request();
+                let command = match self.server.admit(session, &request) {
+                    Ok(command) => command,
+                    Err(error) => {
+                        ReplyWriter::new(&mut reply, session.protocol).error(&error.0);
+                        return reply;
+                    }
+                };
+                self.run_session_command(session, command, request)
+            }
+            _ => {
+                ReplyWriter::new(&mut reply, session.protocol).error(&error::MISROUTED.0);
+                reply
+            }
+        }
+    }
+
+    /// Answers broken framing; the connection cannot go on after it.
+    fn refuse(&mut self, session: &mut Session, error: &ProtocolError) {
+        let text = format!("ERR {error}");
+        self.answer_error(session, text.as_bytes());
+        session.closing = true;
+    }
+}

@@ -1,0 +1,127 @@
+//! Tasks: what a front end asks whoever has the keys, and what it is told.
+
+use atoll_resp::{OwnedRequest, Protocol};
+
+use crate::store::{DATABASES, Durability};
+use crate::table::{Class, Command};
+use crate::tx::Counts;
+
+/// A command with its arguments, ready to be executed away from its session.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Which command. Its arity is right.
+    pub command: &'static Command,
+    /// Its arguments.
+    pub request: OwnedRequest,
+    /// The selected database.
+    pub db: usize,
+}
+
+impl Item {
+    /// Returns the keys it names.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let request = self.request.as_request();
+        let indexes = self.command.key_indexes(request.len());
+        indexes.filter_map(move |index| request.get(index))
+    }
+
+    /// Returns whether it concerns whole databases.
+    pub fn is_whole(&self) -> bool {
+        self.command.class == Class::Keyspace
+    }
+}
+
+/// A key and what WATCH saw of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// The database.
+    pub db: usize,
+    /// The key.
+    pub key: Box<[u8]>,
+    /// Its version then.
+    pub version: u64,
+}
+
+/// What a client has chosen for its commands.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// The protocol of replies.
+    pub protocol: Protocol,
+    /// Whether reads count as such.
+    pub touch: bool,
+    /// What an acknowledgement has to survive.
+    pub durability: Durability,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// One command, on named keys or on whole databases.
+    One(Item),
+    /// Commands between MULTI and EXEC, as one, unless a watched key has changed.
+    Unit {
+        /// The commands, in order.
+        items: Vec<Item>,
+        /// What must not have changed.
+        watched: Vec<Watched>,
+    },
+    /// The versions of keys, for WATCH.
+    Versions {
+        /// The database.
+        db: usize,
+        /// The keys.
+        keys: Vec<Box<[u8]>>,
+    },
+    /// The counts of all databases, for INFO.
+    Counts,
+}
+
+impl Task {
+    /// Returns the keys it names.
+    pub fn keys(&self) -> Vec<&[u8]> {
+        match self {
+            Task::One(item) => item.keys().collect(),
+            Task::Unit { items, watched } => items
+                .iter()
+                .flat_map(Item::keys)
+                .chain(watched.iter().map(|watched| &*watched.key))
+                .collect(),
+            Task::Versions { keys, .. } => keys.iter().map(|key| &**key).collect(),
+            Task::Counts => Vec::new(),
+        }
+    }
+}
+
+/// What came of a task. Replies are encoded.
+#[derive(Clone, Debug)]
+pub enum Done {
+    /// The reply to one command.
+    One(Vec<u8>),
+    /// The replies of a unit, in order; `None` if a watched key has changed.
+    Unit(Option<Vec<Vec<u8>>>),
+    /// Versions, in the order of the keys.
+    Versions(Vec<u64>),
+    /// Counts, by database.
+    Counts(Box<[Counts; DATABASES]>),
+    /// Nothing was done, or it is not known whether it was: an error.
+    Failed(Vec<u8>),
+}
+
+/// Whoever has the keys.
+pub trait Backend {
+    /// Returns whether a task can be executed in one step by whoever has all of its keys. Such
+    /// tasks of one client take effect in the order of their start, if they concern the same keys;
+    /// the others need to be waited for on both sides.
+    fn is_simple(&self, task: &Task) -> bool;
+
+    /// Starts a task; returns what came of it if it is there at once. Otherwise the owner gives it
+    /// to the front end with this token.
+    fn start(&mut self, task: Task, manner: Manner, lane: u64, token: u64) -> Option<Done>;
+
+    /// Moves the time of tasks that are started to the present.
+    fn refresh(&mut self);
+
+    /// Returns the bytes of memory held: caches, memtables.
+    fn memory_bytes(&self) -> u64;
+}
+
