@@ -259,3 +259,22 @@ fn a_replica_does_not_lead_by_members_that_its_log_has_outgrown() {
     let group = Consensus::restore(config(), stored(vec![join])).unwrap();
     assert!(group.is_leader());
 }
+
+#[test]
+fn the_only_voter_sends_nothing_in_a_term_that_is_not_durable() {
+    let stored = Stored {
+        members: Members { learners: vec![2], ..Members::of_voters([1]) },
+        ..Stored::new_group(Members::of_voters([1]))
+    };
+    let mut group = Consensus::restore(config(), stored).unwrap();
+    let first = group.ready().unwrap();
+    assert!(group.is_leader() && first.state.is_some());
+    group.propose("a".into()).unwrap();
+    let second = group.ready().unwrap();
+    assert!(first.messages.is_empty() && second.messages.is_empty());
+
+    group.persisted(first.number);
+    let kinds: Vec<MessageKind> =
+        group.ready().unwrap().messages.iter().map(Message::kind).collect();
+    assert!(kinds.contains(&MessageKind::Append), "its log may still be on the way: {kinds:?}");
+}
