@@ -22,7 +22,14 @@ pub trait Listener {
     /// Returns the bound address.
     fn local_addr(&self) -> SocketAddr;
     /// Waits for the next connection.
-    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Stream>, SocketAddr)>;
+    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Arrival>, SocketAddr)>;
+}
+
+/// A connection that was accepted and belongs to no core yet: it may travel to the one that is to
+/// serve it.
+pub trait Arrival: Send {
+    /// Makes it a stream of the calling core.
+    fn attach(self: Box<Self>) -> io::Result<Box<dyn Stream>>;
 }
 
 /// A two-way byte stream.

@@ -544,6 +544,12 @@ impl<P: Program> Core<P> {
         horizons.min().unwrap_or_default()
     }
 
+    /// Returns the trees of this core's stores, to be asked from anywhere for what they hold.
+    pub fn trees(&self) -> Vec<(usize, atoll_lsm::driven::Tree)> {
+        let stores = self.0.stores.borrow();
+        stores.iter().map(|(index, host)| (*index, host.tree.clone())).collect()
+    }
+
     /// Returns what the stores of this core say about themselves.
     pub fn store_stats(&self) -> Vec<(usize, atoll_lsm::Stats)> {
         let stores = self.0.stores.borrow();

@@ -49,6 +49,8 @@ pub(crate) struct Slots {
     waiting: VecDeque<Slot>,
     /// Nothing is executed before everything is answered.
     held: bool,
+    /// The owner is to be told when the client can go on.
+    stalled: bool,
 }
 
 struct Slot {
@@ -198,6 +200,7 @@ impl<B: Backend> Front<B> {
                 Err(error) => self.refuse(&mut session, &error),
             }
         };
+        session.slots.stalled |= progress == Progress::Waiting;
         session.parser = parser;
         session.input = input;
         session.consumed = consumed;
@@ -260,13 +263,23 @@ impl<B: Backend> Front<B> {
             }
         }
         self.bound_output(session);
-        let few = session.slots.waiting.len() <= IN_FLIGHT_MAX / 2;
-        if (session.slots.held && session.slots.waiting.is_empty())
-            || (!session.slots.held && few)
-        {
-            session.slots.held = false;
+        let slots = &mut session.slots;
+        if slots.waiting.is_empty() {
+            slots.held = false;
+        }
+        if slots.stalled && !slots.held && slots.waiting.len() <= IN_FLIGHT_MAX / 2 {
+            slots.stalled = false;
             self.runnable.push(session.id);
         }
+    }
+
+    /// Returns whether replies are owed to a client; the owner is told when that changes.
+    pub fn owes(&mut self, id: ClientId) -> bool {
+        let Some(session) = self.server.sessions.get_mut(&id) else { return false };
+        let owes = !session.slots.waiting.is_empty();
+        session.slots.stalled |= owes;
+        session.slots.held |= owes;
+        owes
     }
 
     fn bound_output(&mut self, session: &mut Session) {

@@ -1,8 +1,9 @@
-//! The core: takes turns.
+//! The floor: the connections of one core, and its turns.
 //!
-//! A turn executes what is available from all ready clients, a bounded share of each, commits
-//! once, and hands out the replies. Clients whose share did not suffice stay ready; after a turn
-//! the connection tasks get to run, so replies leave and requests arrive while others wait.
+//! A turn takes the replies that have come, executes what is available from all ready clients, a
+//! bounded share of each, and hands out what may leave. Clients whose share did not suffice stay
+//! ready; after a turn the connection tasks get to run, so replies leave and requests arrive while
+//! others wait.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -10,12 +11,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use atoll_env::net::Stream;
+use atoll_env::net::{Arrival, Stream};
 use atoll_env::{Env, Instant};
-use atoll_redis::{ClientId, Executor, Progress, Store};
+use atoll_kv::Signal;
+use atoll_redis::task::Done;
+use atoll_redis::{ClientId, Front, Progress};
 
 use crate::connection::{self, OUTPUT_SOFT_LIMIT, Pipe};
-use crate::signal::Signal;
+use crate::backend::{ShardBackend, Tasks};
 
 /// Time a client has to finish a request it has begun.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -31,8 +34,8 @@ const SCRATCH: usize = 64 << 10;
 /// What tasks of the core leave for it, and what they share.
 pub(crate) struct Desk {
     /// Raised when there is something below.
-    pub signal: Signal,
-    pub arrivals: RefCell<Vec<(Box<dyn Stream>, SocketAddr)>>,
+    pub signal: Rc<Signal>,
+    pub arrivals: RefCell<Vec<(Box<dyn Arrival>, SocketAddr)>>,
     ready: RefCell<VecDeque<ClientId>>,
     /// A second has passed.
     pub tick: Cell<bool>,
@@ -43,19 +46,12 @@ pub(crate) struct Desk {
 impl Desk {
     pub fn new() -> Desk {
         Desk {
-            signal: Signal::default(),
+            signal: Rc::default(),
             arrivals: RefCell::default(),
             ready: RefCell::default(),
             tick: Cell::new(false),
             scratch: RefCell::new(vec![0; SCRATCH]),
         }
-    }
-
-    /// Puts clients that a turn had no room for before those that became ready meanwhile.
-    fn list_first(&self, mut clients: VecDeque<ClientId>) {
-        let mut ready = self.ready.borrow_mut();
-        clients.append(&mut ready);
-        *ready = clients;
     }
 
     /// Makes a client ready, once.
@@ -67,11 +63,14 @@ impl Desk {
     }
 }
 
-/// The owner of the executor and of all connections.
-pub(crate) struct Core<S: Store> {
+/// The owner of a core's front end and of its connections.
+pub(crate) struct Floor {
     env: Env,
     desk: Rc<Desk>,
-    executor: Executor<S>,
+    front: Front<ShardBackend>,
+    tasks: Rc<Tasks>,
+    /// Outcomes taken and not given to the front end yet.
+    done: Vec<(u64, Done)>,
     local: SocketAddr,
     connections: BTreeMap<ClientId, Connection>,
     /// Identities of refused connections, counted down from the top.
@@ -92,22 +91,49 @@ struct Connection {
     more: bool,
 }
 
-impl<S: Store> Core<S> {
-    pub fn new(env: Env, desk: Rc<Desk>, executor: Executor<S>, local: SocketAddr) -> Core<S> {
-        let next_refused = ClientId::MAX;
-        Core { env, desk, executor, local, connections: BTreeMap::new(), next_refused }
+impl Floor {
+    pub fn new(
+        env: Env,
+        desk: Rc<Desk>,
+        mut front: Front<ShardBackend>,
+        local: SocketAddr,
+    ) -> Floor {
+        let tasks = front.backend().tasks().clone();
+        let (next_refused, connections) = (ClientId::MAX, BTreeMap::new());
+        Floor { env, desk, front, tasks, done: Vec::new(), local, connections, next_refused }
     }
 
     /// Does what there is to do; returns whether more is ready.
-    pub async fn work(&mut self) -> bool {
-        for (stream, peer) in self.desk.arrivals.take() {
-            self.admit(stream, peer);
+    pub fn work(&mut self) -> bool {
+        for (arrival, peer) in self.desk.arrivals.take() {
+            // One that cannot be attached (the client is gone already) is nobody's loss.
+            if let Ok(stream) = arrival.attach() {
+                self.admit(stream, peer);
+            }
         }
         if self.desk.tick.take() {
             self.enforce_times();
+            self.front.backend().look_at_memory();
         }
-        self.turn().await;
+        self.take_replies();
+        self.turn();
         !self.desk.ready.borrow().is_empty()
+    }
+
+    /// Tells the address that clients connect to.
+    pub fn set_local(&mut self, local: SocketAddr) {
+        self.local = local;
+    }
+
+    /// Returns the number of connections.
+    pub fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Returns whether replies are owed to somebody.
+    pub fn owes(&mut self) -> bool {
+        let ids: Vec<ClientId> = self.connections.keys().copied().collect();
+        ids.into_iter().any(|id| self.front.owes(id))
     }
 
     /// Returns whether no connection is left.
@@ -131,15 +157,15 @@ impl<S: Store> Core<S> {
     fn admit(&mut self, stream: Box<dyn Stream>, peer: SocketAddr) {
         let now = self.env.clock.now();
         let mut pipe = Pipe::default();
-        let refused = self.connections.len() >= self.executor.config().maxclients;
+        let refused = self.connections.len() >= self.front.config().maxclients;
         let id = if refused {
-            self.executor.stats().connections_rejected.add(1);
+            self.front.stats().connections_rejected.add(1);
             pipe.outgoing.extend_from_slice(b"-ERR max number of clients reached\r\n");
             pipe.closing = true;
             self.next_refused -= 1;
             self.next_refused
         } else {
-            self.executor.connect(peer, self.local)
+            self.front.connect(peer, self.local)
         };
         let pipe = Rc::new(RefCell::new(pipe));
         let connection = Connection {
@@ -155,35 +181,67 @@ impl<S: Store> Core<S> {
         self.env.tasks.spawn_local("connection", Box::pin(task));
     }
 
-    async fn turn(&mut self) {
-        let mut ready = std::mem::take(&mut *self.desk.ready.borrow_mut());
-        if ready.is_empty() {
+    /// Gives the front end what has come of earlier requests.
+    fn take_replies(&mut self) {
+        self.tasks.take_done(&mut self.done);
+        if self.done.is_empty() {
             return;
         }
-        self.executor.begin_turn();
+        let mut touched = Vec::new();
+        for (token, done) in std::mem::take(&mut self.done) {
+            if let Some(id) = self.front.complete(token, done)
+                && touched.last() != Some(&id)
+            {
+                touched.push(id);
+            }
+        }
         let now = self.env.clock.now();
-        let mut executed = Vec::with_capacity(ready.len());
-        while let Some(id) = ready.pop_front() {
-            if self.executor.is_full() {
-                ready.push_front(id);
-                break;
-            }
-            if let Some(progress) = self.execute(id, now).await {
-                executed.push((id, progress));
+        for id in touched {
+            self.hand_out(id, now);
+        }
+        for id in self.front.take_runnable() {
+            if let Some(connection) = self.connections.get(&id) {
+                self.desk.list(id, &mut connection.pipe.borrow_mut());
             }
         }
-        self.desk.list_first(ready);
-        self.executor.commit().await;
-        for (id, progress) in executed {
-            self.answer(id, progress, now);
-        }
-        for id in self.executor.take_killed() {
+    }
+
+    /// Puts the replies that may leave into a client's pipe.
+    fn hand_out(&mut self, id: ClientId, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let mut pipe = connection.pipe.borrow_mut();
+        let closing = self.front.take_output(id, &mut pipe.outgoing);
+        pipe.wake();
+        drop(pipe);
+        if closing {
             self.close(id, now);
         }
     }
 
+    fn turn(&mut self) {
+        let mut ready = std::mem::take(&mut *self.desk.ready.borrow_mut());
+        if ready.is_empty() {
+            return;
+        }
+        self.front.begin_turn();
+        let now = self.env.clock.now();
+        while let Some(id) = ready.pop_front() {
+            if let Some(progress) = self.execute(id, now) {
+                self.answer(id, progress, now);
+            }
+        }
+        for id in self.front.take_killed() {
+            self.close(id, now);
+        }
+        for id in self.front.take_runnable() {
+            if let Some(connection) = self.connections.get(&id) {
+                self.desk.list(id, &mut connection.pipe.borrow_mut());
+            }
+        }
+    }
+
     /// Executes a ready client's share of the turn, if it may have one.
-    async fn execute(&mut self, id: ClientId, now: Instant) -> Option<Progress> {
+    fn execute(&mut self, id: ClientId, now: Instant) -> Option<Progress> {
         let connection = self.connections.get_mut(&id)?;
         {
             let mut pipe = connection.pipe.borrow_mut();
@@ -191,7 +249,7 @@ impl<S: Store> Core<S> {
             if pipe.gone {
                 drop(pipe);
                 self.connections.remove(&id);
-                self.executor.disconnect(id);
+                self.front.disconnect(id);
                 return None;
             }
             if connection.closing.is_some() {
@@ -203,21 +261,23 @@ impl<S: Store> Core<S> {
             }
             if !connection.more && !pipe.incoming.is_empty() {
                 connection.active = now;
-                self.executor.feed(id, &mut pipe.incoming);
+                self.front.feed(id, &mut pipe.incoming);
                 // Its reading may have stopped for want of room.
                 pipe.wake();
             }
         }
-        Some(self.executor.execute(id).await)
+        Some(self.front.execute(id))
     }
 
-    /// Hands out a client's replies and decides how it goes on.
+    /// Hands out a client's replies and decides how it goes on after a turn.
     fn answer(&mut self, id: ClientId, progress: Progress, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let mut pipe = connection.pipe.borrow_mut();
-        let mut closing = self.executor.take_output(id, &mut pipe.outgoing);
-        connection.more = progress == Progress::More;
+        let mut closing = self.front.take_output(id, &mut pipe.outgoing);
+        connection.more = matches!(progress, Progress::More | Progress::Waiting);
         match progress {
+            // It is listed again when what it waits for is there.
+            Progress::Waiting => connection.partial = None,
             Progress::More => {
                 connection.partial = None;
                 self.desk.list(id, &mut pipe);
@@ -230,7 +290,8 @@ impl<S: Store> Core<S> {
                 if !pipe.incoming.is_empty() {
                     self.desk.list(id, &mut pipe);
                 } else if pipe.ended {
-                    closing = true;
+                    // It will hear what it asked for.
+                    closing = !self.front.owes(id);
                 }
             }
         }
@@ -245,7 +306,7 @@ impl<S: Store> Core<S> {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if connection.closing.is_none() {
             connection.closing = Some(now);
-            self.executor.disconnect(id);
+            self.front.disconnect(id);
         }
         let mut pipe = connection.pipe.borrow_mut();
         pipe.closing = true;
@@ -255,7 +316,7 @@ impl<S: Store> Core<S> {
     /// Closes connections that have kept something waiting for too long.
     fn enforce_times(&mut self) {
         let now = self.env.clock.now();
-        let idle_max = match self.executor.config().timeout_s {
+        let idle_max = match self.front.config().timeout_s {
             0 => Duration::MAX,
             seconds => Duration::from_secs(seconds),
         };
@@ -275,7 +336,7 @@ impl<S: Store> Core<S> {
             });
             if too_slow {
                 late.push((id, "-ERR the request did not arrive in time; send it again\r\n"));
-            } else if !self.executor.is_authenticated(id)
+            } else if !self.front.is_authenticated(id)
                 && now.since(connection.opened) > AUTHENTICATION_TIME_MAX
             {
                 late.push((id, "-NOAUTH no authentication within 10 seconds\r\n"));

@@ -1,21 +1,21 @@
-//! The server core: connections, turns, and the engine under the Redis surface.
+//! The server: connections on cores, and the shards under the Redis surface.
 //!
 //! ```text
-//!   listener --> acceptor ----- arrivals ----+
-//!                                            v
-//!   socket <--> connection task <- pipe -> core: ready clients -> turn -> commit -> replies
-//!   socket <--> connection task <- pipe ->   |
-//!                                            v
-//!                                     Executor over EngineStore over atoll-lsm
+//!   listener: accepts, hands each connection to the core with the fewest
+//!        |                                   |
+//!   core 0                              core 1
+//!   socket <-> connection task          ...
+//!       pipe |
+//!       floor: turns --> Front: sessions --> ShardBackend --> kv: shards of this core, or
+//!                                                             over the rings those of another
 //! ```
 //!
-//! One thread owns one store. A connection task only moves bytes between its socket and its
-//! pipe; the core takes what all clients have sent, executes it in order, commits
-//! once, and gives the replies back. Nothing is locked, and no command waits for another one's
-//! sync: those that arrive while a turn is being synced are the next turn.
+//! A connection task only moves bytes between its socket and its pipe; the floor takes what all
+//! clients have sent, has it executed, and hands out replies in the order of the requests. Nothing
+//! is locked, and no command waits for another one's sync.
 //!
 //! # Invariants
-//! - A reply enters a pipe only after the commit of its turn.
+//! - A reply enters a pipe only when what it tells is as durable as was asked for.
 //! - A client that does not read its replies is not read from either, and executes nothing until
 //!   it does; a client that sends without end is read only as fast as it is executed.
 //! - A client cannot hold a connection by sending half a request for ever.
@@ -24,12 +24,10 @@
 //! The crate does not know the commands (redis), the bytes of the protocol (resp), nor how pages
 //! of metrics are served (http).
 
+mod backend;
 mod connection;
 mod core;
 pub mod metrics;
 mod server;
-mod signal;
-mod store;
 
-pub use server::{Server, ServerError};
-pub use store::EngineStore;
+pub use server::{Engine, Server, ServerError};

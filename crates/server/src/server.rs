@@ -1,4 +1,10 @@
-//! Starting and stopping.
+//! Starting and stopping: the engine, and the door to it.
+//!
+//! ```text
+//!   Engine::start   a node of kv: one thread per core, each with a floor for its connections
+//!   Server::bind    the listener, on the caller's thread: it accepts, and hands each connection
+//!                   to the core with the fewest
+//! ```
 
 use std::fmt;
 use std::future::Future;
@@ -7,20 +13,28 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use atoll_env::net::Listener;
-use atoll_env::sync::{Either, select_biased};
+use atoll_env::net::{Arrival, Listener};
+use atoll_env::sync::{Either, QueueReceiver, QueueSender, queue, select_biased};
 use atoll_env::{Env, task};
-use atoll_redis::{Config, Executor, Identity, Stats, Store};
+use atoll_kv::{Core, Node, NodeOptions, Table};
+use atoll_lsm::driven::Tree;
+use atoll_objects::{ObjectProgram, whole};
+use atoll_redis::{Config, Front, Identity, Stats};
+use event_listener::Event;
+use parking_lot::Mutex;
 
-use crate::core::{Core, Desk};
-use crate::signal::Signal;
+use crate::backend::ShardBackend;
+use crate::core::{Desk, Floor};
 
 /// Pause after a failed accept (no file descriptors left), so that it does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How often times are enforced.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks for dropped keyspaces.
+const RECLAIM_TICKS: u64 = 10;
 /// Time that a stop gives clients to take their last replies.
 const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 /// Time that a stop gives clients to close their side once the last reply is sent: enough for it
@@ -64,34 +78,144 @@ impl std::error::Error for ServerError {
     }
 }
 
-/// A server that listens and does not serve yet.
-///
-/// Life: [`Server::bind`], then [`Server::run`] to the end. Both on the core's thread, inside what
-/// [`atoll_env::Tasks::spawn_local`] needs.
-pub struct Server<S: Store> {
-    env: Env,
-    listener: Box<dyn Listener>,
-    executor: Executor<S>,
+/// A connection on its way to a core.
+type Guest = (Box<dyn Arrival>, SocketAddr);
+
+/// What the cores and the door share.
+struct House {
+    stats: Arc<Stats>,
+    config: Mutex<Config>,
+    identity: Identity,
+    local: Mutex<Option<SocketAddr>>,
+    /// Per core, the way to its floor and how many connections it has.
+    floors: Vec<(QueueSender<Guest>, AtomicUsize)>,
+    inboxes: Mutex<Vec<Option<QueueReceiver<Guest>>>>,
+    /// Cores that serve.
+    ready: AtomicUsize,
+    stopping: AtomicBool,
+    /// Something above changed.
+    changed: Event,
+    trees: Mutex<Vec<(usize, Tree)>>,
+    table: Mutex<Arc<Table>>,
 }
 
-impl<S: Store + 'static> Server<S> {
+/// A data directory that is served.
+pub struct Engine {
+    env: Env,
+    node: Node<ObjectProgram>,
+    house: Arc<House>,
+}
+
+impl Engine {
+    /// Opens a directory and starts its cores; returns when all of them serve.
+    ///
+    /// # Errors
+    /// The engine's: the directory is locked, foreign, newer or damaged.
+    pub async fn start(
+        options: NodeOptions,
+        config: Config,
+        identity: Identity,
+    ) -> atoll_lsm::Result<Engine> {
+        let env = options.env.clone();
+        let cores = options.cores.max(1);
+        let (mut floors, mut inboxes) = (Vec::new(), Vec::new());
+        for _ in 0..cores {
+            let (sender, receiver) = queue();
+            floors.push((sender, AtomicUsize::new(0)));
+            inboxes.push(Some(receiver));
+        }
+        let house = Arc::new(House {
+            stats: Arc::new(Stats::new()),
+            config: Mutex::new(config),
+            identity,
+            local: Mutex::new(None),
+            floors,
+            inboxes: Mutex::new(inboxes),
+            ready: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            changed: Event::new(),
+            trees: Mutex::default(),
+            table: Mutex::default(),
+        });
+        let (stats, rooms) = (house.stats.clone(), house.clone());
+        let node = Node::start(
+            options,
+            move |_| ObjectProgram::new(stats.clone()),
+            move |core| Box::pin(serve(core, rooms.clone())),
+        )
+        .await?;
+        let engine = Engine { env, node, house };
+        {
+            let mut ended = pin!(engine.node.wait());
+            loop {
+                let changed = engine.house.changed.listen();
+                if engine.house.ready.load(Ordering::Acquire) >= engine.node.cores() {
+                    break;
+                }
+                if let Either::Left(ended) = select_biased(ended.as_mut(), changed).await {
+                    ended?;
+                    break;
+                }
+            }
+        }
+        Ok(engine)
+    }
+
+    /// Returns the counters, to be read from anywhere while the server runs.
+    pub fn stats(&self) -> Arc<Stats> {
+        self.house.stats.clone()
+    }
+
+    /// Returns the trees of all stores, to be asked for what they hold.
+    pub fn trees(&self) -> Vec<(usize, Tree)> {
+        let mut trees = self.house.trees.lock().clone();
+        trees.sort_by_key(|(store, _)| *store);
+        trees
+    }
+
+    /// Returns the routing table as it was last seen.
+    pub fn table(&self) -> Arc<Table> {
+        self.house.table.lock().clone()
+    }
+
+    /// Lets the cores end: requests that have arrived are executed, their replies sent, the stores
+    /// closed. Returns when that is done.
+    ///
+    /// # Errors
+    /// A store could not be closed in order.
+    pub async fn stop(self) -> atoll_lsm::Result<()> {
+        self.house.stopping.store(true, Ordering::Release);
+        self.house.changed.notify(usize::MAX);
+        self.node.wait().await
+    }
+}
+
+/// A door that is open: connections are accepted once it runs.
+pub struct Server {
+    env: Env,
+    listener: Box<dyn Listener>,
+    house: Arc<House>,
+    cores: usize,
+}
+
+impl Server {
     /// Listens on `addr`. The configuration's `bind` and `port` become what was bound.
     ///
     /// # Errors
     /// The address is in use, or not ours.
-    pub async fn bind(
-        env: Env,
-        addr: SocketAddr,
-        store: S,
-        mut config: Config,
-        identity: Identity,
-    ) -> Result<Server<S>, ServerError> {
+    pub async fn bind(engine: &Engine, addr: SocketAddr) -> Result<Server, ServerError> {
+        let env = engine.env.clone();
         let listener = env.network.listen(addr).await;
         let listener = listener.map_err(|source| ServerError::Listen { addr, source })?;
-        config.bind = listener.local_addr().ip().to_string();
-        config.port = listener.local_addr().port();
-        let executor = Executor::new(store, env.clock.clone(), config, identity);
-        Ok(Server { env, listener, executor })
+        let local = listener.local_addr();
+        {
+            let mut config = engine.house.config.lock();
+            config.bind = local.ip().to_string();
+            config.port = local.port();
+        }
+        *engine.house.local.lock() = Some(local);
+        let cores = engine.node.cores();
+        Ok(Server { env, listener, house: engine.house.clone(), cores })
     }
 
     /// Returns the address that clients connect to.
@@ -99,83 +223,152 @@ impl<S: Store + 'static> Server<S> {
         self.listener.local_addr()
     }
 
-    /// Returns the counters, to be read from anywhere while the server runs.
-    pub fn stats(&self) -> Arc<Stats> {
-        self.executor.stats().clone()
-    }
-
-    /// Serves until `stop` completes. Then no connection is accepted, requests that have arrived
-    /// are executed and committed, their replies sent, and the connections closed.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Server { env, listener, executor } = self;
-        let local = listener.local_addr();
-        let desk = Rc::new(Desk::new());
-        let stopping = Rc::new(Signal::default());
-        let accepting = accept(env.clone(), listener, desk.clone(), stopping.clone());
-        env.tasks.spawn_local("accept", Box::pin(accepting));
-        let ticking = tick(env.clone(), Rc::downgrade(&desk));
-        env.tasks.spawn_local("tick", Box::pin(ticking));
-
-        let mut core = Core::new(env.clone(), desk.clone(), executor, local);
+    /// Accepts connections until `stop` completes.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
         let mut stop = pin!(stop);
         loop {
-            if core.work().await {
-                // Connection tasks send replies and read requests before the next turn. A stop
-                // is looked for here too: a server that never rests must still end.
-                let rest = task::yield_now();
-                if let Either::Left(()) = select_biased(stop.as_mut(), rest).await {
-                    break;
-                }
-            } else {
-                let wait = desk.signal.raised();
-                if let Either::Left(()) = select_biased(stop.as_mut(), wait).await {
-                    break;
-                }
+            match select_biased(stop.as_mut(), self.listener.accept()).await {
+                Either::Left(()) => return,
+                Either::Right(Ok(guest)) => self.seat(guest),
+                Either::Right(Err(_)) => self.env.clock.sleep(ACCEPT_RETRY).await,
             }
         }
+    }
 
-        stopping.raise();
-        let deadline = env.clock.now().after(STOP_TIME_MAX);
-        while core.work().await && env.clock.now() < deadline {
-            task::yield_now().await;
+    /// Hands a connection to the core with the fewest.
+    fn seat(&self, guest: Guest) {
+        let floors = &self.house.floors[..self.cores];
+        let fewest = floors.iter().min_by_key(|(_, guests)| guests.load(Ordering::Relaxed));
+        if let Some((floor, guests)) = fewest {
+            guests.fetch_add(1, Ordering::Relaxed);
+            // A core that is gone has closed its door; so is the connection then.
+            let _ = floor.send(guest);
         }
-        core.close_all();
-        while !core.is_told() && env.clock.now() < deadline {
-            // The tick raises the signal too, so the deadline is seen.
-            desk.signal.raised().await;
-            core.work().await;
+    }
+}
+
+/// What a core does once its shards serve, to the end.
+async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
+    let env = core.env().clone();
+    let index = core.index();
+    let desk = Rc::new(Desk::new());
+    house.trees.lock().extend(core.trees());
+    *house.table.lock() = core.table();
+    let inbox = house.inboxes.lock().get_mut(index).and_then(Option::take);
+    if let Some(inbox) = inbox {
+        env.tasks.spawn_local("arrivals", Box::pin(receive(inbox, desk.clone())));
+    }
+    env.tasks.spawn_local("tick", Box::pin(tick(env.clone(), Rc::downgrade(&desk))));
+    let replies = signal_replies(core.clone(), desk.clone());
+    env.tasks.spawn_local("replies", Box::pin(replies));
+    if index == 0 {
+        env.tasks.spawn_local("reclaim", Box::pin(reclaim(core.clone(), house.clone())));
+    }
+
+    let config = house.config.lock().clone();
+    let run_id = house.identity.run_id;
+    let backend = ShardBackend::new(core.clone(), desk.signal.clone(), run_id ^ index as u64);
+    let clock = env.clock.clone();
+    let mut front = Front::new(backend, clock, config, house.identity.clone(), house.stats.clone());
+    front.number_clients(index as u64 + 1, core.cores() as u64);
+    let local = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut floor = Floor::new(env.clone(), desk.clone(), front, local);
+    house.ready.fetch_add(1, Ordering::AcqRel);
+    house.changed.notify(usize::MAX);
+
+    let stopped = stopped(&house);
+    let mut stop = pin!(stopped);
+    loop {
+        if let Some(local) = *house.local.lock() {
+            floor.set_local(local);
         }
-        let mut linger = pin!(env.clock.sleep(STOP_LINGER));
-        while !core.is_empty() {
-            let wait = desk.signal.raised();
-            if let Either::Left(()) = select_biased(linger.as_mut(), wait).await {
+        let more = floor.work();
+        core.flush();
+        house.floors[index].1.store(floor.len(), Ordering::Relaxed);
+        if more {
+            // Connection tasks send replies and read requests before the next turn. A stop is
+            // looked for here too: a server that never rests must still end.
+            let rest = task::yield_now();
+            if let Either::Left(()) = select_biased(stop.as_mut(), rest).await {
                 break;
             }
-            core.work().await;
-        }
-    }
-}
-
-/// Hands new connections to the core.
-async fn accept(env: Env, mut listener: Box<dyn Listener>, desk: Rc<Desk>, stopping: Rc<Signal>) {
-    loop {
-        match select_biased(stopping.raised(), listener.accept()).await {
-            Either::Left(()) => return,
-            Either::Right(Ok(arrival)) => {
-                desk.arrivals.borrow_mut().push(arrival);
-                desk.signal.raise();
+        } else {
+            let wait = desk.signal.raised();
+            if let Either::Left(()) = select_biased(stop.as_mut(), wait).await {
+                break;
             }
-            Either::Right(Err(_)) => env.clock.sleep(ACCEPT_RETRY).await,
         }
+    }
+    let deadline = env.clock.now().after(STOP_TIME_MAX);
+    while (floor.work() || floor.owes()) && env.clock.now() < deadline {
+        core.flush();
+        let wait = desk.signal.raised();
+        select_biased(wait, env.clock.sleep(Duration::from_millis(1))).await;
+    }
+    floor.close_all();
+    while !floor.is_told() && env.clock.now() < deadline {
+        // The tick raises the signal too, so the deadline is seen.
+        desk.signal.raised().await;
+        floor.work();
+        core.flush();
+    }
+    let mut linger = pin!(env.clock.sleep(STOP_LINGER));
+    while !floor.is_empty() {
+        let wait = desk.signal.raised();
+        if let Either::Left(()) = select_biased(linger.as_mut(), wait).await {
+            break;
+        }
+        floor.work();
     }
 }
 
-/// Tells the core each second that a second has passed, for as long as there is a core.
+/// Waits for the stop.
+async fn stopped(house: &House) {
+    loop {
+        let changed = house.changed.listen();
+        if house.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        changed.await;
+    }
+}
+
+/// Puts connections that were handed over onto the desk.
+async fn receive(mut inbox: QueueReceiver<Guest>, desk: Rc<Desk>) {
+    while let Some(guest) = inbox.recv().await {
+        desk.arrivals.borrow_mut().push(guest);
+        desk.signal.raise();
+    }
+}
+
+/// Lets the floor look when shards have answered.
+async fn signal_replies(core: Core<ObjectProgram>, desk: Rc<Desk>) {
+    loop {
+        core.replied().await;
+        desk.signal.raise();
+    }
+}
+
+/// Tells the floor each second that a second has passed, for as long as there is one.
 async fn tick(env: Env, desk: std::rc::Weak<Desk>) {
     loop {
         env.clock.sleep(TICK).await;
         let Some(desk) = desk.upgrade() else { return };
         desk.tick.set(true);
         desk.signal.raise();
+    }
+}
+
+/// Gives back the space of flushed databases, and keeps what is shown of the shards true.
+async fn reclaim(core: Core<ObjectProgram>, house: Arc<House>) {
+    let mut ticks = 0u64;
+    while !house.stopping.load(Ordering::Acquire) {
+        core.env().clock.sleep(TICK).await;
+        *house.table.lock() = core.table();
+        ticks += 1;
+        if ticks.is_multiple_of(RECLAIM_TICKS) {
+            // What fails now is tried again the next time.
+            let _ = whole::reclaim(&core).await;
+        }
     }
 }

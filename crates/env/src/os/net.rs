@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::net::{Listener, NetFuture, Network, Stream};
+use crate::net::{Arrival, Listener, NetFuture, Network, Stream};
 
 pub(super) struct OsNetwork;
 
@@ -39,11 +39,20 @@ impl Listener for OsListener {
         self.addr
     }
 
-    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Stream>, SocketAddr)> {
+    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Arrival>, SocketAddr)> {
         Box::pin(async move {
             let (stream, peer) = self.inner.accept().await?;
-            Ok((OsStream::boxed(stream)?, peer))
+            // Taken out of this core's reactor, to be put into the one that serves it.
+            Ok((Box::new(OsArrival(stream.into_std()?)) as Box<dyn Arrival>, peer))
         })
+    }
+}
+
+struct OsArrival(std::net::TcpStream);
+
+impl Arrival for OsArrival {
+    fn attach(self: Box<Self>) -> io::Result<Box<dyn Stream>> {
+        OsStream::boxed(tokio::net::TcpStream::from_std(self.0)?)
     }
 }
 

@@ -207,7 +207,8 @@ fn streams_carry_bytes_both_ways_and_a_taken_port_is_refused() {
         let second = env.network.listen(addr).await;
         assert_eq!(kind(second), Some(io::ErrorKind::AddrInUse));
         let echo = async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (arrival, _) = listener.accept().await.unwrap();
+            let mut stream = arrival.attach().unwrap();
             let mut buf = [0; 5];
             let n = poll_fn(|cx| stream.poll_read(cx, &mut buf)).await.unwrap();
             poll_fn(|cx| stream.poll_write(cx, &buf[..n])).await.unwrap();

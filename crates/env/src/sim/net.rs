@@ -23,7 +23,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::net::{Listener, NetFuture, Network, Stream};
+use crate::net::{Arrival, Listener, NetFuture, Network, Stream};
 use crate::random::Prng;
 use crate::sim::executor::{Action, Handle, NodeId, Shared};
 use crate::sync::oneshot;
@@ -353,7 +353,7 @@ impl Listener for SimListener {
         self.addr
     }
 
-    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Stream>, SocketAddr)> {
+    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Arrival>, SocketAddr)> {
         let port = (self.handle.node, self.addr.port());
         Box::pin(poll_fn(move |cx| {
             if !self.handle.is_alive() {
@@ -364,7 +364,7 @@ impl Listener for SimListener {
             let Some(listener) = wires.listeners.get_mut(&port) else { return Poll::Pending };
             match listener.backlog.pop_front() {
                 Some((stream, peer)) => {
-                    Poll::Ready(Ok((Box::new(stream) as Box<dyn Stream>, peer)))
+                    Poll::Ready(Ok((Box::new(stream) as Box<dyn Arrival>, peer)))
                 }
                 None => {
                     _replaced = listener.waker.replace(cx.waker().clone());
@@ -382,6 +382,12 @@ impl Drop for SimListener {
             let closed = self.handle.shared.wires.lock().listeners.remove(&port);
             drop(closed); // with the streams nobody accepted
         }
+    }
+}
+
+impl Arrival for SimStream {
+    fn attach(self: Box<Self>) -> io::Result<Box<dyn Stream>> {
+        Ok(self)
     }
 }
 

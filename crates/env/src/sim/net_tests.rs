@@ -47,7 +47,8 @@ fn echo(seed: u64) -> (Sim, Node, Node, SocketAddr) {
 
 async fn serve(listener: &mut dyn Listener) {
     loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let (arrival, _) = listener.accept().await.unwrap();
+        let mut stream = arrival.attach().unwrap();
         let mut buf = [0; 100];
         while let Ok(n @ 1..) = poll_fn(|cx| stream.poll_read(cx, &mut buf)).await {
             if send(&mut stream, &buf[..n]).await.is_err() {
@@ -141,7 +142,8 @@ fn a_writer_waits_for_a_reader_that_does_not_read() {
             let addr = "127.0.0.1:0".parse().unwrap();
             let mut listener = env.network.listen(addr).await.unwrap();
             let mut client = env.network.connect(listener.local_addr()).await.unwrap();
-            let (server, peer) = listener.accept().await.unwrap();
+            let (arrival, peer) = listener.accept().await.unwrap();
+            let server = arrival.attach().unwrap();
             assert_eq!(peer.ip(), node.ip());
             let flood = async {
                 let mut sent = 0;

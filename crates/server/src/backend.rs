@@ -1,0 +1,339 @@
+//! A core's shards, as its front end asks them.
+//!
+//! ```text
+//!   simple task   --> kv::Core::call --> reply at once, or by token
+//!   any other     --> a task of this core: a transaction over shards, a walk over a database
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::rc::Rc;
+
+use atoll_env::random::Random;
+use atoll_env::sync::oneshot;
+use atoll_kv::{Core, Signal};
+use atoll_mvcc::keys::{RoutingKey, slot};
+use atoll_objects::call::encode_error;
+use atoll_objects::{Call, ObjectProgram, Reply, Work, distributed, whole};
+use atoll_redis::cursors::Cursors;
+use atoll_redis::data::DataCall;
+use atoll_redis::keyspace;
+use atoll_redis::store::{DATABASES, Visitor};
+use atoll_redis::task::{Backend, Done, Item, Manner, Task, Watched};
+use atoll_redis::tx::{Counts, Keyspaces};
+use atoll_redis::StoreError;
+
+/// Tokens of calls that a task of this core waits for.
+const INNER: u64 = 1 << 62;
+
+/// What tasks and the front end share.
+pub(crate) struct Tasks {
+    core: Core<ObjectProgram>,
+    /// Outcomes that the front end has not taken.
+    done: RefCell<Vec<(u64, Done)>>,
+    /// There are some.
+    pub(crate) signal: Rc<Signal>,
+    inner: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
+    next_inner: Cell<u64>,
+    cursors: RefCell<Cursors>,
+}
+
+/// A core's shards.
+pub(crate) struct ShardBackend {
+    tasks: Rc<Tasks>,
+    memory: Rc<Cell<u64>>,
+}
+
+impl ShardBackend {
+    pub(crate) fn new(core: Core<ObjectProgram>, signal: Rc<Signal>, run_id: u64) -> ShardBackend {
+        let tasks = Tasks {
+            core,
+            done: RefCell::default(),
+            signal,
+            inner: RefCell::default(),
+            next_inner: Cell::new(INNER),
+            cursors: RefCell::new(Cursors::new(run_id)),
+        };
+        ShardBackend { tasks: Rc::new(tasks), memory: Rc::default() }
+    }
+
+    pub(crate) fn tasks(&self) -> &Rc<Tasks> {
+        &self.tasks
+    }
+
+    /// Remembers how much memory the stores hold.
+    pub(crate) fn look_at_memory(&self) {
+        let stats = self.tasks.core.store_stats();
+        let bytes = stats.iter().map(|(_, s)| s.memtable_bytes + s.cache.bytes).sum();
+        self.memory.set(bytes);
+    }
+}
+
+impl Backend for ShardBackend {
+    fn is_simple(&self, task: &Task) -> bool {
+        let whole = match task {
+            Task::One(item) => item.is_whole(),
+            Task::Unit { items, .. } => items.iter().any(Item::is_whole),
+            Task::Versions { .. } => false,
+            Task::Counts => true,
+        };
+        !whole && self.tasks.one_shard(&task.keys()).is_some()
+    }
+
+    fn start(&mut self, task: Task, manner: Manner, lane: u64, token: u64) -> Option<Done> {
+        let simple = self.is_simple(&task) && !matches!(task, Task::Counts);
+        if !simple {
+            let tasks = self.tasks.clone();
+            let running = async move {
+                let done = tasks.run(task, manner).await;
+                tasks.done.borrow_mut().push((token, done));
+                tasks.signal.raise();
+            };
+            self.tasks.core.env().tasks.spawn_local("task", Box::pin(running));
+            return None;
+        }
+        let slot = self.tasks.one_shard(&task.keys())?;
+        let call = call(task, manner, slot)?;
+        self.tasks.core.call(call, lane, token).map(done)
+    }
+
+    fn refresh(&mut self) {
+        self.tasks.core.refresh();
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory.get()
+    }
+}
+
+/// Makes a call of a simple task.
+fn call(task: Task, manner: Manner, slot: u16) -> Option<Call> {
+    let work = match task {
+        Task::One(item) => Work::One(item),
+        Task::Unit { items, watched } => Work::Unit { items, watched },
+        Task::Versions { db, keys } => Work::Versions { db, keys },
+        Task::Counts => return None,
+    };
+    let Manner { protocol, touch, durability } = manner;
+    Some(Call { work, slot, protocol, touch, durability })
+}
+
+/// Returns what a reply is to the front end.
+fn done(reply: Reply) -> Done {
+    match reply {
+        Reply::One(reply) => Done::One(reply),
+        Reply::Unit(replies) => Done::Unit(replies),
+        Reply::Versions(versions) => Done::Versions(versions),
+        Reply::Failed(error) => Done::Failed(error),
+    }
+}
+
+impl Tasks {
+    /// Moves outcomes that have come into `taken`.
+    pub(crate) fn take_done(&self, taken: &mut Vec<(u64, Done)>) {
+        let mut replies = Vec::new();
+        self.core.take_replies(&mut replies);
+        for (token, reply) in replies {
+            if token & INNER == 0 {
+                taken.push((token, done(reply)));
+            } else if let Some(waiting) = self.inner.borrow_mut().remove(&token) {
+                let _ = waiting.send(reply);
+            }
+        }
+        taken.append(&mut self.done.borrow_mut());
+    }
+
+    /// Returns the slot of the keys if one shard has them all.
+    fn one_shard(&self, keys: &[&[u8]]) -> Option<u16> {
+        let Some((first, rest)) = keys.split_first() else { return Some(0) };
+        let first = slot(first);
+        if rest.is_empty() {
+            return Some(first);
+        }
+        let table = self.core.table();
+        let range = &table.find(RoutingKey::Slot(first)).descriptor.range;
+        rest.iter().all(|key| range.contains(RoutingKey::Slot(slot(key)))).then_some(first)
+    }
+
+    /// Has a call evaluated and waits for it.
+    async fn call(&self, call: Call) -> Reply {
+        let token = self.next_inner.get();
+        self.next_inner.set(token + 1);
+        let (sender, receiver) = oneshot::channel();
+        let protocol = call.protocol;
+        self.inner.borrow_mut().insert(token, sender);
+        self.core.refresh();
+        if let Some(reply) = self.core.call(call, token, token) {
+            self.inner.borrow_mut().remove(&token);
+            return reply;
+        }
+        self.core.flush();
+        let lost = || {
+            let text = b"ERR the server stops";
+            Reply::Failed(atoll_objects::call::encode_text(protocol, text))
+        };
+        receiver.await.unwrap_or_else(|_| lost())
+    }
+
+    /// Executes a task that is not simple.
+    async fn run(&self, task: Task, manner: Manner) -> Done {
+        match task {
+            Task::One(item) if item.is_whole() => match self.whole(&item, manner).await {
+                Ok(reply) => Done::One(reply),
+                Err(error) => Done::Failed(error),
+            },
+            Task::One(item) => {
+                let items = std::slice::from_ref(&item);
+                match self.spread(items, &[], manner).await {
+                    Reply::Unit(Some(mut replies)) => {
+                        Done::One(replies.pop().unwrap_or_default())
+                    }
+                    other => done(other),
+                }
+            }
+            Task::Unit { items, watched } => {
+                if items.iter().any(Item::is_whole) {
+                    self.sequence(items, watched, manner).await
+                } else {
+                    done(self.spread(&items, &watched, manner).await)
+                }
+            }
+            Task::Versions { db, keys } => {
+                let mut versions = Vec::with_capacity(keys.len());
+                for key in keys {
+                    let slot = slot(&key);
+                    let task = Task::Versions { db, keys: vec![key] };
+                    let Some(call) = call(task, manner, slot) else { continue };
+                    match self.call(call).await {
+                        Reply::Versions(found) => versions.extend(found),
+                        other => return done(other),
+                    }
+                }
+                Done::Versions(versions)
+            }
+            Task::Counts => {
+                let counts = whole::counts(&self.core).await;
+                let mut all = Box::new([Counts::default(); DATABASES]);
+                for (of, (keys, expiring)) in all.iter_mut().zip(counts) {
+                    *of = Counts { keys, expiring, mean_ttl_ms: 0 };
+                }
+                Done::Counts(all)
+            }
+        }
+    }
+
+    async fn spread(&self, items: &[Item], watched: &[Watched], manner: Manner) -> Reply {
+        distributed::run(&self.core, items, watched, manner.protocol, manner.touch).await
+    }
+
+    /// Executes a unit with commands on whole databases: one command after the other.
+    async fn sequence(&self, items: Vec<Item>, watched: Vec<Watched>, manner: Manner) -> Done {
+        if !watched.is_empty() {
+            match self.spread(&[], &watched, manner).await {
+                Reply::Unit(Some(_)) => {}
+                other => return done(other),
+            }
+        }
+        let mut replies = Vec::with_capacity(items.len());
+        for item in items {
+            let one = if item.is_whole() {
+                self.whole(&item, manner).await
+            } else {
+                match self.spread(std::slice::from_ref(&item), &[], manner).await {
+                    Reply::Unit(Some(mut one)) => Ok(one.pop().unwrap_or_default()),
+                    Reply::Failed(error) => Err(error),
+                    _ => Ok(Vec::new()),
+                }
+            };
+            replies.push(one.unwrap_or_else(|error| error));
+        }
+        Done::Unit(Some(replies))
+    }
+
+    /// Executes a command on whole databases.
+    async fn whole(&self, item: &Item, manner: Manner) -> Result<Vec<u8>, Vec<u8>> {
+        self.core.refresh();
+        let call = DataCall {
+            command: item.command,
+            request: item.request.as_request(),
+            protocol: manner.protocol,
+            db: item.db,
+            touch: manner.touch,
+        };
+        let mut keyspaces = Whole { core: &self.core, after: Vec::new() };
+        let mut out = Vec::new();
+        let outcome = keyspace::run(&call, &mut keyspaces, &self.cursors, &mut out).await;
+        if let Err(error) = outcome {
+            return Err(encode_error(manner.protocol, &error));
+        }
+        for change in keyspaces.after {
+            let changed = match change {
+                Change::Flush(dbs) => whole::flush(&self.core, &dbs).await,
+                Change::Swap(a, b) => whole::swap(&self.core, a, b).await,
+            };
+            changed.map_err(|error| distributed::explain(manner.protocol, &error))?;
+        }
+        Ok(out)
+    }
+}
+
+/// What is to be changed when the command has had its say.
+enum Change {
+    Flush(Vec<usize>),
+    Swap(usize, usize),
+}
+
+/// The databases as wholes.
+struct Whole<'c> {
+    core: &'c Core<ObjectProgram>,
+    after: Vec<Change>,
+}
+
+impl Keyspaces for Whole<'_> {
+    fn now_ms(&self) -> u64 {
+        self.core.now().epoch.unix_ms()
+    }
+
+    async fn visit(
+        &mut self,
+        db: usize,
+        from: Bound<&[u8]>,
+        visitor: Visitor<'_>,
+    ) -> Result<(), StoreError> {
+        let (start, behind) = match from {
+            Bound::Unbounded => (&[][..], None),
+            Bound::Included(place) => (place, None),
+            Bound::Excluded(place) => (place, Some(place)),
+        };
+        let visited = whole::walk(self.core, db, start, |walked| {
+            if behind == Some(walked.place) {
+                return ControlFlow::Continue(());
+            }
+            visitor(walked.place, walked.deadline_ms)
+        });
+        visited.await.map_err(|error| StoreError(error.to_string()))
+    }
+
+    async fn count(&mut self, db: usize) -> Result<Counts, StoreError> {
+        let (keys, expiring) = whole::counts(self.core).await[db];
+        Ok(Counts { keys, expiring, mean_ttl_ms: 0 })
+    }
+
+    fn flush(&mut self, db: usize) {
+        if let Some(Change::Flush(dbs)) = self.after.last_mut() {
+            return dbs.push(db);
+        }
+        self.after.push(Change::Flush(vec![db]));
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        self.after.push(Change::Swap(a, b));
+    }
+
+    fn random_below(&mut self, bound: u64) -> u64 {
+        let random: &dyn Random = &*self.core.env().random;
+        random.next_u64() % bound.max(1)
+    }
+}
+
