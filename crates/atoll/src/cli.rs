@@ -176,6 +176,17 @@ pub(crate) struct StartArgs {
     /// cgroup's limit]
     #[arg(long, env = "ATOLL_MEMORY", value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
+    /// Threads that serve, each with stores of its own; at most as many as the directory has stores
+    /// [default: half of the processors]
+    #[arg(long, env = "ATOLL_CORES", value_name = "N")]
+    pub(crate) cores: Option<usize>,
+    /// Stores of a new data directory, a power of two; fixed when it is made [default: the cores]
+    #[arg(long, env = "ATOLL_STORES", value_name = "N")]
+    pub(crate) stores: Option<u16>,
+    /// Pin the serving threads to processors: `auto` does if there are more processors than cores
+    /// [default: auto]
+    #[arg(long, env = "ATOLL_PIN", value_name = "WHEN")]
+    pub(crate) pin: Option<crate::config::Pin>,
     /// The password Redis clients must give with AUTH. On the command line other users of the
     /// machine can see it; the variable or the file is better
     #[arg(long, env = "ATOLL_REQUIREPASS", value_name = "PASSWORD", hide_env_values = true)]

@@ -33,6 +33,8 @@ use crate::value::{Listen, Size};
 const RESP_PORT: u16 = 7379;
 /// Where the HTTP pages are unless told otherwise.
 const HTTP_PORT: u16 = 7480;
+/// Most stores of a directory, and so most cores that can share them.
+const MAX_STORES: u16 = 64;
 
 /// What a server runs with.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,7 +44,37 @@ pub(crate) struct Settings {
     pub(crate) http: Listen,
     pub(crate) durability: Durability,
     pub(crate) memory: Size,
+    /// Cores that serve.
+    pub(crate) cores: usize,
+    /// Stores of a new data directory.
+    pub(crate) stores: u16,
+    /// Whether cores are pinned to processors.
+    pub(crate) pin: Pin,
     pub(crate) requirepass: Option<String>,
+}
+
+/// Whether cores are pinned to processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pin {
+    /// If there are more processors than cores.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Returns how many processors this process may use.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Returns the cores that serve unless told otherwise: half of the processors, because the other
+/// half is busy with sockets, syncs and compaction; docs/benchmarks.md has the measurement.
+fn default_cores() -> usize {
+    (processors() / 2).max(1)
 }
 
 impl Settings {
@@ -52,6 +84,10 @@ impl Settings {
             Some(path) => File::read(path)?,
             None => File::default(),
         };
+        let cores = args.cores.or(file.cores).unwrap_or_else(default_cores);
+        let stores = args.stores.or(file.stores).unwrap_or_else(|| {
+            u16::try_from(cores.next_power_of_two()).unwrap_or(MAX_STORES).min(MAX_STORES)
+        });
         let loopback = |port| Listen::At(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let settings = Settings {
             data: args.data.or(file.data).unwrap_or_else(|| PathBuf::from("./atoll-data")),
@@ -59,6 +95,9 @@ impl Settings {
             http: args.http.or(file.http.map(|v| v.0)).unwrap_or(loopback(HTTP_PORT)),
             durability: args.durability.or(file.durability.map(|v| v.0)).unwrap_or_default(),
             memory: args.memory.or(file.memory.map(|v| v.0)).unwrap_or_else(memory::default_budget),
+            cores,
+            stores,
+            pin: args.pin.or(file.pin).unwrap_or_default(),
             requirepass: args.requirepass.or(file.requirepass),
         };
         settings.check(args.insecure.or(file.insecure).unwrap_or(false))?;
@@ -71,6 +110,19 @@ impl Settings {
             return Err(Failure::new(
                 "the password of --requirepass is empty; give one, or leave the setting out",
             ));
+        }
+        if !(1..=usize::from(MAX_STORES)).contains(&self.cores) {
+            return Err(Failure::new(format!(
+                "--cores {} is not between 1 and {MAX_STORES}; leave it out, or give the number of \
+                 processors that are to serve",
+                self.cores
+            )));
+        }
+        if !self.stores.is_power_of_two() || self.stores > MAX_STORES {
+            return Err(Failure::new(format!(
+                "--stores {} is no power of two up to {MAX_STORES}; leave it out, or give one",
+                self.stores
+            )));
         }
         if self.resp == Listen::Off && self.http == Listen::Off {
             return Err(Failure::new(
@@ -98,13 +150,16 @@ impl Settings {
 impl fmt::Debug for Settings {
     /// Leaves out the password: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { data, resp, http, durability, memory, requirepass } = self;
+        let Settings { data, resp, http, durability, memory, cores, stores, pin, requirepass } = self;
         f.debug_struct("Settings")
             .field("data", data)
             .field("resp", resp)
             .field("http", http)
             .field("durability", durability)
             .field("memory", memory)
+            .field("cores", cores)
+            .field("stores", stores)
+            .field("pin", pin)
             .field("requirepass", &requirepass.as_ref().map(|_| "(set)"))
             .finish()
     }
@@ -119,6 +174,9 @@ struct File {
     http: Option<Parsed<Listen>>,
     durability: Option<Parsed<Durability>>,
     memory: Option<Parsed<Size>>,
+    cores: Option<usize>,
+    stores: Option<u16>,
+    pin: Option<Pin>,
     requirepass: Option<String>,
     insecure: Option<bool>,
 }

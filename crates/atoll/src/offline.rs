@@ -1,25 +1,50 @@
 //! Care for the data of a stopped server: verify, compact, repair.
 //!
 //! Each takes the directory's lock as the server does, so none of them runs beside a server. None
-//! makes a directory: a typing error must not look like an empty database that is in order.
+//! makes a directory: a typing error must not look like an empty database that is in order. A
+//! directory with several stores is cared for store by store.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use atoll_lsm::{Database, RepairOptions};
+use atoll_env::block_on;
+use atoll_lsm::driven::{self, OpenOptions};
+use atoll_lsm::{Options, RepairOptions};
 
 use crate::failure::{Failure, Result};
 use crate::value::Size;
 
+/// Returns the stores of a data directory; a bare engine's directory is its own only one.
+fn stores(data: &Path) -> Result<Vec<PathBuf>> {
+    must_exist(data)?;
+    let mut stores: Vec<PathBuf> = std::fs::read_dir(data)
+        .map_err(|e| Failure::new(format!("{} cannot be listed: {e}", data.display())))?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with("store-")) && path.is_dir()
+        })
+        .collect();
+    stores.sort();
+    if stores.is_empty() {
+        stores.push(data.to_owned());
+    }
+    Ok(stores)
+}
+
 /// Reads everything and tells all that is wrong.
 pub(crate) fn verify(data: &Path, out: &mut dyn Write) -> Result<()> {
-    must_exist(data)?;
-    let report = atoll_lsm::verify(data, &mut progress).map_err(|e| Failure::of_data(data, e))?;
-    writeln!(out, "{}: {report}", data.display()).map_err(Failure::output)?;
-    for problem in &report.problems {
-        writeln!(out, "  {problem}").map_err(Failure::output)?;
+    let mut sound = true;
+    for store in stores(data)? {
+        let report = atoll_lsm::verify(&store, &mut progress);
+        let report = report.map_err(|e| Failure::of_data(data, e))?;
+        writeln!(out, "{}: {report}", store.display()).map_err(Failure::output)?;
+        for problem in &report.problems {
+            writeln!(out, "  {problem}").map_err(Failure::output)?;
+        }
+        sound &= report.is_sound();
     }
-    if report.is_sound() {
+    if sound {
         return Ok(());
     }
     out.flush().map_err(Failure::output)?;
@@ -32,21 +57,43 @@ pub(crate) fn verify(data: &Path, out: &mut dyn Write) -> Result<()> {
 
 /// Merges all tables into the last level, which drops what is dead.
 pub(crate) fn compact(data: &Path, out: &mut dyn Write) -> Result<()> {
-    must_exist(data)?;
     let failed = |e| Failure::of_data(data, e);
-    let db = Database::builder(data).open().map_err(failed)?;
-    db.flush().map_err(failed)?;
-    let before = Size(db.stats().table_bytes());
-    let compacted = db.compact();
-    let after = Size(db.stats().table_bytes());
-    compacted.and(db.close()).map_err(failed)?;
-    writeln!(out, "{}: {before} of tables became {after}", data.display()).map_err(Failure::output)
+    let env = atoll_env::os::env().map_err(|e| {
+        Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
+    })?;
+    for store in stores(data)? {
+        let (before, after) = block_on(async {
+            let options = OpenOptions { options: Options::new(env.clone()) };
+            let (mut driver, tree) = driven::open(&store, options).await?;
+            driver.attend(tree.flush()).await?;
+            let before = Size(tree.stats().table_bytes());
+            let compacted = driver.attend(tree.compact()).await;
+            let after = Size(tree.stats().table_bytes());
+            compacted.and(driver.close().await)?;
+            Ok((before, after))
+        })
+        .map_err(failed)?;
+        writeln!(out, "{}: {before} of tables became {after}", store.display())
+            .map_err(Failure::output)?;
+    }
+    Ok(())
 }
 
 /// Repairs what `options` allow and tells what that cost.
 pub(crate) fn repair(data: &Path, options: RepairOptions, out: &mut dyn Write) -> Result<()> {
-    must_exist(data)?;
-    let report = atoll_lsm::repair(data, options, &mut progress);
+    for store in stores(data)? {
+        repair_store(data, &store, options, out)?;
+    }
+    Ok(())
+}
+
+fn repair_store(
+    data: &Path,
+    store: &Path,
+    options: RepairOptions,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let report = atoll_lsm::repair(store, options, &mut progress);
     let report = report.map_err(|e| Failure::of_data(data, e))?;
     let mut lines: Vec<String> = Vec::new();
     for table in &report.released {
@@ -98,7 +145,7 @@ fn progress(line: &str) {
 
 fn must_exist(data: &Path) -> Result<()> {
     // A damaged directory may have lost any of its files; one that is left makes it ours.
-    if ["ATOLL", "CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
+    if ["ATOLL", "store-0", "CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
         return Ok(());
     }
     Err(Failure::new(format!(

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use atoll_env::{Clock, Instant};
 use atoll_http::{Health, Pages};
-use atoll_lsm::Database;
+use atoll_lsm::Stats as EngineStats;
+use atoll_lsm::driven::Tree;
 use atoll_redis::Stats;
 
 /// The pages of a running server.
@@ -12,7 +13,16 @@ pub(crate) struct ServerPages {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) started: Instant,
     pub(crate) redis: Arc<Stats>,
-    pub(crate) db: Database,
+    pub(crate) trees: Vec<(usize, Tree)>,
+}
+
+impl ServerPages {
+    /// What all stores say, together.
+    fn engine(&self) -> EngineStats {
+        let mut sum = EngineStats::default();
+        self.trees.iter().for_each(|(_, tree)| sum.add(&tree.stats()));
+        sum
+    }
 }
 
 impl Pages for ServerPages {
@@ -28,13 +38,13 @@ impl Pages for ServerPages {
              # TYPE atoll_uptime_seconds gauge\n\
              atoll_uptime_seconds {uptime}\n\
              {}",
-            atoll_server::metrics::render(&self.redis, &self.db.stats())
+            atoll_server::metrics::render(&self.redis, &self.engine())
         )
     }
 
     /// Ready while the engine takes writes.
     fn health(&self) -> Health {
-        match self.db.stats().refusal {
+        match self.engine().refusal {
             None => Health::Ready,
             Some(why) => Health::Impaired(why),
         }

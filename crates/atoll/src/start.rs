@@ -7,9 +7,9 @@
 //!
 //! The data directory comes first, because somebody who starts a server twice meets its lock and
 //! its ports at once, and it is the directory that says what went wrong. Nothing is announced that
-//! does not work. All serving happens on this thread; the engine's
-//! background work is on threads of its own. A second signal ends the process without the flush,
-//! which loses nothing: the next start reads the log.
+//! does not work. This thread accepts connections and serves the HTTP pages; the cores and the
+//! engine's background work are threads of their own. A second signal ends the process without the
+//! flush, which loses nothing: the next start reads the log.
 
 use std::future::Future;
 use std::io::Write;
@@ -18,9 +18,10 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use atoll_env::Env;
-use atoll_lsm::{Database, Durability, Options};
+use atoll_kv::NodeOptions;
+use atoll_lsm::Durability;
 use atoll_redis::{Config, Identity};
-use atoll_server::{EngineStore, Server, ServerError};
+use atoll_server::{Engine, Server, ServerError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,7 +29,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::cli::StartArgs;
-use crate::config::Settings;
+use crate::config::{Pin, Settings, processors};
 use crate::failure::{Failure, Result};
 use crate::pages::ServerPages;
 use crate::value::Listen;
@@ -55,8 +56,8 @@ pub(crate) async fn run(args: StartArgs, out: &mut dyn Write) -> Result<()> {
 /// A server that is ready.
 struct Running {
     env: Env,
-    db: Database,
-    resp: Option<Server<EngineStore>>,
+    engine: Engine,
+    resp: Option<Server>,
     http: Option<HttpListener>,
 }
 
@@ -65,12 +66,12 @@ impl Running {
         let env = atoll_env::os::env().map_err(|e| {
             Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
         })?;
-        let db = open(&env, settings).await?;
-        match listen(&env, &db, settings).await {
-            Ok((http, resp)) => Ok(Running { env, db, resp, http }),
+        let engine = open(&env, settings).await?;
+        match listen(&engine, settings).await {
+            Ok((http, resp)) => Ok(Running { env, engine, resp, http }),
             Err(failure) => {
                 // What went wrong is said already; the log has everything.
-                let _ = db.close_async().await;
+                let _ = engine.stop().await;
                 Err(failure)
             }
         }
@@ -106,7 +107,7 @@ impl Running {
 
     /// Serves until the first signal, then ends in order, or at once at a second one.
     async fn serve(self, signals: &mut Signals) -> Result<()> {
-        let Running { env, db, resp, http } = self;
+        let Running { env, engine, resp, http } = self;
         let (stop, stopped) = watch::channel(false);
         let until_stop = || {
             let mut stopped = stopped.clone();
@@ -118,8 +119,8 @@ impl Running {
         let pages = Rc::new(ServerPages {
             started: env.clock.now(),
             clock: env.clock.clone(),
-            redis: resp.as_ref().map(Server::stats).unwrap_or_default(),
-            db: db.clone(),
+            redis: engine.stats(),
+            trees: engine.trees(),
         });
         let http = http.map(|(listener, _)| atoll_http::serve(listener, pages, until_stop()));
         let resp = resp.map(|server| server.run(until_stop()));
@@ -134,7 +135,7 @@ impl Running {
             if !ended {
                 serving.await;
             }
-            db.clone().close_async().await.map_err(|e| {
+            engine.stop().await.map_err(|e| {
                 Failure::new(format!(
                     "the last flush failed: {e}; nothing acknowledged is lost, the next start \
                      reads the log"
@@ -156,17 +157,19 @@ type HttpListener = (TcpListener, SocketAddr);
 
 /// Binds the ports that are wanted.
 async fn listen(
-    env: &Env,
-    db: &Database,
+    engine: &Engine,
     settings: &Settings,
-) -> Result<(Option<HttpListener>, Option<Server<EngineStore>>)> {
+) -> Result<(Option<HttpListener>, Option<Server>)> {
     let http = match settings.http {
         Listen::Off => None,
         Listen::At(addr) => Some(listen_http(addr).await?),
     };
     let resp = match settings.resp {
         Listen::Off => None,
-        Listen::At(addr) => Some(bind_resp(env, addr, db, settings).await?),
+        Listen::At(addr) => {
+            let server = Server::bind(engine, addr).await;
+            Some(server.map_err(|e| Failure::new(format!("--resp: {e}")))?)
+        }
     };
     Ok((http, resp))
 }
@@ -183,26 +186,21 @@ async fn listen_http(addr: SocketAddr) -> Result<HttpListener> {
         .map_err(|source| Failure::new(format!("--http: {}", ServerError::Listen { addr, source })))
 }
 
-/// Opens the data directory.
-async fn open(env: &Env, settings: &Settings) -> Result<Database> {
-    let options = Options {
-        memory: usize::try_from(settings.memory.0).unwrap_or(usize::MAX),
-        durability: settings.durability,
-        ..Options::new(env.clone())
+/// Opens the data directory and starts its cores.
+async fn open(env: &Env, settings: &Settings) -> Result<Engine> {
+    let mut options = NodeOptions::new(env.clone(), &settings.data);
+    options.memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
+    options.engine.durability = settings.durability;
+    options.cores = settings.cores;
+    options.stores = settings.stores;
+    options.shards = settings.stores.max(2);
+    let pinned = match settings.pin {
+        Pin::Auto => processors() > settings.cores,
+        Pin::On => true,
+        Pin::Off => false,
     };
-    let opening = Database::builder(&settings.data).options(options).open_async();
-    opening.await.map_err(|e| Failure::of_data(&settings.data, e))
-}
-
-/// Binds the Redis port over an open database.
-async fn bind_resp(
-    env: &Env,
-    addr: SocketAddr,
-    db: &Database,
-    settings: &Settings,
-) -> Result<Server<EngineStore>> {
-    let store = EngineStore::open(db.clone()).await;
-    let store = store.map_err(|e| Failure::of_data(&settings.data, e))?;
+    // The first processor is left to the acceptor and to interrupts where there is another.
+    options.pin = pinned.then(|| usize::from(processors() > settings.cores));
     let config = Config {
         requirepass: settings.requirepass.clone().unwrap_or_default().into_bytes(),
         durability: match settings.durability {
@@ -219,8 +217,8 @@ async fn bind_resp(
         process_id: std::process::id(),
         run_id: env.random.next_u64(),
     };
-    let server = Server::bind(env.clone(), addr, store, config, identity).await;
-    server.map_err(|e| Failure::new(format!("--resp: {e}")))
+    let engine = Engine::start(options, config, identity).await;
+    engine.map_err(|e| Failure::of_data(&settings.data, e))
 }
 
 /// Raises the limit of descriptors as far as this process may, and returns how many Redis
