@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -11,6 +12,9 @@ pub type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 /// A boxed future for a task that stays on its core.
 pub type LocalBoxFuture = Pin<Box<dyn Future<Output = ()> + 'static>>;
 
+/// Makes the task of a core, on the core: what the task consists of need not be `Send`.
+pub type CoreMain = Box<dyn FnOnce() -> LocalBoxFuture + Send>;
+
 /// A way to start tasks.
 pub trait Tasks: Send + Sync {
     /// Starts background work (flush, compaction, group commit). The real half gives it a thread
@@ -18,14 +22,19 @@ pub trait Tasks: Send + Sync {
     fn spawn(&self, name: &'static str, task: BoxFuture);
     /// Starts a task on the calling core: a connection, a core's loop. Panics outside one.
     fn spawn_local(&self, name: &'static str, task: LocalBoxFuture);
-    /// Starts a core.
+    /// Starts a core: a thread with an event loop of its own, which runs what `make` returns and the
+    /// local tasks that this starts, and ends with it. `pin` names the CPU on which it stays. In the
+    /// simulator a core is a task like others; it must be started from inside of a run.
+    ///
+    /// # Errors
+    /// The thread or its event loop cannot be started, or there is no such CPU. Nothing runs then.
     fn spawn_core(
         &self,
         index: usize,
         name: &'static str,
         pin: Option<usize>,
-        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
-    );
+        make: CoreMain,
+    ) -> io::Result<()>;
 }
 
 thread_local! {

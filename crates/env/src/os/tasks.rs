@@ -1,8 +1,15 @@
-//! Tasks on the real machine: a thread of a cached pool per background task, tokio's `LocalSet`
-//! for what stays on its core.
+//! Tasks on the real machine: a thread of a cached pool per background task, a thread with a tokio
+//! runtime per core, tokio's `LocalSet` for what stays on its core.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tokio::task::LocalSet;
 
 use crate::os::pool::{self, Job, Pool};
-use crate::task::{self, BoxFuture, LocalBoxFuture, Tasks};
+use crate::task::{self, BoxFuture, CoreMain, LocalBoxFuture, Tasks};
 
 pub(super) struct OsTasks {
     pool: Pool,
@@ -31,22 +38,49 @@ impl Tasks for OsTasks {
         });
     }
 
-    #[expect(clippy::disallowed_methods, reason = "tmp")]
     fn spawn_core(
         &self,
-        _index: usize,
+        index: usize,
         name: &'static str,
-        _pin: Option<usize>,
-        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
-    ) {
-        std::thread::spawn(move || {
-            let guard = AbortOnPanic { name };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, async move { make().await });
-            std::mem::forget(guard);
-        });
+        pin: Option<usize>,
+        make: CoreMain,
+    ) -> io::Result<()> {
+        // The thread says whether it could start before it runs anything.
+        let (started, starts) = mpsc::sync_channel(1);
+        let core = move || {
+            let runtime = pin
+                .map_or(Ok(()), pin_to)
+                .and_then(|()| tokio::runtime::Builder::new_current_thread().enable_all().build());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    _ = started.send(Err(error));
+                    return;
+                }
+            };
+            // Whoever started the core waits for this.
+            _ = started.send(Ok(()));
+            let run =
+                AssertUnwindSafe(|| LocalSet::new().block_on(&runtime, async { make().await }));
+            if std::panic::catch_unwind(run).is_err() {
+                pool::abort(name);
+            }
+        };
+        std::thread::Builder::new().name(format!("{name}-{index}")).spawn(core)?;
+        starts.recv().unwrap_or_else(|_| Err(io::Error::other("its thread ended at once")))
     }
+}
+
+/// Keeps the calling thread on one CPU.
+fn pin_to(cpu: usize) -> io::Result<()> {
+    let mut cpus = CpuSet::new();
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("there is no CPU {cpu}")));
+    }
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).map_err(|error| {
+        io::Error::new(error.kind(), format!("CPU {cpu} is not one this process may use: {error}"))
+    })
 }
 
 /// tokio keeps a panic for whoever joins the task, and nobody does.

@@ -4,14 +4,18 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::path::Path;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use rustix::thread::{CpuSet, sched_getaffinity};
+
 use crate::disk::{IoClass, IoTag, OpenMode};
+use crate::mesh::mesh;
 use crate::sync::{Elapsed, timeout};
-use crate::task::{block_on, may_block};
+use crate::task::{LocalBoxFuture, block_on, may_block};
 use crate::{Env, IoBuf, os};
 
 const TAG: IoTag = IoTag::new(IoClass::Log, "test");
@@ -177,24 +181,94 @@ fn spawned_work_may_block_and_runs_side_by_side() {
     }
 }
 
-#[test]
-fn a_panic_in_a_task_aborts_the_process_and_names_the_task() {
+/// Runs `doomed` in a child process, the test `name` itself; returns what the child said when it died.
+fn last_words(name: &str, doomed: impl FnOnce(&Env)) -> String {
     const CHILD: &str = "ATOLL_TEST_PANIC_IN_TASK";
     if std::env::var_os(CHILD).is_some() {
         let env = os::env().unwrap();
-        env.tasks.spawn("doomed flush", Box::pin(async { panic!("broken invariant") }));
+        doomed(&env);
         block_on(env.clock.sleep(Duration::from_secs(20)));
-        return;
+        return String::new();
     }
-    let name = "os::tests::a_panic_in_a_task_aborts_the_process_and_names_the_task";
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", &format!("os::tests::{name}"), "--nocapture"])
         .env(CHILD, "1")
         .output()
         .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
-    assert!(stderr.contains("'doomed flush' panicked"), "{stderr}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_panic_in_a_task_aborts_the_process_and_names_the_task() {
+    let name = "a_panic_in_a_task_aborts_the_process_and_names_the_task";
+    let words = last_words(name, |env| {
+        env.tasks.spawn("doomed flush", Box::pin(async { panic!("broken invariant") }));
+    });
+    assert!(words.contains("'doomed flush' panicked"), "{words}");
+}
+
+#[test]
+fn a_panic_on_a_core_aborts_the_process_and_names_the_core() {
+    let name = "a_panic_on_a_core_aborts_the_process_and_names_the_core";
+    let words = last_words(name, |env| {
+        let main = async { assert!(may_block(), "broken invariant") };
+        let make = || Box::pin(main) as LocalBoxFuture;
+        env.tasks.spawn_core(3, "doomed", None, Box::new(make)).unwrap();
+    });
+    assert!(words.contains("'doomed' panicked"), "{words}");
+}
+
+#[test]
+fn cores_run_on_threads_of_their_own_and_talk_over_a_mesh() {
+    let env = os::env().unwrap();
+    let (sender, heard) = mpsc::channel();
+    for mut port in mesh(2, 4) {
+        let (sender, tasks) = (sender.clone(), env.tasks.clone());
+        let index = port.index();
+        let make = move || {
+            // What is made on the core need not be able to leave it.
+            let name = Rc::new(std::thread::current().name().map(str::to_owned));
+            Box::pin(async move {
+                assert!(!may_block());
+                let other = 1 - port.index();
+                let in_local_task = name.clone();
+                let (done, result) = crate::sync::oneshot::channel();
+                tasks.spawn_local(
+                    "greeter",
+                    Box::pin(async move { _ = done.send(in_local_task.as_ref().clone()) }),
+                );
+                port.send(other, result.await.unwrap());
+                port.arrived().await;
+                port.drain(|from, name| sender.send((from, name)).unwrap());
+            }) as LocalBoxFuture
+        };
+        env.tasks.spawn_core(index, "core", None, Box::new(make)).unwrap();
+    }
+    drop(sender);
+    let mut heard: Vec<_> = heard.iter().collect();
+    heard.sort();
+    assert_eq!(heard, [(0, Some("core-0".to_owned())), (1, Some("core-1".to_owned()))]);
+}
+
+#[test]
+fn a_core_stays_on_the_cpu_it_is_pinned_to() {
+    let env = os::env().unwrap();
+    let allowed = sched_getaffinity(None).unwrap();
+    let cpu = (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu)).unwrap();
+    let (sender, pinned) = mpsc::channel();
+    let make = move || {
+        Box::pin(async move { sender.send(sched_getaffinity(None).unwrap()).unwrap() })
+            as LocalBoxFuture
+    };
+    env.tasks.spawn_core(0, "core", Some(cpu), Box::new(make)).unwrap();
+    let pinned = pinned.recv().unwrap();
+    assert!(pinned.count() == 1 && pinned.is_set(cpu));
+    for none in [CpuSet::MAX_CPU - 1, CpuSet::MAX_CPU] {
+        let make = Box::new(|| unreachable!("a core that could not start"));
+        let error = env.tasks.spawn_core(0, "core", Some(none), make).unwrap_err().to_string();
+        assert!(error.contains(&format!("CPU {none}")), "{error}");
+    }
 }
 
 #[test]

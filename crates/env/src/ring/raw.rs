@@ -26,6 +26,7 @@ use sync::{Arc, UnsafeCell};
 /// The standard library's tools, or the model checker's in their place.
 #[cfg(not(all(test, atoll_loom)))]
 mod sync {
+    pub(super) use std::hint;
     pub(super) use std::sync::{Arc, atomic};
 
     /// A cell with the model checker's interface.
@@ -44,6 +45,7 @@ mod sync {
 #[cfg(all(test, atoll_loom))]
 mod sync {
     pub(super) use loom::cell::UnsafeCell;
+    pub(super) use loom::hint;
     pub(super) use loom::sync::{Arc, atomic};
 }
 
@@ -256,8 +258,12 @@ impl Listener {
                 // A waker of an earlier poll is there: it is taken back, if no ringer is faster.
                 ASLEEP => _ = state.compare_exchange(ASLEEP, AWAKE, Acquire, Relaxed),
                 // A ringer has that one and wakes it in a moment; whether it is the right one is
-                // not known. Asking to be polled again costs a turn, spinning here might cost more.
-                _ => return waker.wake_by_ref(),
+                // not known. Asking to be polled again costs a turn; waiting here for a ringer that
+                // is not running might cost a time slice.
+                _ => {
+                    sync::hint::spin_loop();
+                    return waker.wake_by_ref();
+                }
             }
         }
         // SAFETY: the state is `AWAKE`, so the waker is the listener's, which is `&mut self`; the

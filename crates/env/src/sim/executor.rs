@@ -30,7 +30,7 @@ use crate::random::Prng;
 use crate::sim::disk::SimDisk;
 use crate::sim::net::Wires;
 use crate::sim::trace::Trace;
-use crate::task::{BoxFuture, LocalBoxFuture};
+use crate::task::{BoxFuture, CoreMain, LocalBoxFuture};
 use crate::time::Instant;
 
 /// Virtual nanoseconds per poll of a task.
@@ -261,12 +261,14 @@ impl crate::task::Tasks for Handle {
 
     fn spawn_core(
         &self,
-        _index: usize,
+        _: usize,
         name: &'static str,
-        _pin: Option<usize>,
-        make: Box<dyn FnOnce() -> LocalBoxFuture + Send>,
-    ) {
-        self.spawn_local(name, make());
+        _: Option<usize>,
+        make: CoreMain,
+    ) -> std::io::Result<()> {
+        // Made when it is first polled, as on a thread of its own.
+        self.spawn_local(name, Box::pin(async move { make().await }));
+        Ok(())
     }
 }
 

@@ -5,15 +5,17 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use crate::disk::{File, IoClass, IoTag, OpenMode};
+use crate::mesh::mesh;
 use crate::sim::{
     CrashMode, CrashTiming, DiskFaults, DiskOptions, Fault, FaultKind, Node, OpKind, Outcome, Sim,
 };
 use crate::sync::{Elapsed, oneshot, timeout};
-use crate::task::yield_now;
+use crate::task::{LocalBoxFuture, yield_now};
 use crate::{Env, IoBuf};
 
 const TAG: IoTag = IoTag::new(IoClass::Log, "test");
@@ -63,6 +65,37 @@ mod executor {
         });
         assert_eq!(order, [1, 2, 3]);
         assert_eq!(sim.now().0 / 1_000_000_000, 4 * 3600);
+    }
+
+    #[test]
+    fn a_core_is_a_task_that_goes_with_its_node() {
+        with_node(1, |sim, node, env| {
+            let made = Arc::new(AtomicUsize::new(0));
+            sim.block_on(node, async {
+                for (index, mut port) in mesh::<u32>(2, 1).into_iter().enumerate() {
+                    let made = made.clone();
+                    let make = move || {
+                        made.fetch_add(1, Ordering::Relaxed);
+                        let stays_on_its_core = Rc::new(made);
+                        Box::pin(async move {
+                            port.send(1 - index, 7);
+                            port.arrived().await;
+                            assert_eq!(port.drain(|_, n| assert_eq!(n, 7)), 1);
+                            port.arrived().await; // for ever
+                            drop(stays_on_its_core);
+                        }) as LocalBoxFuture
+                    };
+                    env.tasks.spawn_core(index, "core", Some(index), Box::new(make)).unwrap();
+                }
+                assert_eq!(made.load(Ordering::Relaxed), 0, "made by its own first poll");
+                env.clock.sleep(Duration::from_secs(1)).await;
+            })
+            .done();
+            assert_eq!((made.load(Ordering::Relaxed), Arc::strong_count(&made)), (2, 3));
+            node.crash();
+            sim.advance(Duration::from_secs(1));
+            assert_eq!(Arc::strong_count(&made), 1);
+        });
     }
 
     #[test]
