@@ -101,7 +101,8 @@ pub(crate) struct Shared<P: Program> {
     running: AtomicUsize,
     ended: Notify,
     failure: Mutex<Option<Error>>,
-    _lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    /// The lock of the directory.
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 /// What the cores report while the node is opened.
@@ -178,28 +179,40 @@ impl<P: Program> Node<P> {
             running: AtomicUsize::new(cores),
             ended: Notify::new(),
             failure: Mutex::new(None),
-            _lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(lock)),
             options,
         });
         let program = Arc::new(program);
         let main: Main<P> = Arc::new(main);
         for index in 0..cores {
-            let (shared, program, main) = (shared.clone(), program.clone(), main.clone());
+            let (of_core, program, main) = (shared.clone(), program.clone(), main.clone());
             let pin = shared.options.pin.map(|first| first + index);
             let make = Box::new(move || -> Pin<Box<dyn Future<Output = ()>>> {
                 Box::pin(async move {
-                    let result = run_core(index, &shared, program(index), main).await;
+                    let result = run_core(index, &of_core, program(index), main).await;
                     if let Err(failure) = result {
-                        shared.failure.lock().get_or_insert(failure);
+                        of_core.failure.lock().get_or_insert(failure);
                     }
-                    if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    if of_core.running.fetch_sub(1, Ordering::AcqRel) == 1 {
                         // The directory is another's from now on.
-                        drop(shared._lock.lock().take());
+                        drop(of_core.lock.lock().take());
                     }
-                    shared.ended.notify();
+                    of_core.ended.notify();
                 })
             });
-            env.tasks.spawn_core(index, "core", pin, make);
+            if let Err(source) = env.tasks.spawn_core(index, "core", pin, make) {
+                // Those that were started are told instead of waiting for the rest.
+                let failure = Error::io("starting a core of", &shared.options.path, source);
+                let missing = cores - index;
+                {
+                    let mut assembly = shared.assembly.lock();
+                    assembly.reported += missing;
+                    assembly.failed.get_or_insert(failure.clone());
+                }
+                shared.assembled.notify(usize::MAX);
+                shared.running.fetch_sub(missing, Ordering::AcqRel);
+                return Err(failure);
+            }
         }
         Ok(Node { shared })
     }

@@ -25,7 +25,10 @@ pub type Counts = [(u64, u64); DATABASES];
 
 /// Counts the keys of all databases: what is due is reaped first, then the shards are asked for
 /// their counts. The cost does not depend on the number of keys.
-pub async fn counts(core: &Core<ObjectProgram>) -> Counts {
+///
+/// # Errors
+/// Those of a transaction.
+pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
     let mut sums = [(0i64, 0i64); DATABASES];
     let mut receivers = Vec::new();
     for index in 0..core.cores() {
@@ -37,7 +40,7 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Counts {
                 "count",
                 Box::pin(async move {
                     task_core.reap_due().await;
-                    let _ = sender.send(shard_counts(&task_core));
+                    let _ = sender.send(shard_counts(&task_core).await);
                 }),
             );
         });
@@ -45,28 +48,45 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Counts {
     }
     core.flush();
     for receiver in receivers {
-        for (sum, (keys, expiring)) in sums.iter_mut().zip(receiver.await.unwrap_or_default()) {
+        let counted = receiver.await.unwrap_or_else(|_| Ok(Default::default()))?;
+        for (sum, (keys, expiring)) in sums.iter_mut().zip(counted) {
             sum.0 += keys;
             sum.1 += expiring;
         }
     }
-    sums.map(|(keys, expiring)| (keys.max(0) as u64, expiring.max(0) as u64))
+    Ok(sums.map(|(keys, expiring)| (keys.max(0) as u64, expiring.max(0) as u64)))
 }
 
 /// Returns the counts of this core's shards.
-fn shard_counts(core: &Core<ObjectProgram>) -> [(i64, i64); DATABASES] {
+///
+/// # Errors
+/// Those of a transaction.
+async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABASES], Error> {
     let mut sums = [(0, 0); DATABASES];
+    let mut firsts = Vec::new();
     core.each_leader(|leader| {
-        for (db, sum) in sums.iter_mut().enumerate() {
-            let entry = leader.local(&databases::name(db), false).ok().flatten();
-            let keyspace = databases::keyspace(db, entry.as_deref());
-            if let Some(count) = leader.counts().get(&keyspace) {
-                sum.0 += count.keys;
-                sum.1 += count.expiring;
-            }
+        let slots = leader.descriptor().range.slots();
+        if !slots.is_empty() {
+            firsts.push((leader.descriptor().id, slots.start));
         }
     });
-    sums
+    for (shard, first) in firsts {
+        // Read as anybody reads them: a flush that is committed and not resolved yet counts.
+        let mut txn = core.begin(Isolation::Snapshot);
+        let keyspaces = keyspaces(core, &mut txn, first).await?;
+        core.each_leader(|leader| {
+            if leader.descriptor().id != shard {
+                return;
+            }
+            for (sum, keyspace) in sums.iter_mut().zip(&keyspaces) {
+                if let Some(count) = leader.counts().get(keyspace) {
+                    sum.0 += count.keys;
+                    sum.1 += count.expiring;
+                }
+            }
+        });
+    }
+    Ok(sums)
 }
 
 /// Empties databases: each gets a fresh keyspace, on all shards in one transaction.

@@ -213,7 +213,12 @@ impl Tasks {
                 Done::Versions(versions)
             }
             Task::Counts => {
-                let counts = whole::counts(&self.core).await;
+                let counts = match whole::counts(&self.core).await {
+                    Ok(counts) => counts,
+                    Err(error) => {
+                        return Done::Failed(distributed::explain(manner.protocol, &error));
+                    }
+                };
                 let mut all = Box::new([Counts::default(); DATABASES]);
                 for (of, (keys, expiring)) in all.iter_mut().zip(counts) {
                     *of = Counts { keys, expiring, mean_ttl_ms: 0 };
@@ -316,7 +321,8 @@ impl Keyspaces for Whole<'_> {
     }
 
     async fn count(&mut self, db: usize) -> Result<Counts, StoreError> {
-        let (keys, expiring) = whole::counts(self.core).await[db];
+        let counts = whole::counts(self.core).await;
+        let (keys, expiring) = counts.map_err(|error| StoreError(error.to_string()))?[db];
         Ok(Counts { keys, expiring, mean_ttl_ms: 0 })
     }
 
