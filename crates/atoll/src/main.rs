@@ -132,8 +132,8 @@ mod tests {
     fn a_wrong_command_line_is_one_sentence_that_names_the_help() {
         for (words, parts) in [
             (
-                &["start", "--cores", "2"][..],
-                ["unexpected argument '--cores' found", "start --help"],
+                &["start", "--threads", "2"][..],
+                ["unexpected argument '--threads' found", "start --help"],
             ),
             (&["start", "--memory", "x"], ["invalid value 'x' for '--memory <SIZE>'", "--help"]),
             (&["start", "--durability", "y"], ["choose synced, interval", "--help"]),

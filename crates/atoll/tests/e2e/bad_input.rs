@@ -19,7 +19,7 @@ fn start(data: &Path, flags: &[&str]) -> Output {
 
 #[test]
 fn wrong_flags_are_refused_with_code_2() {
-    assert_refused(&run(&["start", "--cores", "2"]), 2, &["'--cores'", "atoll start --help"]);
+    assert_refused(&run(&["start", "--threads", "2"]), 2, &["'--threads'", "atoll start --help"]);
     assert_refused(&run(&["start", "--memory", "much"]), 2, &["'much'", "512MiB"]);
     assert_refused(&run(&["start", "--resp", "nowhere"]), 2, &["'nowhere'", "127.0.0.1:7379"]);
     assert_refused(&run(&["begin"]), 2, &["'begin'", "atoll --help"]);
@@ -108,7 +108,7 @@ fn a_newer_format_is_refused_with_both_versions() {
     let text = std::fs::read(&identity).unwrap();
     // A later program would sum up what it writes: a version that does not verify is damage.
     let words = String::from_utf8(text.clone()).unwrap();
-    let newer = words.rsplit_once(' ').unwrap().0.replacen("atoll-lsm 1 ", "atoll-lsm 9 ", 1);
+    let newer = words.rsplit_once(' ').unwrap().0.replacen("atoll 1 ", "atoll 9 ", 1);
     let sum = seeded(Place { file: 0, salt: 0, offset: 0 }, &[newer.as_bytes()]);
     std::fs::write(&identity, format!("{newer} {sum:08x}\n")).unwrap();
     assert_refused(&start(&data, &[]), 1, &[data.to_str().unwrap(), "format 9", "reads 1"]);

@@ -51,7 +51,7 @@ enum Op {
 impl Op {
     /// Makes a random request on the keys of `connection`. Values name their place in the run.
     fn random(prng: &mut Prng, connection: usize, tag: &str) -> Op {
-        let key = format!("c{connection}:{}", prng.below(KEYS));
+        let key = format!("{{c{connection}}}:{}", prng.below(KEYS));
         match prng.below(10) {
             0..6 => {
                 // Mostly small; now and then large enough to be cut in several reads and frames.
@@ -170,7 +170,7 @@ fn load(mut socket: TcpStream, mut prng: Prng, connection: usize, round: u64) ->
 /// Reads the keys of `connection` with a stock client.
 fn read_state(client: &mut redis::Connection, connection: usize) -> State {
     let keys: Vec<String> = (0..KEYS)
-        .flat_map(|key| [format!("c{connection}:{key}"), format!("nc{connection}:{key}")])
+        .flat_map(|key| [format!("{{c{connection}}}:{key}"), format!("n{{c{connection}}}:{key}")])
         .collect();
     let values: Vec<Option<String>> = client.mget(&keys).unwrap();
     keys.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))).collect()

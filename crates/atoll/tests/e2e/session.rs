@@ -240,9 +240,13 @@ fn a_damaged_log_is_refused_named_and_repaired_at_a_price_that_is_told() {
     }
     server.kill();
     // One byte in the middle of what the log holds.
-    let segments = std::fs::read_dir(data.join("log")).unwrap().map(|entry| entry.unwrap().path());
-    let holding = segments.filter(|path| path.extension().is_some_and(|e| e == "log")).min();
-    let segment = holding.unwrap();
+    let log = data.join("store-0/log");
+    let segments = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path());
+    let holds = |path: &std::path::PathBuf| {
+        path.extension().is_some_and(|e| e == "log")
+            && std::fs::read(path).unwrap().windows(7).any(|window| window == b"key:100")
+    };
+    let segment = segments.filter(holds).min().unwrap();
     let mut bytes = std::fs::read(&segment).unwrap();
     let middle = find(&bytes, b"key:100");
     bytes[middle] ^= 1;

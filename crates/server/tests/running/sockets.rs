@@ -7,11 +7,22 @@ use std::time::Duration;
 
 use atoll_env::os;
 use atoll_env::sync::oneshot;
-use atoll_lsm::{Database, Options};
+use atoll_kv::NodeOptions;
 use atoll_redis::{Config, Identity};
-use atoll_server::{EngineStore, Server};
+use atoll_server::{Engine, Server};
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Opens a directory on two cores.
+async fn engine(dir: &std::path::Path, config: Config) -> Engine {
+    let mut options = NodeOptions::new(os::env().unwrap(), dir);
+    options.cores = 2;
+    options.stores = 2;
+    options.memory = 32 << 20;
+    options.engine.log_segment_size = 4 << 20;
+    let identity = Identity { version: "test", process_id: 1, run_id: 1 };
+    Engine::start(options, config, identity).await.unwrap()
+}
 
 /// A server on a thread of its own.
 struct Running {
@@ -28,20 +39,14 @@ fn start(dir: &std::path::Path, config: Config) -> Running {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let env = os::env().unwrap();
-            let log_segment_size = 4 << 20;
-            let options =
-                Options { memory: 16 << 20, log_segment_size, ..Options::new(env.clone()) };
-            let database = Database::builder(&dir).options(options).open_async().await.unwrap();
-            let store = EngineStore::open(database.clone()).await.unwrap();
-            let identity = Identity { version: "test", process_id: 1, run_id: 1 };
-            let server = Server::bind(env, LOCAL, store, config, identity).await.unwrap();
+            let engine = engine(&dir, config).await;
+            let server = Server::bind(&engine, LOCAL).await.unwrap();
             tell.send(server.local_addr()).unwrap();
             let stop = async {
                 let _ = stopped.await;
             };
             server.run(stop).await;
-            database.close_async().await.unwrap();
+            engine.stop().await.unwrap();
         });
     });
     let addr = told.recv_timeout(Duration::from_secs(30)).expect("the server starts");
@@ -129,15 +134,10 @@ fn an_address_in_use_is_one_clear_sentence() {
     let other = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     let error = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let env = os::env().unwrap();
-        let log_segment_size = 4 << 20;
-        let options = Options { memory: 16 << 20, log_segment_size, ..Options::new(env.clone()) };
-        let database = Database::builder(other.path()).options(options).open_async().await.unwrap();
-        let store = EngineStore::open(database.clone()).await.unwrap();
-        let identity = Identity { version: "test", process_id: 1, run_id: 1 };
-        let bound = Server::bind(env, taken, store, Config::default(), identity).await;
+        let engine = engine(other.path(), Config::default()).await;
+        let bound = Server::bind(&engine, taken).await;
         let error = bound.err().expect("the address is taken").to_string();
-        database.close_async().await.unwrap();
+        engine.stop().await.unwrap();
         error
     });
     let expected =

@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use atoll_env::Env;
-use atoll_env::net::{Listener, NetFuture, Network, Stream};
+use atoll_env::net::{Arrival, Listener, NetFuture, Network, Stream};
 use atoll_env::random::Prng;
 use atoll_env::sim::{Node, Sim};
 use atoll_env::sync::oneshot;
-use atoll_lsm::{Database, Options};
+use atoll_kv::NodeOptions;
 use atoll_redis::{Config, Identity};
 use atoll_resp::{ReplyDecoder, Value};
-use atoll_server::{EngineStore, Server};
+use atoll_server::{Engine, Server};
 
 /// Bytes a direction of a stream holds: small, so that writers meet its end.
 const CAPACITY: usize = 16 << 10;
@@ -115,13 +115,13 @@ impl Listener for LoopListener {
         self.addr
     }
 
-    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Stream>, SocketAddr)> {
+    fn accept(&mut self) -> NetFuture<'_, (Box<dyn Arrival>, SocketAddr)> {
         Box::pin(poll_fn(|cx| {
             let mut state = lock(&self.network.0);
             let Some(backlog) = state.listeners.get_mut(&self.addr) else { return Poll::Pending };
             match backlog.waiting.pop_front() {
                 Some((stream, peer)) => {
-                    Poll::Ready(Ok((Box::new(stream) as Box<dyn Stream>, peer)))
+                    Poll::Ready(Ok((Box::new(stream) as Box<dyn Arrival>, peer)))
                 }
                 None => {
                     backlog.acceptor = Some(cx.waker().clone());
@@ -129,6 +129,12 @@ impl Listener for LoopListener {
                 }
             }
         }))
+    }
+}
+
+impl Arrival for LoopStream {
+    fn attach(self: Box<Self>) -> io::Result<Box<dyn Stream>> {
+        Ok(self)
     }
 }
 
@@ -212,21 +218,21 @@ pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
     tasks.spawn_local(
         "server",
         Box::pin(async move {
+            let mut options = NodeOptions::new(env.clone(), "data");
+            options.cores = 1 + (env.random.next_u64() % 2) as usize;
+            options.stores = 2;
+            options.memory = 16 << 20;
             // Small segments: each is written whole when it is made.
-            let log_segment_size = 256 << 10;
-            let options =
-                Options { memory: 8 << 20, log_segment_size, ..Options::new(env.clone()) };
-            let builder = Database::builder("data").options(options);
-            let database = builder.open_async().await.expect("the database opens");
-            let store = EngineStore::open(database.clone()).await.expect("keyspaces");
+            options.engine.log_segment_size = 256 << 10;
             let run_id = env.random.next_u64();
             let identity = Identity { version: "test", process_id: 1, run_id };
-            let server = Server::bind(env, address(), store, config, identity).await;
+            let engine = Engine::start(options, config, identity).await.expect("it opens");
+            let server = Server::bind(&engine, address()).await;
             let stop = async {
                 let _ = stopped.await;
             };
             server.expect("the address is free").run(stop).await;
-            database.close_async().await.expect("the database closes");
+            engine.stop().await.expect("it closes");
             let _ = end.send(());
         }),
     );
