@@ -610,16 +610,18 @@ impl<P: Program> StoreHost<P> {
             let mut sync = false;
             for group in &more {
                 while let Some(effects) = group.consensus.borrow_mut().ready() {
+                    // The state first: then whatever part of the batch a crash leaves is one that
+                    // can be started from.
+                    if let Some(consensus::GroupState { term, vote, commit }) = effects.state {
+                        driver.set_state(group.id.0, GroupState { term, vote, commit })?;
+                        // A vote or a term is a promise to others.
+                        sync |= effects.entries.is_empty();
+                    }
                     for entry in &effects.entries {
                         let (index, term) = (entry.index(), entry.term());
                         let id = EntryId { group: group.id.0, index, term };
                         let position = driver.append(id, &entry.log_parts())?;
                         group.state.borrow_mut().positions.insert(index, position);
-                    }
-                    if let Some(consensus::GroupState { term, vote, commit }) = effects.state {
-                        driver.set_state(group.id.0, GroupState { term, vote, commit })?;
-                        // A vote or a term is a promise to others.
-                        sync |= effects.entries.is_empty();
                     }
                     if effects.must_sync {
                         batches.push((group.clone(), effects.number));
