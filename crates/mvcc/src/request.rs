@@ -228,7 +228,9 @@ pub enum Request {
         /// Which keys.
         keys: Vec<Key>,
     },
-    /// Asks whom a transaction waits for at these keys: who holds or wants them before it.
+    /// Asks whom a transaction waits for at these keys: who holds or wants them before it. If it is
+    /// in a queue twice, because a question came late and was asked again meanwhile, only the
+    /// foremost place counts: what that one gets, the transaction has.
     Waits {
         /// The one that waits.
         txn: TxnId,
