@@ -198,6 +198,7 @@ impl Background {
             class,
             snapshots: store.live_snapshots(),
             expire_before: store.now(),
+            horizon: store.horizon.load(Ordering::Acquire),
             prefix_rule: self.keyspaces.prefix_rule(),
         }
     }
@@ -394,6 +395,7 @@ impl Background {
             levels: Default::default(),
             snapshots: self.store.live_snapshots(),
             expire_before: self.store.now(),
+            horizon: self.store.horizon.load(Ordering::Acquire),
         };
         for (level, handle) in version.tables() {
             let mut range_tombstones = Vec::new();
@@ -520,6 +522,7 @@ struct JobParts<'a> {
     class: IoClass,
     snapshots: Vec<u64>,
     expire_before: u64,
+    horizon: u64,
     prefix_rule: PrefixRule,
 }
 
@@ -535,6 +538,7 @@ impl JobParts<'_> {
             class: self.class,
             snapshots: self.snapshots,
             expire_before: self.expire_before,
+            horizon: self.horizon,
             version: self.version,
             prefix_rule: self.prefix_rule,
             next_id: &next_id,

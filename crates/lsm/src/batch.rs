@@ -8,13 +8,16 @@
 //!   insert expiring  2 | key | deadline u64 | value
 //!   remove           3 | key
 //!   remove range     4 | start | end               end is exclusive
+//!   insert version   5 | key | stamp u64 | value
+//!   remove version   6 | key | stamp u64
 //! ```
 //!
 //! Every record takes one sequence number or, for a long value, one for each chunk and one for the
 //! head. A record is never shorter in bytes than the numbers it takes, so numbers counted from the
 //! entry's log position never reach those of the next entry.
 //!
-//! Keys in here carry the 4-byte big-endian keyspace id in front. The page is docs/formats/batch.md.
+//! Keys of a [`Batch`] carry the 4-byte big-endian keyspace id in front, those of a store's owner
+//! ([`crate::driven::Writes`]) are as it likes. The page is docs/formats/batch.md.
 
 use atoll_encoding::{Malformed, Reader, varint};
 
@@ -22,19 +25,22 @@ use crate::error::{Error, Result};
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
 use crate::keyspace::Keyspace;
+use crate::memtable::Memtable;
 use crate::options::{KEY_LEN_MAX, VALUE_LEN_MAX};
 
 /// Format version of a batch.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 /// Values longer than this are stored in chunks.
 pub(crate) const CHUNKED_ABOVE: usize = 1 << 20;
 /// Length of a chunk.
 pub(crate) const CHUNK_LEN: usize = 256 << 10;
 
-const INSERT: u8 = 1;
+pub(crate) const INSERT: u8 = 1;
 const INSERT_EXPIRING: u8 = 2;
-const REMOVE: u8 = 3;
-const REMOVE_RANGE: u8 = 4;
+pub(crate) const REMOVE: u8 = 3;
+pub(crate) const REMOVE_RANGE: u8 = 4;
+pub(crate) const INSERT_VERSION: u8 = 5;
+pub(crate) const REMOVE_VERSION: u8 = 6;
 
 /// Writes to any keyspaces of one database that become visible, and durable, together.
 ///
@@ -212,24 +218,58 @@ pub(crate) struct Payload {
     pub(crate) removes_range: bool,
 }
 
-/// One write of a decoded batch. Keys carry the keyspace id.
+/// One write of a decoded batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Record<'a> {
     Insert { key: &'a [u8], value: &'a [u8], deadline: Option<u64> },
     Remove { key: &'a [u8] },
     RemoveRange { start: &'a [u8], end: &'a [u8] },
+    InsertVersion { key: &'a [u8], stamp: u64, value: &'a [u8] },
+    RemoveVersion { key: &'a [u8], stamp: u64 },
 }
 
 impl Record<'_> {
     /// Returns how many sequence numbers the record takes.
     pub(crate) fn seqnos(&self) -> SeqNo {
         match self {
-            Record::Insert { value, .. } if value.len() > CHUNKED_ABOVE => {
-                value.len().div_ceil(CHUNK_LEN) as SeqNo + 1
+            Record::Insert { value, .. } | Record::InsertVersion { value, .. } => {
+                value_seqnos(value.len())
             }
             _ => 1,
         }
     }
+
+    /// Returns the most arena bytes that the record takes.
+    pub(crate) fn arena_bytes(&self) -> usize {
+        match self {
+            Record::Insert { key, value, .. } | Record::InsertVersion { key, value, .. } => {
+                value_arena_bytes(key.len(), value.len())
+            }
+            Record::Remove { key } => Memtable::record_bytes(key.len(), 0),
+            Record::RemoveVersion { key, .. } => Memtable::record_bytes(key.len(), 8),
+            Record::RemoveRange { start, end } => Memtable::range_bytes(start.len(), end.len()),
+        }
+    }
+}
+
+/// Returns how many sequence numbers a value of this length takes.
+#[inline]
+fn value_seqnos(len: usize) -> SeqNo {
+    if len > CHUNKED_ABOVE { len.div_ceil(CHUNK_LEN) as SeqNo + 1 } else { 1 }
+}
+
+/// Returns the most arena bytes that a value takes, with or without a deadline or stamp.
+#[inline]
+pub(crate) fn value_arena_bytes(key_len: usize, len: usize) -> usize {
+    // Beside the value itself a deadline, a stamp or the head of a chunked one.
+    value_seqnos(len) as usize * Memtable::record_bytes(key_len, 20) + len
+}
+
+/// Returns a number of arena bytes that no batch of `len` bytes exceeds, without looking into it.
+pub(crate) fn arena_bytes_most(len: usize) -> usize {
+    // The dearest record by the byte is the removal of an empty key.
+    const REMOVE_LEN: usize = 2;
+    len.saturating_mul(Memtable::record_bytes(0, 20) / REMOVE_LEN)
 }
 
 /// Decodes the records of a payload.
@@ -263,6 +303,14 @@ impl<'a> Records<'a> {
                 Record::Insert { key, value: r.bytes("a value")?, deadline }
             }
             REMOVE => Record::Remove { key: r.bytes("a key")? },
+            INSERT_VERSION => {
+                let key = r.bytes("a key")?;
+                let stamp = r.u64("a stamp")?;
+                Record::InsertVersion { key, stamp, value: r.bytes("a value")? }
+            }
+            REMOVE_VERSION => {
+                Record::RemoveVersion { key: r.bytes("a key")?, stamp: r.u64("a stamp")? }
+            }
             REMOVE_RANGE => {
                 Record::RemoveRange { start: r.bytes("a key")?, end: r.bytes("a key")? }
             }
@@ -289,8 +337,24 @@ mod tests {
         batch.insert_raw(7, b"", b"", Some(99));
         batch.remove_raw(8, b"gone");
         batch.clear_raw(9);
-        let payload = batch.into_payload().unwrap();
+        let mut payload = batch.into_payload().unwrap();
         assert!(payload.removes_range);
+        payload.bytes.extend_from_slice(&[
+            INSERT_VERSION,
+            1,
+            b'a',
+            7,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            1,
+            b'v',
+        ]);
+        payload.bytes.extend_from_slice(&[REMOVE_VERSION, 1, b'b', 8, 0, 0, 0, 0, 0, 0, 0]);
         let all: Vec<_> = Records::new(&payload.bytes).unwrap().map(Result::unwrap).collect();
         assert_eq!(
             all,
@@ -299,6 +363,8 @@ mod tests {
                 Record::Insert { key: b"\0\0\0\x07", value: b"", deadline: Some(99) },
                 Record::Remove { key: b"\0\0\0\x08gone" },
                 Record::RemoveRange { start: b"\0\0\0\x09", end: b"\0\0\0\x0a" },
+                Record::InsertVersion { key: b"a", stamp: 7, value: b"v" },
+                Record::RemoveVersion { key: b"b", stamp: 8 },
             ]
         );
         for len in 1..payload.bytes.len() {

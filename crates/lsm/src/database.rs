@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::commit::{self, Work};
 use crate::error::{Error, Result};
 use crate::identity;
-use crate::iter::scan::Bounds;
+use crate::iter::scan::{Bounds, Wanted};
 use crate::key::SeqNo;
 use crate::keyspace::{
     About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id,
@@ -571,7 +571,8 @@ async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let (view, snapshot) = store.pin_owned();
     let direction = crate::iter::Direction::Forward;
     let tables = Arc::new(store.tables.past_quarantine());
-    let mut scan = view.scan(&tables, direction, bounds, snapshot, store.now(), None).await?;
+    let wanted = Wanted::Live(store.now());
+    let mut scan = view.scan(&tables, direction, bounds, snapshot, wanted, None).await?;
     while let Some(entry) = scan.next().await? {
         let malformed = |e: atoll_encoding::Malformed| {
             Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))

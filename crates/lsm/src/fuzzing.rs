@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::batch::Records;
+use crate::batch::{Records, arena_bytes_most};
 use crate::keyspace::decode_about;
 use crate::store::arena_bytes;
 use crate::version::{Edit, Garbage, manifest};
@@ -51,7 +51,7 @@ fn batch(bytes: &[u8]) {
         len += 1;
     }
     assert!(seqnos <= bytes.len() as u64, "{len} records of {} bytes take {seqnos}", bytes.len());
-    assert!(arena_bytes(bytes).is_ok());
+    assert!(arena_bytes(bytes).is_ok_and(|arena| arena <= arena_bytes_most(bytes.len())));
 }
 
 /// Decodes an edit of the manifest.
@@ -80,8 +80,8 @@ mod tests {
 
     use super::*;
     use crate::batch::Batch;
-    use crate::version::Flushed;
     use crate::version::edit::tests::desc;
+    use crate::version::{Flushed, TableDesc};
 
     /// Runs a target on random bytes, and on mutations of `seeds`.
     fn smoke(name: &str, rounds: usize, seeds: &[Vec<u8>]) {
@@ -119,7 +119,9 @@ mod tests {
         batch.insert_raw(7, b"key", b"value", None).insert_raw(7, b"", b"", Some(99));
         batch.remove_raw(8, b"gone").clear_raw(9);
         batch.insert_raw(1, b"long", &vec![7; 300], None);
-        let payload = batch.into_payload().unwrap().bytes;
+        let mut payload = batch.into_payload().unwrap().bytes;
+        payload.extend_from_slice(&[5, 1, b'k', 9, 0, 0, 0, 0, 0, 0, 0, 2, b'v', b'v']);
+        payload.extend_from_slice(&[6, 1, b'k', 9, 0, 0, 0, 0, 0, 0, 0]);
         let about = vec![1, 5, 0, 0];
         smoke("batch", 20_000, &[payload, about]);
     }
@@ -132,7 +134,7 @@ mod tests {
             ..Edit::default()
         };
         let second = Edit {
-            added: vec![(0, desc(8, "a", "b"))],
+            added: vec![(0, TableDesc { passing: 2, passing_stamp: 9, ..desc(8, "a", "b") })],
             removed: vec![6],
             moved: vec![(5, 6)],
             quarantined: vec![7],

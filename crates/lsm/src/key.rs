@@ -16,6 +16,23 @@
 //!
 //! The user key is what the layer above calls a key, with the 4-byte keyspace id before it: the
 //! engine has one ordered byte space, keyspaces are ranges in it.
+//!
+//! # Versions
+//! A layer with timestamps of its own keeps several values of a key that all stay readable. Their
+//! records are *versioned*: they carry a 64-bit *stamp*, and a read at stamp `s` finds the newest
+//! record whose stamp is at most `s`:
+//!
+//! ```text
+//!   user key   seqno  kind                stamp
+//!   a          92     VersionedValue      700    <- a read at 700 or later stops here
+//!   a          40     VersionedTombstone  650    <- a read at 699 stops here: deleted
+//!   a          17     VersionedValue      320    <- a read at 649 stops here
+//! ```
+//!
+//! Of one key the stamps never descend while the sequence numbers ascend; so one order serves both,
+//! and a source that holds a version for a stamp answers alone. A key holds either versioned or
+//! plain records, never both. How long versions stay is the *horizon*'s matter
+//! (`compaction/stream.rs`).
 
 use std::cmp::Ordering;
 
@@ -43,6 +60,13 @@ pub enum Kind {
     ChunkedValue = 3,
     /// A piece of the chunked value whose head is the next newer record that is no chunk.
     Chunk = 4,
+    /// A version: the first 8 bytes (little-endian) are its stamp, the rest is the value.
+    VersionedValue = 5,
+    /// A version that says that the key is deleted. The bytes are its stamp (8).
+    VersionedTombstone = 6,
+    /// A version whose value is long, like `ChunkedValue` with the stamp in the deadline's place:
+    /// stamp (8 bytes), total length (8), number of chunks (4), little-endian.
+    VersionedChunked = 7,
 }
 
 impl Kind {
@@ -54,9 +78,25 @@ impl Kind {
             2 => Kind::ExpiringValue,
             3 => Kind::ChunkedValue,
             4 => Kind::Chunk,
+            5 => Kind::VersionedValue,
+            6 => Kind::VersionedTombstone,
+            7 => Kind::VersionedChunked,
             _ => return None,
         })
     }
+
+    /// Returns whether a record of this kind has a stamp in front.
+    #[inline]
+    pub fn is_versioned(self) -> bool {
+        matches!(self, Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked)
+    }
+}
+
+/// Returns the stamp of a versioned record, given its bytes. The writer of a table refuses records
+/// without one.
+#[inline]
+pub fn stamp_of(value: &[u8]) -> u64 {
+    value.first_chunk().map_or(0, |stamp| u64::from_le_bytes(*stamp))
 }
 
 /// Sequence number and kind in one word: `seqno << 8 | kind`. Larger is newer and sorts first.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use atoll_env::block_on;
 
 use crate::error::{Error, Result};
-use crate::iter::scan::Bounds;
+use crate::iter::scan::{Bounds, Wanted};
 use crate::iter::{Direction, Scan};
 use crate::key::SeqNo;
 use crate::keyspace::Keyspace;
@@ -115,7 +115,7 @@ impl Cursor {
                         direction,
                         self.bounds.clone(),
                         self.snapshot,
-                        self.now,
+                        Wanted::Live(self.now),
                         self.filter.as_ref().map(|(rule, prefix)| (rule, &prefix[..])),
                     )
                     .await?,
@@ -185,7 +185,7 @@ impl Guard {
     /// Returns the value with its deadline.
     pub async fn record_async(&self) -> Result<crate::read::Record> {
         let Pinned { keyspace, view } = &*self.pinned;
-        keyspace.db.complete(view, &self.user_key, self.stored.clone()).await
+        keyspace.db.store.complete(view, &self.user_key, self.stored.clone()).await
     }
 
     /// Returns the key and the value.

@@ -7,6 +7,7 @@ use crate::iter::scan::key_kind;
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::keyspace::{check_key, user_key};
 use crate::slice::Slice;
+use crate::store::Store;
 use crate::view::{Hit, View};
 
 /// A value with what is stored beside it.
@@ -26,18 +27,35 @@ pub(crate) struct Stored {
 }
 
 /// What the head of a chunked value says.
-struct Chunked {
-    deadline: Option<u64>,
-    len: usize,
-    chunks: u64,
+pub(crate) struct Chunked {
+    /// Its deadline or, in a version, its stamp; 0 for none.
+    pub(crate) first: u64,
+    pub(crate) len: usize,
+    pub(crate) chunks: u64,
+}
+
+impl Chunked {
+    /// Decodes a head; `None` if it makes no sense.
+    pub(crate) fn decode(head: &[u8]) -> Option<Chunked> {
+        let mut reader = atoll_encoding::Reader::new(head);
+        let first = reader.u64("a deadline or stamp").ok()?;
+        let len = usize::try_from(reader.u64("a length").ok()?).ok()?;
+        let chunks = u64::from(reader.u32("a number of chunks").ok()?);
+        reader.finish("the end of the head").ok()?;
+        (chunks == len.div_ceil(CHUNK_LEN) as u64).then_some(Chunked { first, len, chunks })
+    }
 }
 
 impl Stored {
     /// Returns the length of the value, without reading chunks.
     pub(crate) fn len(&self) -> usize {
         match key_kind(self.trailer) {
-            Kind::ExpiringValue => self.value.len().saturating_sub(8),
-            Kind::ChunkedValue => self.chunked().map_or(0, |c| c.len),
+            Kind::ExpiringValue | Kind::VersionedValue | Kind::VersionedTombstone => {
+                self.value.len().saturating_sub(8)
+            }
+            Kind::ChunkedValue | Kind::VersionedChunked => {
+                Chunked::decode(&self.value).map_or(0, |c| c.len)
+            }
             Kind::Value | Kind::Chunk | Kind::Tombstone => self.value.len(),
         }
     }
@@ -48,21 +66,13 @@ impl Stored {
             Kind::ExpiringValue | Kind::ChunkedValue => {
                 crate::compaction::stream::deadline_of(&self.value)
             }
-            Kind::Value | Kind::Chunk | Kind::Tombstone => None,
+            Kind::Value
+            | Kind::Chunk
+            | Kind::Tombstone
+            | Kind::VersionedValue
+            | Kind::VersionedTombstone
+            | Kind::VersionedChunked => None,
         }
-    }
-
-    fn chunked(&self) -> Option<Chunked> {
-        let bytes: &[u8; 20] = self.value.as_ref().try_into().ok()?;
-        let u64_at = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_le_bytes(word)
-        };
-        let deadline = Some(u64_at(0)).filter(|d| *d != 0);
-        let len = usize::try_from(u64_at(8)).ok()?;
-        let chunks = u64::from(u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]));
-        (chunks == len.div_ceil(CHUNK_LEN) as u64).then_some(Chunked { deadline, len, chunks })
     }
 }
 
@@ -96,11 +106,13 @@ impl Inner {
         match view.get(&self.store.tables, user_key, snapshot, now).await? {
             None => Ok(None),
             Some(Hit { trailer, value }) => {
-                self.complete(view, user_key, Stored { trailer, value }).await.map(Some)
+                self.store.complete(view, user_key, Stored { trailer, value }).await.map(Some)
             }
         }
     }
+}
 
+impl Store {
     /// Returns the whole value of a stored record, which must be live in `view`.
     pub(crate) async fn complete(
         &self,
@@ -114,32 +126,46 @@ impl Inner {
             }
             Kind::ExpiringValue => {
                 let deadline = crate::compaction::stream::deadline_of(&stored.value);
-                let value = stored.value.slice(8.min(stored.value.len())..stored.value.len());
-                Ok(Record { value, deadline })
+                Ok(Record { value: stored.value.after(8), deadline })
+            }
+            Kind::VersionedValue | Kind::VersionedTombstone => {
+                Ok(Record { value: stored.value.after(8), deadline: None })
             }
             Kind::ChunkedValue => {
-                let broken = |what: &str| {
-                    let key = user_key.escape_ascii();
-                    Error::corruption(
-                        &self.store.paths.root,
-                        0,
-                        format!("the long value of key \"{key}\" {what}"),
-                    )
-                };
-                let head =
-                    stored.chunked().ok_or_else(|| broken("has a head that makes no sense"))?;
-                let mut value = Vec::new();
-                let first = stored.trailer.seqno();
-                for back in 1..=head.chunks {
-                    let seqno = first.checked_sub(back).ok_or_else(|| broken("lacks chunks"))?;
-                    let chunk = view.chunk(&self.store.tables, user_key, seqno).await?;
-                    value.extend_from_slice(&chunk.ok_or_else(|| broken("lacks a chunk"))?);
-                }
-                if value.len() != head.len {
-                    return Err(broken("has chunks of another length"));
-                }
-                Ok(Record { value: Slice::from(value), deadline: head.deadline })
+                let (value, head) = self.long_value(view, user_key, &stored).await?;
+                Ok(Record { value, deadline: Some(head.first).filter(|d| *d != 0) })
+            }
+            Kind::VersionedChunked => {
+                let (value, _) = self.long_value(view, user_key, &stored).await?;
+                Ok(Record { value, deadline: None })
             }
         }
+    }
+
+    /// Puts a long value together; returns it with its head.
+    async fn long_value(
+        &self,
+        view: &View,
+        user_key: &[u8],
+        stored: &Stored,
+    ) -> Result<(Slice, Chunked)> {
+        let broken = |what: &str| {
+            let key = user_key.escape_ascii();
+            let what = format!("the long value of key \"{key}\" {what}");
+            Error::corruption(&self.paths.root, 0, what)
+        };
+        let head = Chunked::decode(&stored.value);
+        let head = head.ok_or_else(|| broken("has a head that makes no sense"))?;
+        let mut value = Vec::new();
+        let first = stored.trailer.seqno();
+        for back in 1..=head.chunks {
+            let seqno = first.checked_sub(back).ok_or_else(|| broken("lacks chunks"))?;
+            let chunk = view.chunk(&self.tables, user_key, seqno).await?;
+            value.extend_from_slice(&chunk.ok_or_else(|| broken("lacks a chunk"))?);
+        }
+        if value.len() != head.len {
+            return Err(broken("has chunks of another length"));
+        }
+        Ok((Slice::from(value), head))
     }
 }

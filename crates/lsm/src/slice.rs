@@ -33,6 +33,14 @@ impl Slice {
         Slice { owner, start: range.start, len: range.len() }
     }
 
+    /// Returns what follows the first `n` bytes; nothing if there are no more.
+    pub(crate) fn after(mut self, n: usize) -> Slice {
+        let n = n.min(self.len);
+        self.start += n;
+        self.len -= n;
+        self
+    }
+
     /// Returns a part of this slice with the same owner. Panics outside of it.
     pub fn slice(&self, range: Range<usize>) -> Slice {
         assert!(range.start <= range.end && range.end <= self.len, "slice out of range");

@@ -12,6 +12,7 @@
 //! only, and never while holding one of the others. No lock is held across an await but the gate.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use atoll_env::sync::Notify;
 use event_listener::Event;
 use parking_lot::Mutex;
 
-use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records};
+use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records, arena_bytes_most};
 use crate::commit::{self, Queue, Request, Work};
 use crate::database::closed;
 use crate::error::{Error, Result};
@@ -59,6 +60,8 @@ pub(crate) struct Store {
     view_update: Mutex<()>,
     /// Every record at or below it may be read.
     visible: AtomicU64,
+    /// Nobody reads versions at a stamp below it. Only rises; a merge reads it once.
+    pub(crate) horizon: AtomicU64,
     /// Live snapshots, counted by sequence number.
     snapshots: Mutex<BTreeMap<SeqNo, usize>>,
     pub(crate) queue: Queue,
@@ -187,6 +190,7 @@ impl Store {
             view: ArcSwap::from_pointee(view),
             view_update: Mutex::new(()),
             visible: AtomicU64::new(parts.visible),
+            horizon: AtomicU64::new(0),
             snapshots: Mutex::new(BTreeMap::new()),
             queue: Queue::default(),
             writer: Mutex::new(Some(Box::new(parts.writer))),
@@ -583,11 +587,14 @@ impl Store {
         stamp: Stamp,
         payload: &[u8],
     ) -> Result<()> {
-        let needed = arena_bytes(payload)?;
-        if needed > writer.active.free() {
-            // A batch that is larger than a memtable gets one of its own size.
-            let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
-            self.seal(writer, capacity).await?;
+        // Most batches are far smaller than what is free: only near the end are they counted out.
+        if arena_bytes_most(payload.len()) > writer.active.free() {
+            let needed = arena_bytes(payload)?;
+            if needed > writer.active.free() {
+                // A batch that is larger than a memtable gets one of its own size.
+                let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
+                self.seal(writer, capacity).await?;
+            }
         }
         self.slow_down(writer, payload.len()).await;
         let last = insert(&mut writer.active, payload, stamp.position)?;
@@ -697,16 +704,7 @@ impl Store {
 pub(crate) fn arena_bytes(payload: &[u8]) -> Result<usize> {
     let mut bytes = 0;
     for record in Records::new(payload).map_err(malformed)? {
-        let record = record.map_err(malformed)?;
-        bytes += match record {
-            Record::Insert { key, value, .. } => {
-                let seqnos = record.seqnos() as usize;
-                // Beside the value itself a deadline or the head of a chunked one.
-                seqnos * Memtable::record_bytes(key.len(), 20) + value.len()
-            }
-            Record::Remove { key } => Memtable::record_bytes(key.len(), 0),
-            Record::RemoveRange { start, end } => Memtable::range_bytes(start.len(), end.len()),
-        };
+        bytes += record.map_err(malformed)?.arena_bytes();
     }
     Ok(bytes)
 }
@@ -724,15 +722,13 @@ pub(crate) fn insert(
         let key = |seqno, kind| Trailer::new(seqno, kind);
         match record {
             Record::Insert { key: user_key, value, deadline } if value.len() > CHUNKED_ABOVE => {
-                let chunks = value.chunks(CHUNK_LEN);
-                let mut about = [0; 20];
-                about[..8].copy_from_slice(&deadline.unwrap_or(0).to_le_bytes());
-                about[8..16].copy_from_slice(&(value.len() as u64).to_le_bytes());
-                about[16..].copy_from_slice(&(chunks.len() as u32).to_le_bytes());
-                for (chunk, seqno) in chunks.zip((seqno..head).rev()) {
-                    put(active, user_key, key(seqno, Kind::Chunk), [chunk, b""])?;
-                }
-                put(active, user_key, key(head, Kind::ChunkedValue), [&about, b""])?;
+                let long = (deadline.unwrap_or(0), value);
+                put_long(active, user_key, Kind::ChunkedValue, long, seqno..head)?;
+            }
+            Record::InsertVersion { key: user_key, stamp, value }
+                if value.len() > CHUNKED_ABOVE =>
+            {
+                put_long(active, user_key, Kind::VersionedChunked, (stamp, value), seqno..head)?;
             }
             Record::Insert { key: user_key, value, deadline: Some(deadline) } => {
                 let trailer = key(head, Kind::ExpiringValue);
@@ -744,6 +740,14 @@ pub(crate) fn insert(
             Record::Remove { key: user_key } => {
                 put(active, user_key, key(head, Kind::Tombstone), [b"", b""])?;
             }
+            Record::InsertVersion { key: user_key, stamp, value } => {
+                let trailer = key(head, Kind::VersionedValue);
+                put(active, user_key, trailer, [&stamp.to_le_bytes(), value])?;
+            }
+            Record::RemoveVersion { key: user_key, stamp } => {
+                let trailer = key(head, Kind::VersionedTombstone);
+                put(active, user_key, trailer, [&stamp.to_le_bytes(), b""])?;
+            }
             Record::RemoveRange { start, end } => {
                 active.delete_range(start, end, head).map_err(too_full)?;
             }
@@ -751,6 +755,27 @@ pub(crate) fn insert(
         seqno = head + 1;
     }
     Ok(seqno - 1)
+}
+
+/// Inserts a long value: its chunks under `seqnos`, the first one with the highest number, and the
+/// head above them. `first` is what the head begins with, a deadline or a stamp.
+fn put_long(
+    active: &mut memtable::Writer,
+    user_key: &[u8],
+    kind: Kind,
+    (first, value): (u64, &[u8]),
+    seqnos: Range<SeqNo>,
+) -> Result<()> {
+    let chunks = value.chunks(CHUNK_LEN);
+    let mut about = [0; 20];
+    about[..8].copy_from_slice(&first.to_le_bytes());
+    about[8..16].copy_from_slice(&(value.len() as u64).to_le_bytes());
+    about[16..].copy_from_slice(&(chunks.len() as u32).to_le_bytes());
+    let head = seqnos.end;
+    for (chunk, seqno) in chunks.zip(seqnos.rev()) {
+        put(active, user_key, Trailer::new(seqno, Kind::Chunk), [chunk, b""])?;
+    }
+    put(active, user_key, Trailer::new(head, kind), [&about, b""])
 }
 
 fn put(

@@ -16,15 +16,16 @@ use std::sync::Arc;
 use atoll_encoding::hash::hash64;
 
 use crate::error::Result;
-use crate::iter::scan::{Bounds, is_dead, key_kind};
+use crate::iter::scan::{Bounds, Wanted, is_dead, key_kind};
 use crate::iter::{Direction, Merge, Scan, Source};
-use crate::key::{Kind, SeqNo, Trailer};
+use crate::key::{Kind, SeqNo, Trailer, stamp_of};
 use crate::memtable::Memtable;
+use crate::read::Chunked;
 use crate::slice::Slice;
 use crate::table::PrefixRule;
 use crate::tables::{ReadMode, Tables};
 use crate::tombstone::Fragmented;
-use crate::version::{LEVELS, Version};
+use crate::version::{LEVELS, TableHandle, Version};
 
 /// The sources of one moment. Immutable, but for the active memtable, which grows at its end.
 pub(crate) struct View {
@@ -39,6 +40,109 @@ pub(crate) struct Hit {
     pub(crate) value: Slice,
 }
 
+impl Hit {
+    fn kind(&self) -> Kind {
+        key_kind(self.trailer)
+    }
+
+    /// Returns whether a read at stamp `at` may see it. [`ANY`] sees plain records too.
+    #[inline]
+    fn is_at(&self, at: u64) -> bool {
+        at == ANY || stamp_of(&self.value) <= at
+    }
+}
+
+/// The stamp at which nothing is too new.
+const ANY: u64 = u64::MAX;
+/// Versions that are stepped over one by one before the rest is searched by halves.
+const STEPS: usize = 4;
+
+/// A source of point reads.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Memtable(&'a Memtable),
+    Table(&'a TableHandle),
+}
+
+impl Place<'_> {
+    /// Returns the newest record of `user_key` at or below `snapshot`.
+    async fn newest(
+        self,
+        tables: &Tables,
+        user_key: &[u8],
+        hash: u64,
+        snapshot: SeqNo,
+    ) -> Result<Option<Hit>> {
+        Ok(match self {
+            Place::Memtable(memtable) => memtable
+                .get(user_key, snapshot)
+                .map(|(trailer, value)| Hit { trailer, value: value.to_slice() }),
+            Place::Table(handle) => tables
+                .get(handle, user_key, hash, snapshot)
+                .await?
+                .map(|found| Hit { trailer: found.trailer, value: found.value }),
+        })
+    }
+
+    /// Returns the lowest sequence number of its records.
+    fn oldest(self) -> SeqNo {
+        match self {
+            Place::Memtable(memtable) => memtable.seqnos().map_or(0, |(oldest, _)| oldest),
+            Place::Table(handle) => handle.desc.seqnos.0,
+        }
+    }
+
+    /// Returns the newest record of `user_key` in this source that is older than the version
+    /// `newer`, which is too new, and whose stamp is at most `at`.
+    ///
+    /// Stamps ascend with sequence numbers, so the boundary is searched: a few steps first, since
+    /// most reads ask for the recent past, then by halves, so that a key that is written all the
+    /// time can be read at any stamp.
+    async fn older(
+        self,
+        tables: &Tables,
+        user_key: &[u8],
+        newer: &Hit,
+        at: u64,
+    ) -> Result<Option<Hit>> {
+        let hash = hash64(user_key);
+        // What is above `high` is too new or is `best`, what is below `low` is older than `best`.
+        let (mut low, mut best) = (self.oldest(), None);
+        let Some(mut high) = before(newer) else { return Ok(None) };
+        let mut tries = 0;
+        let mut halve = true;
+        while low <= high {
+            tries += 1;
+            let halved = halve && tries > STEPS;
+            let probe = if halved { low + (high - low) / 2 } else { high };
+            match self.newest(tables, user_key, hash, probe).await? {
+                None => low = probe + 1,
+                // Its head is above the probe, no telling where.
+                Some(hit) if halved && hit.kind() == Kind::Chunk => halve = false,
+                Some(hit) if hit.kind() != Kind::Chunk && hit.is_at(at) => {
+                    low = probe + 1;
+                    best = Some(hit);
+                }
+                Some(hit) => match before(&hit) {
+                    Some(next) => high = next,
+                    None => break,
+                },
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// Returns the highest sequence number that an older version of the same key may have: below the
+/// chunks of a long one.
+fn before(hit: &Hit) -> Option<SeqNo> {
+    let chunks = match hit.kind() {
+        Kind::VersionedChunked => Chunked::decode(&hit.value).map_or(0, |head| head.chunks),
+        _ => 0,
+    };
+    hit.trailer.seqno().checked_sub(chunks + 1)
+}
+
 impl View {
     /// Returns the live record of `user_key` that `snapshot` sees at time `now`.
     pub(crate) async fn get(
@@ -48,11 +152,26 @@ impl View {
         snapshot: SeqNo,
         now: u64,
     ) -> Result<Option<Hit>> {
-        let found = self.find(tables, user_key, snapshot).await?;
+        let found = self.find(tables, user_key, snapshot, ANY).await?;
         Ok(found.and_then(|(covering, hit)| {
             let dead =
                 covering > hit.trailer.seqno() || is_dead(key_kind(hit.trailer), &hit.value, now);
             (!dead).then_some(hit)
+        }))
+    }
+
+    /// Returns the newest version of `user_key` that `snapshot` sees and whose stamp is at most
+    /// `at`, a tombstone as well.
+    pub(crate) async fn get_version(
+        &self,
+        tables: &Tables,
+        user_key: &[u8],
+        snapshot: SeqNo,
+        at: u64,
+    ) -> Result<Option<Hit>> {
+        let found = self.find(tables, user_key, snapshot, at).await?;
+        Ok(found.and_then(|(covering, hit)| {
+            (covering <= hit.trailer.seqno() && hit.kind().is_versioned()).then_some(hit)
         }))
     }
 
@@ -64,17 +183,18 @@ impl View {
         seqno: SeqNo,
     ) -> Result<Option<Slice>> {
         let wanted = Trailer::new(seqno, Kind::Chunk);
-        let found = self.find(tables, user_key, seqno).await?;
+        let found = self.find(tables, user_key, seqno, ANY).await?;
         Ok(found.and_then(|(_, hit)| (hit.trailer == wanted).then_some(hit.value)))
     }
 
-    /// Returns the newest record of `user_key` at or below `snapshot`, with the newest range
-    /// tombstone over it in the sources down to that record.
+    /// Returns the newest record of `user_key` at or below `snapshot` whose stamp is at most `at`,
+    /// with the newest range tombstone over it in the sources down to that record.
     async fn find(
         &self,
         tables: &Tables,
         user_key: &[u8],
         snapshot: SeqNo,
+        at: u64,
     ) -> Result<Option<(SeqNo, Hit)>> {
         // The newest range tombstone over the key in the sources passed so far. Older sources
         // hold only older records, so the first record found decides together with it.
@@ -84,7 +204,14 @@ impl View {
                 covering = covering.max(tombstones.max_covering(user_key, snapshot));
             }
             if let Some((trailer, value)) = memtable.get(user_key, snapshot) {
-                return Ok(Some((covering, Hit { trailer, value: value.to_slice() })));
+                let hit = Hit { trailer, value: value.to_slice() };
+                if hit.is_at(at) {
+                    return Ok(Some((covering, hit)));
+                }
+                let older = Place::Memtable(memtable).older(tables, user_key, &hit, at);
+                if let Some(hit) = Box::pin(older).await? {
+                    return Ok(Some((covering, hit)));
+                }
             }
         }
         let hash = hash64(user_key);
@@ -100,7 +227,14 @@ impl View {
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
-                return Ok(Some((covering, Hit { trailer: found.trailer, value: found.value })));
+                let hit = Hit { trailer: found.trailer, value: found.value };
+                if hit.is_at(at) {
+                    return Ok(Some((covering, hit)));
+                }
+                let older = Place::Table(handle).older(tables, user_key, &hit, at);
+                if let Some(hit) = Box::pin(older).await? {
+                    return Ok(Some((covering, hit)));
+                }
             }
         }
         for level in 1..LEVELS {
@@ -111,7 +245,14 @@ impl View {
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
-                return Ok(Some((covering, Hit { trailer: found.trailer, value: found.value })));
+                let hit = Hit { trailer: found.trailer, value: found.value };
+                if hit.is_at(at) {
+                    return Ok(Some((covering, hit)));
+                }
+                let older = Place::Table(handle).older(tables, user_key, &hit, at);
+                if let Some(hit) = Box::pin(older).await? {
+                    return Ok(Some((covering, hit)));
+                }
             }
         }
         Ok(None)
@@ -125,7 +266,7 @@ impl View {
         direction: Direction,
         bounds: Bounds,
         snapshot: SeqNo,
-        now: u64,
+        wanted: Wanted,
         prefix: Option<(&PrefixRule, &[u8])>,
     ) -> Result<Scan> {
         let mut sources = Vec::new();
@@ -164,6 +305,6 @@ impl View {
             }
         }
         let merge = Merge::new(sources, direction);
-        Ok(Scan::new(merge, direction, bounds, snapshot, now, tombstones))
+        Ok(Scan::new(merge, direction, bounds, snapshot, wanted, tombstones))
     }
 }

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The order of preference: tables that can be dropped unread; the level that exceeds its target
-//! most; tables whose records have mostly expired or are mostly tombstones.
+//! most; tables whose records have mostly expired, are mostly tombstones, or mostly versions that
+//! nobody can read any more.
 
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub(crate) struct View {
     pub(crate) snapshots: Vec<SeqNo>,
     /// Records with a deadline at or below this are dead (milliseconds since the Unix epoch).
     pub(crate) expire_before: u64,
+    /// Nobody reads versions at a stamp below it.
+    pub(crate) horizon: u64,
 }
 
 /// The sizes at which compaction starts.
@@ -197,15 +200,20 @@ fn take_down(table: &Candidate, level: usize, below: &[&Candidate]) -> Plan {
     Plan::Merge { inputs, to: level + 1 }
 }
 
-/// Returns a rewrite of a table that is mostly tombstones or mostly expired.
+/// Returns a rewrite of a table that is mostly tombstones, mostly expired or mostly versions that
+/// the horizon has passed.
 fn rewrite_dead_weight(view: &View) -> Option<Plan> {
     let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
     for level in 1..LEVELS {
         for table in view.levels[level].iter().filter(|c| !c.blocked) {
             let desc = &table.desc;
             let expired = desc.expiring > 0 && desc.deadline_max <= view.expire_before;
-            let dead =
-                desc.tombstones + desc.range_tombstones + if expired { desc.expiring } else { 0 };
+            // Some of them may be dead earlier; but one that is not would only be written again.
+            let passed = desc.passing_stamp <= view.horizon;
+            let dead = desc.tombstones
+                + desc.range_tombstones
+                + if expired { desc.expiring } else { 0 }
+                + if passed { desc.passing } else { 0 };
             // Tombstones that a snapshot still needs would only be written again.
             let droppable = desc.seqnos.1 <= oldest;
             if dead * 2 < desc.entries || dead == 0 || !droppable {
@@ -284,7 +292,7 @@ mod tests {
                 levels[level].push(Candidate { desc, blocked, range_tombstones });
             }
         }
-        View { levels, snapshots: vec![100], expire_before: 0 }
+        View { levels, snapshots: vec![100], expire_before: 0, horizon: 0 }
     }
 
     fn merge(inputs: &[(usize, u64)], to: usize) -> Option<Plan> {
@@ -364,6 +372,19 @@ mod tests {
         assert_eq!(choose(&view, TARGETS), Some(Plan::Drop { tables: vec![3] }));
         view.levels[6].pop();
         assert_eq!(choose(&view, TARGETS), merge(&[(5, 1), (6, 2)], 6));
+    }
+
+    #[test]
+    fn a_table_of_passed_versions_is_rewritten_once_the_horizon_is_beyond_all_of_them() {
+        let mut view = draw("L6 2:a-b 3:c-d");
+        let desc = &mut view.levels[6][1].desc;
+        (desc.passing, desc.passing_stamp) = (5, 30);
+        view.horizon = 29;
+        assert_eq!(choose(&view, TARGETS), None);
+        view.horizon = 30;
+        assert_eq!(choose(&view, TARGETS), merge(&[(6, 3)], 6));
+        view.levels[6][1].desc.passing = 4;
+        assert_eq!(choose(&view, TARGETS), None, "less than half");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::compaction::stream::{Fate, Survivors, deadline_of, stripe_of};
 use crate::error::Result;
 use crate::iter::Merge;
 use crate::iter::scan::key_kind;
-use crate::key::{InternalKey, Kind, SeqNo, Trailer};
+use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
 use crate::mutants;
 use crate::options::{Compression, Options};
 use crate::table::{Codec, PrefixRule, TableOptions, TableWriter};
@@ -33,6 +33,8 @@ pub(crate) struct Job<'a> {
     /// Ascending, the present last.
     pub(crate) snapshots: Vec<SeqNo>,
     pub(crate) expire_before: u64,
+    /// Nobody reads versions at a stamp below it.
+    pub(crate) horizon: u64,
     /// The levels below the output, to know where nothing older lies.
     pub(crate) version: &'a Version,
     pub(crate) prefix_rule: PrefixRule,
@@ -64,7 +66,8 @@ impl Job<'_> {
         outcome: &mut Outcome,
     ) -> Result<()> {
         let kept_ranges = self.kept_ranges(covering);
-        let mut survivors = Survivors::new(self.snapshots.clone(), self.expire_before, covering);
+        let snapshots = self.snapshots.clone();
+        let mut survivors = Survivors::new(snapshots, self.expire_before, self.horizon, covering);
         let mut output: Option<Output> = None;
         // Range tombstones before this key are written.
         let mut ranges_from: Vec<u8> = Vec::new();
@@ -201,8 +204,10 @@ impl Job<'_> {
             range_tombstones: 0,
             expiring: 0,
             deadline_max: 0,
+            passing: 0,
+            passing_stamp: 0,
         };
-        Ok(Output { writer, desc })
+        Ok(Output { writer, desc, newer: None, passing_chunks: false })
     }
 }
 
@@ -210,6 +215,11 @@ impl Job<'_> {
 struct Output {
     writer: TableWriter,
     desc: TableDesc,
+    /// The stamp of the last record, if it is a version; of the same user key if that has not
+    /// changed.
+    newer: Option<u64>,
+    /// Whether chunks that follow belong to a version that an overtaking horizon drops.
+    passing_chunks: bool,
 }
 
 impl Output {
@@ -222,6 +232,7 @@ impl Output {
         if desc.largest != key.user_key {
             desc.largest.clear();
             desc.largest.extend_from_slice(key.user_key);
+            self.newer = None;
         }
         desc.entries += 1;
         self.count(key.trailer.seqno());
@@ -233,9 +244,25 @@ impl Output {
                     self.desc.deadline_max = self.desc.deadline_max.max(deadline);
                 }
             }
-            Kind::Value | Kind::Chunk => {}
+            Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked => {
+                self.count_version(key, stamp_of(value));
+            }
+            Kind::Chunk => self.desc.passing += u64::from(self.passing_chunks),
+            Kind::Value => {}
         }
         Ok(())
+    }
+
+    /// Counts a version that will be dead weight once the horizon has passed a stamp: a tombstone
+    /// its own, any other version that of the next newer one.
+    fn count_version(&mut self, key: InternalKey<'_>, stamp: u64) {
+        let tombstone = key_kind(key.trailer) == Kind::VersionedTombstone;
+        let passed_by = self.newer.replace(stamp).or(tombstone.then_some(stamp));
+        self.passing_chunks = passed_by.is_some();
+        if let Some(stamp) = passed_by {
+            self.desc.passing += 1;
+            self.desc.passing_stamp = self.desc.passing_stamp.max(stamp);
+        }
     }
 
     fn count(&mut self, seqno: SeqNo) {

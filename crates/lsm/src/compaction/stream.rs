@@ -10,7 +10,7 @@
 //!   survivors         17           44       60
 //! ```
 //!
-//! Four things complicate this:
+//! Five things complicate this:
 //! 1. **Tombstones** are kept like values, because something older may lie below the output level.
 //!    In the oldest stripe, with nothing below, they go too.
 //! 2. **Range tombstones** hide the records of their range that are older, within their stripe;
@@ -18,8 +18,19 @@
 //! 3. **Deadlines.** An expired record hides what is older but says nothing itself: it becomes a
 //!    tombstone. Expired is expired for every snapshot, since time does not run back for them.
 //! 4. **Chunks** stand right behind the head of their value and share its fate.
+//! 5. **Versions** hide nothing from a reader who asks for an older stamp. Nobody asks below the
+//!    *horizon* any more, so in a stripe every version above it stays, and of the others the newest,
+//!    which is what a read at the horizon finds:
+//!
+//!    ```text
+//!      horizon                 40
+//!      stamps of k   12  17  31 | 44  60
+//!      survivors             31   44  60     (31x, a tombstone, goes too with nothing below)
+//!    ```
+//!
+//!    Of several versions with one stamp only the newest can be read.
 
-use crate::key::{InternalKey, Kind, SeqNo};
+use crate::key::{InternalKey, Kind, SeqNo, stamp_of};
 use crate::mutants;
 use crate::tombstone::Fragmented;
 
@@ -39,12 +50,16 @@ pub(crate) struct Survivors<'a> {
     /// Ascending, the present last.
     snapshots: Vec<SeqNo>,
     expire_before: u64,
+    /// Nobody reads versions at a stamp below it.
+    horizon: u64,
     /// The range tombstones of the inputs.
     covering: &'a Fragmented,
     /// The user key of the last record.
     user_key: Vec<u8>,
     /// The stripe of the last record of this user key that survived or was elided.
     stripe: Option<usize>,
+    /// The stamp of the last version of this user key and stripe that was not covered.
+    stamp: Option<u64>,
     /// Whether chunks that follow belong to a kept head.
     keep_chunks: bool,
     started: bool,
@@ -55,14 +70,17 @@ impl<'a> Survivors<'a> {
     pub(crate) fn new(
         snapshots: Vec<SeqNo>,
         expire_before: u64,
+        horizon: u64,
         covering: &'a Fragmented,
     ) -> Survivors<'a> {
         Survivors {
             snapshots,
             expire_before,
+            horizon,
             covering,
             user_key: Vec::new(),
             stripe: None,
+            stamp: None,
             keep_chunks: false,
             started: false,
         }
@@ -82,6 +100,7 @@ impl<'a> Survivors<'a> {
             self.user_key.clear();
             self.user_key.extend_from_slice(key.user_key);
             self.stripe = None;
+            self.stamp = None;
             self.keep_chunks = false;
         }
         if kind == Kind::Chunk {
@@ -89,6 +108,9 @@ impl<'a> Survivors<'a> {
         }
         self.keep_chunks = false;
         let stripe = self.stripe_of(key.trailer.seqno());
+        if kind.is_versioned() {
+            return self.fate_of_version(key, kind, stamp_of(value), stripe, is_bottom);
+        }
         if self.stripe == Some(stripe) || self.is_covered(key, stripe) {
             return Fate::Drop;
         }
@@ -98,7 +120,12 @@ impl<'a> Survivors<'a> {
             Kind::ExpiringValue | Kind::ChunkedValue => {
                 deadline_of(value).is_some_and(|d| d <= self.expire_before)
             }
-            Kind::Value | Kind::Chunk => false,
+            // Versions were dealt with above.
+            Kind::Value
+            | Kind::Chunk
+            | Kind::VersionedValue
+            | Kind::VersionedTombstone
+            | Kind::VersionedChunked => false,
         };
         if !dead {
             self.keep_chunks = kind == Kind::ChunkedValue;
@@ -110,6 +137,36 @@ impl<'a> Survivors<'a> {
             (false, Kind::Tombstone) => Fate::Keep,
             (false, _) => Fate::Bury,
         }
+    }
+
+    fn fate_of_version(
+        &mut self,
+        key: InternalKey<'_>,
+        kind: Kind,
+        stamp: u64,
+        stripe: usize,
+        is_bottom: impl FnOnce() -> bool,
+    ) -> Fate {
+        debug_assert!(
+            self.stamp.is_none_or(|newer| stamp <= newer),
+            "of one key the stamps ascend with the sequence numbers"
+        );
+        if self.is_covered(key, stripe) {
+            return Fate::Drop;
+        }
+        let newer = self.stamp.replace(stamp).filter(|_| self.stripe == Some(stripe));
+        self.stripe = Some(stripe);
+        // Whoever could read this one reads a newer one of the stripe instead.
+        if newer.is_some_and(|newer| newer <= self.horizon || newer == stamp) {
+            return Fate::Drop;
+        }
+        if kind == Kind::VersionedTombstone && stamp <= self.horizon && stripe == 0 {
+            // All that is older in this merge goes by the rule above.
+            let elide = is_bottom() || mutants::is("early-tombstone-drop");
+            return if elide { Fate::Drop } else { Fate::Keep };
+        }
+        self.keep_chunks = kind == Kind::VersionedChunked;
+        Fate::Keep
     }
 
     /// Returns the number of the oldest snapshot that sees `seqno`; beyond the present (records
@@ -149,14 +206,17 @@ mod tests {
     struct Case<'a> {
         snapshots: &'a [SeqNo],
         expire_before: u64,
+        horizon: u64,
         range: Option<(&'a str, &'a str, SeqNo)>,
         bottom: bool,
     }
 
     const PLAIN: Case<'static> =
-        Case { snapshots: &[100], expire_before: 0, range: None, bottom: false };
+        Case { snapshots: &[100], expire_before: 0, horizon: 0, range: None, bottom: false };
 
-    /// Runs records like `k@60`, `k@44x` (tombstone), `k@31t9` (deadline 9) and prints survivors.
+    /// Runs records like `k@60`, `k@44x` (tombstone), `k@31t9` (deadline 9), `k@30h` (long, `k@29c`
+    /// its chunk), and versions of stamp 7 like `k@60v7`, `k@60d7` (tombstone), `k@60l7` (long);
+    /// prints survivors.
     fn survivors(case: Case<'_>, records: &str) -> String {
         let range = case.range.map(|(start, end, seqno)| RangeTombstone {
             start: start.into(),
@@ -164,23 +224,26 @@ mod tests {
             seqno,
         });
         let covering = Fragmented::new(range);
-        let mut stream = Survivors::new(case.snapshots.to_vec(), case.expire_before, &covering);
+        let Case { snapshots, expire_before, horizon, bottom, .. } = case;
+        let mut stream = Survivors::new(snapshots.to_vec(), expire_before, horizon, &covering);
         let mut out = Vec::new();
         for record in records.split_whitespace() {
             let (key, rest) = record.split_once('@').unwrap();
             let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
             let seqno: SeqNo = rest[..digits].parse().unwrap();
+            let word = |n: &str| n.parse::<u64>().unwrap().to_le_bytes().to_vec();
             let (kind, value) = match rest[digits..].split_at_checked(1) {
                 Some(("x", _)) => (Kind::Tombstone, Vec::new()),
-                Some(("t", d)) => {
-                    (Kind::ExpiringValue, d.parse::<u64>().unwrap().to_le_bytes().to_vec())
-                }
+                Some(("t", deadline)) => (Kind::ExpiringValue, word(deadline)),
+                Some(("v", stamp)) => (Kind::VersionedValue, word(stamp)),
+                Some(("d", stamp)) => (Kind::VersionedTombstone, word(stamp)),
+                Some(("l", stamp)) => (Kind::VersionedChunked, word(stamp)),
                 Some(("h", _)) => (Kind::ChunkedValue, vec![0; 20]),
                 Some(("c", _)) => (Kind::Chunk, vec![1]),
                 _ => (Kind::Value, b"v".to_vec()),
             };
             let internal = InternalKey::new(key.as_bytes(), Trailer::new(seqno, kind));
-            match stream.fate(internal, kind, &value, || case.bottom) {
+            match stream.fate(internal, kind, &value, || bottom) {
                 Fate::Keep => out.push(record.to_owned()),
                 Fate::Bury => out.push(format!("{key}@{seqno}buried")),
                 Fate::Drop => {}
@@ -224,5 +287,72 @@ mod tests {
         assert_eq!(survivors(PLAIN, "k@60h k@59c k@58c k@44"), "k@60h k@59c k@58c");
         assert_eq!(survivors(PLAIN, "k@70 k@60h k@59c k@58c"), "k@70");
         assert_eq!(survivors(PLAIN, "k@70h k@69c k@60h k@59c"), "k@70h k@69c");
+    }
+
+    #[test]
+    fn versions_above_the_horizon_stay_and_below_it_the_newest() {
+        let at = |horizon| Case { horizon, ..PLAIN };
+        for (horizon, all, kept) in [
+            (0, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6 k@44v4 k@31v3 k@17v1"),
+            (1, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6 k@44v4 k@31v3 k@17v1"),
+            (2, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6 k@44v4 k@31v3 k@17v1"),
+            (3, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6 k@44v4 k@31v3"),
+            (5, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6 k@44v4"),
+            (6, "k@60v6 k@44v4 k@31v3 k@17v1", "k@60v6"),
+            (9, "k@60v6 k@44v4 l@31v3 l@17v1", "k@60v6 l@31v3"),
+            // A tombstone is a version like others while something older may lie below.
+            (5, "k@60v6 k@44d4 k@31v3", "k@60v6 k@44d4"),
+            (3, "k@60v6 k@44d4 k@31v3", "k@60v6 k@44d4 k@31v3"),
+            // Written twice under one stamp: the later one is the answer, whatever is asked.
+            (0, "k@60v6 k@59v6 k@58d6 k@44v4", "k@60v6 k@44v4"),
+            (0, "k@60d6 k@59v6 k@44v4", "k@60d6 k@44v4"),
+        ] {
+            assert_eq!(survivors(at(horizon), all), kept, "horizon {horizon}");
+        }
+    }
+
+    #[test]
+    fn a_versioned_tombstone_goes_at_the_bottom_once_the_horizon_has_passed_it() {
+        let at = |horizon| Case { horizon, bottom: true, ..PLAIN };
+        for (horizon, kept) in [
+            (0, "k@60v6 k@44d4 k@31v3 k@17d1"),
+            (2, "k@60v6 k@44d4 k@31v3"),
+            (3, "k@60v6 k@44d4 k@31v3"),
+            (4, "k@60v6"),
+            (5, "k@60v6"),
+        ] {
+            assert_eq!(survivors(at(horizon), "k@60v6 k@44d4 k@31v3 k@17d1"), kept, "{horizon}");
+        }
+        assert_eq!(survivors(at(1), "k@17d1"), "");
+        assert_eq!(survivors(at(0), "k@17d1"), "k@17d1");
+    }
+
+    #[test]
+    fn each_stripe_keeps_the_versions_that_its_snapshot_may_ask_for() {
+        let seen = Case { snapshots: &[50, 100], horizon: 5, bottom: true, ..PLAIN };
+        assert_eq!(survivors(seen, "k@70v5 k@60v4 k@44v3 k@31v2"), "k@70v5 k@44v3");
+        let seen = Case { snapshots: &[50, 100], horizon: 5, bottom: true, ..PLAIN };
+        assert_eq!(survivors(seen, "k@70d5 k@44v3 k@31v2"), "k@70d5 k@44v3", "seen beneath");
+        let seen = Case { snapshots: &[50, 100], ..PLAIN };
+        assert_eq!(survivors(seen, "k@70v5 k@60v5 k@44v5"), "k@70v5 k@44v5");
+    }
+
+    #[test]
+    fn a_range_tombstone_hides_versions_whatever_their_stamps() {
+        let range = Some(("a", "m", 40));
+        let case = Case { range, horizon: 1, ..PLAIN };
+        assert_eq!(survivors(case, "b@60v9 b@39v8 b@30v1 m@30v1"), "b@60v9 m@30v1");
+        let case = Case { range, horizon: 9, ..PLAIN };
+        assert_eq!(survivors(case, "b@39v8 b@30v1 c@41v7 c@39v2"), "c@41v7");
+    }
+
+    #[test]
+    fn chunks_share_the_fate_of_their_version() {
+        let at = |horizon| Case { horizon, ..PLAIN };
+        let all = "k@60l6 k@59c k@58c k@40l4 k@39c k@20v2";
+        assert_eq!(survivors(at(0), all), all);
+        assert_eq!(survivors(at(4), all), "k@60l6 k@59c k@58c k@40l4 k@39c");
+        assert_eq!(survivors(at(6), all), "k@60l6 k@59c k@58c");
+        assert_eq!(survivors(at(9), "k@70v7 k@60l6 k@59c"), "k@70v7");
     }
 }

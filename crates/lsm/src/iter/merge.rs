@@ -51,13 +51,13 @@ impl Merge {
         Ok(())
     }
 
-    /// Moves the sources that hold nothing newer than `newest` to `target`, if they stand before
-    /// it: what they would yield on the way is known to be hidden.
+    /// Moves the sources that hold nothing as new as `newest` ([`SeqNo::MAX`]: all sources) to
+    /// `target`, if they stand before it: what they would yield on the way is known to be hidden.
     pub(crate) async fn skip_to(&mut self, target: &[u8], newest: SeqNo) -> Result<()> {
         let direction = self.direction;
         let target = InternalKey::new(target, Trailer::NEWEST);
         for source in &mut self.sources {
-            if !source.valid() || source.newest >= newest {
+            if !source.valid() || (source.newest >= newest && newest != SeqNo::MAX) {
                 continue;
             }
             let behind = match direction {

@@ -5,12 +5,48 @@ use std::sync::Arc;
 use crate::compaction::stream::deadline_of;
 use crate::error::Result;
 use crate::iter::{Direction, Merge};
-use crate::key::{InternalKey, Kind, SeqNo, Trailer};
+use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
 use crate::slice::Slice;
 use crate::tombstone::Fragmented;
 
-/// Covered records in a row after which the sources are moved past the covering tombstone.
+/// Records in a row that do not count, after which the sources are moved past all of their kind: what
+/// a range tombstone covers, and older records of a key that was dealt with.
 const SKIP_AFTER: usize = 16;
+
+/// Which records a scan yields.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    /// The newest plain record of each key that is alive at this time (milliseconds since the Unix
+    /// epoch: deadlines at or below it have passed).
+    Live(u64),
+    /// The newest version of each key with a stamp of at most `at`.
+    Versions {
+        at: u64,
+        /// Whether versions that say "deleted" are yielded too.
+        tombstones: bool,
+    },
+}
+
+impl Wanted {
+    /// Returns whether a record may stand for its key: a newer one that may not is as if it were not
+    /// there.
+    #[inline]
+    fn may_see(self, kind: Kind, value: &[u8]) -> bool {
+        match self {
+            Wanted::Live(_) => kind != Kind::Chunk,
+            Wanted::Versions { at, .. } => kind.is_versioned() && stamp_of(value) <= at,
+        }
+    }
+
+    /// Returns whether the record that stands for its key is passed over.
+    #[inline]
+    fn passes(self, kind: Kind, value: &[u8]) -> bool {
+        match self {
+            Wanted::Live(now) => is_dead(kind, value, now),
+            Wanted::Versions { tombstones, .. } => kind == Kind::VersionedTombstone && !tombstones,
+        }
+    }
+}
 
 /// What a scan is asked for. Keys carry the keyspace id.
 #[derive(Clone, Debug)]
@@ -21,20 +57,21 @@ pub(crate) struct Bounds {
     pub(crate) end: Vec<u8>,
 }
 
-/// Yields, in key order or against it, the newest visible record of each key that is not deleted.
+/// Yields, in key order or against it, for each key the newest visible record that is wanted, unless
+/// it is deleted.
 pub(crate) struct Scan {
     merge: Merge,
     direction: Direction,
     bounds: Bounds,
     snapshot: SeqNo,
-    /// Milliseconds since the Unix epoch; deadlines at or below it have passed.
-    now: u64,
+    wanted: Wanted,
     tombstones: Vec<Arc<Fragmented>>,
     started: bool,
     /// The entry it stands on; also the last key dealt with.
     entry: Entry,
     has_entry: bool,
     covered_in_row: usize,
+    older_in_row: usize,
 }
 
 /// A live record.
@@ -52,7 +89,7 @@ impl Scan {
         direction: Direction,
         bounds: Bounds,
         snapshot: SeqNo,
-        now: u64,
+        wanted: Wanted,
         tombstones: Vec<Arc<Fragmented>>,
     ) -> Scan {
         let entry = Entry {
@@ -65,12 +102,13 @@ impl Scan {
             direction,
             bounds,
             snapshot,
-            now,
+            wanted,
             tombstones,
             started: false,
             entry,
             has_entry: false,
             covered_in_row: 0,
+            older_in_row: 0,
         }
     }
 
@@ -106,13 +144,21 @@ impl Scan {
             let key = self.merge.key();
             if self.has_entry && key.user_key == self.entry.user_key.as_slice() {
                 // An older record, or a chunk, of a key that was dealt with.
-                self.merge.step().await?;
+                self.older_in_row += 1;
+                if self.older_in_row > SKIP_AFTER {
+                    self.pass_key().await?;
+                } else {
+                    self.merge.step().await?;
+                }
                 continue;
             }
+            self.older_in_row = 0;
             if key.user_key >= self.bounds.end.as_slice() {
                 return Ok(false);
             }
-            if key.trailer.seqno() > self.snapshot {
+            let kind = key_kind(key.trailer);
+            if key.trailer.seqno() > self.snapshot || !self.wanted.may_see(kind, self.merge.value())
+            {
                 self.merge.step().await?;
                 continue;
             }
@@ -123,7 +169,7 @@ impl Scan {
             if self.pass_if_hidden().await? {
                 continue;
             }
-            if is_dead(key_kind(self.entry.trailer), self.merge.value(), self.now) {
+            if self.wanted.passes(kind, self.merge.value()) {
                 continue;
             }
             self.entry.value = self.merge.value_slice();
@@ -152,14 +198,15 @@ impl Scan {
                 if self.pass_if_hidden().await? {
                     continue;
                 }
-                if is_dead(key_kind(self.entry.trailer), &self.entry.value, self.now) {
+                if self.wanted.passes(key_kind(self.entry.trailer), &self.entry.value) {
                     continue;
                 }
                 return Ok(true);
             }
             let key = self.merge.key();
             let kind = key_kind(key.trailer);
-            if key.trailer.seqno() <= self.snapshot && kind != Kind::Chunk {
+            if key.trailer.seqno() <= self.snapshot && self.wanted.may_see(kind, self.merge.value())
+            {
                 if !candidate {
                     self.entry.user_key.clear();
                     self.entry.user_key.extend_from_slice(key.user_key);
@@ -170,6 +217,16 @@ impl Scan {
             }
             self.merge.step().await?;
         }
+    }
+
+    /// Moves forward past every record of the entry's key.
+    async fn pass_key(&mut self) -> Result<()> {
+        let mut behind = std::mem::take(&mut self.entry.user_key);
+        behind.push(0);
+        let passed = self.merge.skip_to(&behind, SeqNo::MAX).await;
+        behind.pop();
+        self.entry.user_key = behind;
+        passed
     }
 
     /// Returns whether a range tombstone hides the entry. After a run of hidden ones the sources are
@@ -214,6 +271,8 @@ pub(crate) fn key_kind(trailer: Trailer) -> Kind {
 pub(crate) fn is_dead(kind: Kind, value: &[u8], now: u64) -> bool {
     match kind {
         Kind::Tombstone | Kind::Chunk => true,
+        // Versions are not for who reads plain records.
+        Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked => true,
         Kind::Value => false,
         Kind::ExpiringValue | Kind::ChunkedValue => deadline_of(value).is_some_and(|d| d <= now),
     }

@@ -8,6 +8,8 @@ use super::footer::{FOOTER_LEN, Footer};
 use super::index::{TopIndex, data_block, locate};
 use super::properties::{Properties, range_tombstones};
 use super::{BLOCK_MAX, filter};
+#[cfg(test)]
+use crate::key::Kind;
 use crate::key::{InternalKey, Trailer};
 use crate::pool::{Block, HeapPool, Pool};
 
@@ -85,8 +87,9 @@ pub(crate) fn sample_block() -> Vec<u8> {
     let mut builder = super::block::BlockBuilder::new(4);
     for n in 0..30u32 {
         let key = format!("key {:04}", n / 2);
-        let trailer = Trailer::new(100 - u64::from(n), crate::key::Kind::Value);
-        builder.add(InternalKey::new(key.as_bytes(), trailer), &vec![n as u8; n as usize]);
+        let kind = if n % 3 == 0 { Kind::VersionedValue } else { Kind::Value };
+        let trailer = Trailer::new(100 - u64::from(n), kind);
+        builder.add(InternalKey::new(key.as_bytes(), trailer), &vec![n as u8; n as usize + 8]);
     }
     builder.finish().to_vec()
 }

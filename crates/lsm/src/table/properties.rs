@@ -13,7 +13,7 @@ use crate::tombstone::RangeTombstone;
 pub struct Properties {
     /// Records, of any kind; range tombstones are counted apart.
     pub entries: u64,
-    /// Records that are tombstones.
+    /// Records that are tombstones, versioned ones included.
     pub tombstones: u64,
     /// Range tombstones.
     pub range_tombstones: u64,
@@ -69,7 +69,7 @@ impl Properties {
         self.seqno_max = self.seqno_max.max(key.trailer.seqno());
         let deadline = value.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
         let deadline = match key.trailer.kind() {
-            Some(Kind::Tombstone) => {
+            Some(Kind::Tombstone | Kind::VersionedTombstone) => {
                 self.tombstones += 1;
                 None
             }
@@ -78,7 +78,11 @@ impl Properties {
                 self.chunked += 1;
                 deadline.filter(|&deadline| deadline != 0)
             }
-            Some(Kind::Value | Kind::Chunk) | None => None,
+            Some(Kind::VersionedChunked) => {
+                self.chunked += 1;
+                None
+            }
+            Some(Kind::Value | Kind::Chunk | Kind::VersionedValue) | None => None,
         };
         if let Some(deadline) = deadline.map(WallTime) {
             self.expiring += 1;

@@ -238,11 +238,19 @@ impl TableWriter {
         }
         let needed = match key.trailer.kind() {
             Some(Kind::Tombstone | Kind::Value | Kind::Chunk) => 0,
-            Some(Kind::ExpiringValue | Kind::ChunkedValue) => 8,
+            Some(
+                Kind::ExpiringValue
+                | Kind::ChunkedValue
+                | Kind::VersionedValue
+                | Kind::VersionedTombstone
+                | Kind::VersionedChunked,
+            ) => 8,
             None => return Err(Error::InvalidInput("a record needs a kind".into())),
         };
         if value.len() < needed {
-            return Err(Error::InvalidInput("an expiring record starts with its deadline".into()));
+            return Err(Error::InvalidInput(
+                "a record with a deadline or a stamp starts with it".into(),
+            ));
         }
         Ok(())
     }

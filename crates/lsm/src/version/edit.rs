@@ -37,6 +37,11 @@ pub(crate) struct TableDesc {
     pub(crate) expiring: u64,
     /// Latest deadline among them, 0 without any.
     pub(crate) deadline_max: u64,
+    /// Versions, their chunks included, that are dead weight once the horizon has passed
+    /// `passing_stamp`: tombstones, and what is older than another version in the table.
+    pub(crate) passing: u64,
+    /// 0 without any.
+    pub(crate) passing_stamp: u64,
 }
 
 impl TableDesc {
@@ -88,16 +93,21 @@ impl TableDesc {
         ] {
             varint::put(out, n);
         }
+        if self.passing > 0 {
+            varint::put(out, self.passing);
+            varint::put(out, self.passing_stamp);
+        }
     }
 
-    fn decode(r: &mut Reader<'_>) -> Result<TableDesc, Malformed> {
+    /// Decodes a description, which ends with passing versions if there are any.
+    fn decode(r: &mut Reader<'_>, passing: bool) -> Result<TableDesc, Malformed> {
         let (id, salt, size) =
             (r.varint("a table number")?, r.varint("a salt")?, r.varint("a table size")?);
         let smallest = r.bytes("a smallest key")?.to_vec();
         let largest = r.bytes("a largest key")?.to_vec();
         let largest_exclusive = r.u8("a bound kind")? != 0;
         let mut next = || r.varint("a table count");
-        Ok(TableDesc {
+        let desc = TableDesc {
             id,
             salt,
             size,
@@ -110,7 +120,12 @@ impl TableDesc {
             range_tombstones: next()?,
             expiring: next()?,
             deadline_max: next()?,
-        })
+            passing: if passing { next()? } else { 0 },
+            passing_stamp: if passing { next()? } else { 0 },
+        };
+        // One description has one encoding.
+        let none = r.malformed("a table with passing versions");
+        if passing && desc.passing == 0 { Err(none) } else { Ok(desc) }
     }
 }
 
@@ -149,12 +164,15 @@ const MOVE: u8 = 3;
 const QUARANTINE: u8 = 4;
 const FLUSHED: u8 = 5;
 const NEXT_FILE: u8 = 6;
+/// As `ADD`, for a table with passing versions.
+const ADD_PASSING: u8 = 7;
 
 impl Edit {
     /// Appends the encoding.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for (level, desc) in &self.added {
-            out.extend_from_slice(&[ADD, *level]);
+            let tag = if desc.passing > 0 { ADD_PASSING } else { ADD };
+            out.extend_from_slice(&[tag, *level]);
             desc.encode(out);
         }
         for id in &self.removed {
@@ -194,7 +212,10 @@ impl Edit {
         while !r.is_empty() {
             let unknown = r.malformed("a known field");
             match r.u8("a field")? {
-                ADD => edit.added.push((level(&mut r)?, TableDesc::decode(&mut r)?)),
+                tag @ (ADD | ADD_PASSING) => {
+                    let level = level(&mut r)?;
+                    edit.added.push((level, TableDesc::decode(&mut r, tag == ADD_PASSING)?));
+                }
                 REMOVE => edit.removed.push(r.varint("a table number")?),
                 MOVE => {
                     let level = level(&mut r)?;
@@ -235,13 +256,16 @@ pub(crate) mod tests {
             range_tombstones: 0,
             expiring: 0,
             deadline_max: 0,
+            passing: 0,
+            passing_stamp: 0,
         }
     }
 
     #[test]
     fn an_edit_round_trips_and_no_cut_of_it_panics() {
+        let passing = TableDesc { passing: 3, passing_stamp: 1 << 60, ..desc(7, "zz", "zzz") };
         let edit = Edit {
-            added: vec![(0, desc(5, "a", "m")), (6, desc(6, "", "z"))],
+            added: vec![(0, desc(5, "a", "m")), (6, desc(6, "", "z")), (6, passing)],
             removed: vec![1, 300],
             moved: vec![(4, 3)],
             quarantined: vec![2],
