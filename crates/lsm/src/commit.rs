@@ -20,18 +20,23 @@
 //! - A batch is applied to one memtable: rotation falls between two entries.
 //! - A leader is never cancelled half-way: a caller inside `block_on` leads on its own thread, for
 //!   anybody else a task leads.
+//! - A store with an owner ([`crate::driven`]) has him for its leader, for good: work waits in the
+//!   queue until he looks, and nobody else ever leads.
 //! - A failed write or sync of the log stops the store: nobody is told that a write succeeded, or
 //!   that it did not, when its fate depends on what the disk kept.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
 
+use atoll_env::sync::Notify;
 use atoll_env::task;
 use parking_lot::Mutex;
 
 use crate::batch::Payload;
+use crate::database::closed;
 use crate::error::Result;
 use crate::log::Prepared;
 use crate::options::Durability;
@@ -57,6 +62,13 @@ pub(crate) enum Work {
     Drive(Mutex<Option<Step>>),
     /// Take the log's next segment, which was made aside.
     Adopt(Mutex<Option<Result<Prepared>>>),
+}
+
+impl Work {
+    /// Returns whether the log may have become shorter, or could now be.
+    pub(crate) fn shortens_log(&self) -> bool {
+        matches!(self, Work::Release { .. })
+    }
 }
 
 /// What a client that drives log and tree itself does while it leads.
@@ -142,18 +154,59 @@ pub(crate) struct Request {
 }
 
 /// Work that waits for a leader.
-#[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<QueueState>,
+    /// Whether something waits, for an owner who looks often.
+    waits: AtomicBool,
+    /// Raised whenever something comes in for the owner.
+    pub(crate) due: Arc<Notify>,
 }
 
-#[derive(Default)]
 struct QueueState {
     waiting: VecDeque<Request>,
-    has_leader: bool,
+    leader: Leader,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leader {
+    /// Whoever comes next leads.
+    Nobody,
+    /// Somebody leads, and hands over.
+    Somebody,
+    /// The owner.
+    Owner,
+    /// The owner is gone.
+    Gone,
 }
 
 impl Queue {
+    /// Makes an empty queue; with an owner for leader, if it is `owned`.
+    pub(crate) fn new(owned: bool) -> Queue {
+        let leader = if owned { Leader::Owner } else { Leader::Nobody };
+        let state = Mutex::new(QueueState { waiting: VecDeque::new(), leader });
+        Queue { state, waits: AtomicBool::new(false), due: Arc::new(Notify::new()) }
+    }
+
+    /// Takes everything that waits for the owner.
+    pub(crate) fn take_all(&self) -> VecDeque<Request> {
+        if !self.waits.load(Ordering::Acquire) {
+            return VecDeque::new();
+        }
+        let mut state = self.state.lock();
+        self.waits.store(false, Ordering::Relaxed);
+        std::mem::take(&mut state.waiting)
+    }
+
+    /// The owner goes: all that waits, and all that comes, is answered that the store was closed.
+    pub(crate) fn owner_goes(&self) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.leader = Leader::Gone;
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.iter().for_each(|request| request.ticket.answer(Err(closed())));
+    }
+
     /// Takes the next group: what waits, in order, up to `bytes_max` of payloads but at least one
     /// request. A group is applied without waiting for memory, so it must not be large.
     fn take(&self, bytes_max: usize) -> VecDeque<Request> {
@@ -222,8 +275,18 @@ pub(crate) fn post(store: &Arc<Store>, work: Work) {
 fn enqueue(store: &Arc<Store>, work: Work, can_lead: bool) -> (Arc<Ticket>, bool) {
     let ticket = Arc::new(Ticket { state: Mutex::new(TicketState::Waiting(None)), can_lead });
     let mut queue = store.queue.state.lock();
+    if queue.leader == Leader::Gone {
+        ticket.answer(Err(closed()));
+        return (ticket, false);
+    }
     queue.waiting.push_back(Request { work, ticket: ticket.clone() });
-    (ticket, !std::mem::replace(&mut queue.has_leader, true))
+    if queue.leader == Leader::Owner {
+        store.queue.waits.store(true, Ordering::Release);
+        drop(queue);
+        store.queue.due.notify();
+        return (ticket, false);
+    }
+    (ticket, std::mem::replace(&mut queue.leader, Leader::Somebody) == Leader::Nobody)
 }
 
 /// Leads one group on the calling thread, then hands over.
@@ -233,7 +296,7 @@ async fn lead_once(store: &Arc<Store>) {
         let mut queue = store.queue.state.lock();
         match queue.waiting.front() {
             None => {
-                queue.has_leader = false;
+                queue.leader = Leader::Nobody;
                 return;
             }
             Some(request) => request.ticket.clone(),
@@ -254,7 +317,7 @@ fn spawn_leader(store: &Arc<Store>) {
                 leader.commit(leader.queue.take(leader.group_bytes_max())).await;
                 let mut queue = leader.queue.state.lock();
                 if queue.waiting.is_empty() {
-                    queue.has_leader = false;
+                    queue.leader = Leader::Nobody;
                     return;
                 }
             }

@@ -1,6 +1,5 @@
-//! The database: opening, recovery, keyspaces by name, snapshots, closing.
+//! The database: keyspaces by name, snapshots, closing.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,26 +10,20 @@ use crate::background::Background;
 use crate::batch::Batch;
 use crate::commit::{self, Work};
 use crate::error::{Error, Result};
-use crate::identity;
+use crate::identity::Kind;
 use crate::iter::scan::{Bounds, Wanted};
 use crate::key::SeqNo;
 use crate::keyspace::{
     About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id,
     encode_about, encode_last_id,
 };
-use crate::log::{Log, LogOptions};
-use crate::memtable::Memtable;
+use crate::opening;
 use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
-use crate::pool::HeapPool;
 use crate::range::Cursor;
 use crate::read::Record;
-use crate::recovery::{Replay, inspect};
 use crate::slice::Slice;
 use crate::stats::{LevelStats, Stats};
-use crate::store::{Catalog, Chore, Gate, Parts, Sealed, Store, Writer, arena_bytes, insert};
-use crate::tables::Tables;
-use crate::version::manifest::{self, Manifest, SWAP};
-use crate::version::{Garbage, Paths};
+use crate::store::{Chore, Gate, Store};
 use crate::view::View;
 
 /// An open database. Cheap to clone; the last clone (keyspaces and snapshots count) closes it.
@@ -128,19 +121,7 @@ impl Database {
     }
 
     async fn open(path: PathBuf, options: Options, may_wait: bool) -> Result<Database> {
-        options.check()?;
-        let paths = Paths::new(path);
-        let env = &options.env;
-        let context = |e| Error::io("making the directory", &paths.root, e);
-        env.disk.create_dir(&paths.root).await.map_err(context)?;
-        // Looked at before the lock file is made: somebody else's directory stays as it is.
-        identity::read(env, &paths).await?;
-        let lock = lock(env, &paths).await?;
-        let identity = match identity::read(env, &paths).await? {
-            Some(id) => id,
-            None => make(env, &paths).await?,
-        };
-        let (store, next_file) = recover(options, paths, identity, lock).await?;
+        let (store, next_file) = opening::open(path, options, Kind::Database).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
         let inner = Inner { store, keyspaces, background, naming: Gate::new(()), may_wait };
@@ -446,123 +427,6 @@ impl Snapshot {
 
 // ---- opening ----
 
-/// Takes the directory for this process, until what is returned is dropped.
-pub(crate) async fn lock(env: &Env, paths: &Paths) -> Result<Box<dyn Send + Sync>> {
-    env.disk.lock(&paths.lock()).await.map_err(|e| match e.kind() {
-        std::io::ErrorKind::WouldBlock => Error::Locked(paths.root.clone()),
-        _ => Error::io("locking", &paths.lock(), e),
-    })
-}
-
-/// Makes the files of a new database; the identity comes last.
-async fn make(env: &Env, paths: &Paths) -> Result<u64> {
-    for dir in [paths.log(), paths.tables()] {
-        env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
-    }
-    // An earlier making that did not finish left nothing of value.
-    for name in env.disk.list(&paths.log()).await.unwrap_or_default() {
-        let path = paths.log().join(&name.name);
-        let tag = SWAP;
-        env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
-    }
-    let current = paths.current();
-    match env.disk.remove(SWAP, &current).await {
-        Ok(()) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io("removing", &current, e)),
-    }
-    Manifest::create_first(env, paths).await?;
-    let id = env.random.next_u64();
-    // The smallest segment there can be, for the first opening to replace: so a directory that has
-    // its identity has a log, and a log that is gone is noticed.
-    let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
-    Log::open(env, &paths.log(), first, 0).await?.finish().await?;
-    // Directories above it may have been made with it.
-    for above in paths.root.ancestors().skip(1) {
-        // A name without a folder is in the working directory.
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
-        match env.disk.sync_dir(SWAP, above).await {
-            // Who may not read a directory did not make it.
-            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
-            synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
-        }
-    }
-    identity::write(env, paths, id).await?;
-    Ok(id)
-}
-
-/// Rebuilds the store from manifest and log; returns it and the next file number.
-///
-/// Everything is read and judged before the first change, so that a directory that is refused is
-/// left as it was found.
-async fn recover(
-    options: Options,
-    paths: Paths,
-    identity: u64,
-    lock: Box<dyn Send + Sync>,
-) -> Result<(Arc<Store>, u64)> {
-    let env = options.env.clone();
-    let garbage = Arc::new(Garbage::default());
-    let contents = manifest::read(&env, &paths, &garbage).await?;
-    let strays = inspect(&env, &paths, &contents).await?;
-
-    let log_options = LogOptions {
-        lane: identity,
-        segment_capacity: options.segment_capacity(),
-        fill: options.durability == Durability::Synced,
-        ..LogOptions::default()
-    };
-    let mut replay = Replay::open(&env, &paths, log_options, &contents.state.flushed).await?;
-    let capacity = options.memtable_capacity();
-    let (mut active, first) = Memtable::new(capacity);
-    let mut memtables = vec![first];
-    let mut sealed = VecDeque::new();
-    let mut position = contents.state.flushed.position;
-    let mut visible = position.saturating_sub(1);
-    replay
-        .visit(|entry, applied| {
-            let needed = arena_bytes(entry.payload)?;
-            if needed > active.free() {
-                let (next, memtable) = Memtable::new(Memtable::capacity_for(needed).max(capacity));
-                let full = std::mem::replace(&mut active, next).memtable().clone();
-                sealed.push_back(Sealed { memtable: full, applied: applied.clone(), position });
-                memtables.insert(0, memtable);
-            }
-            // Entries of several groups are not applied in the order of their positions.
-            visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
-            position = visible + 1;
-            Ok(())
-        })
-        .await?;
-    let applied = replay.applied();
-
-    let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
-    manifest.replace_above(options.manifest_size);
-    let log = replay.finish().await?;
-    // A replacement that a crash interrupted is a stray, and the next one takes over its name.
-    for path in strays.into_iter().filter(|path| path != manifest.path()) {
-        env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
-    }
-
-    let cache = Arc::new(HeapPool::new(options.cache_capacity()));
-    let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
-    let next_file = state.next_file;
-    let parts = Parts {
-        version: Arc::new(state.version.share()),
-        writer: Writer::new(log, active, applied, position),
-        catalog: Catalog { manifest, state },
-        options,
-        paths,
-        tables,
-        garbage,
-        memtables,
-        sealed,
-        visible,
-        lock,
-    };
-    Ok((Store::new(parts), next_file))
-}
-
 /// Reads the names of the keyspaces.
 async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let keyspaces = Keyspaces::default();
@@ -594,7 +458,7 @@ impl Store {
         (Arc::clone(&view), snapshot)
     }
 
-    fn gather_stats(&self) -> Stats {
+    pub(crate) fn gather_stats(&self) -> Stats {
         let (view, _) = self.pin();
         let mut stats = self.stats.snapshot();
         stats.memtable_bytes = view.memtables.iter().map(|m| m.bytes_used() as u64).sum();

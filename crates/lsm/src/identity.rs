@@ -4,6 +4,10 @@
 //!   atoll-lsm 1 5f0c21e9a7b3d846 9d3c01aa\n      kind, format version, identity, crc32c (hex)
 //! ```
 //!
+//! The kind says who may open it: an embedded database applies what its log holds, the owner of a
+//! store decides that himself. Taken for the other kind, entries would be applied that were never
+//! committed, or not at all.
+//!
 //! It is written last when a database is made. So a directory without it is empty, or one whose
 //! making did not finish, or somebody else's; what it holds tells them apart.
 
@@ -15,14 +19,41 @@ use crate::error::{Error, Result};
 use crate::version::Paths;
 use crate::version::manifest::{read_file, sync_dir};
 
-/// What the directory of a bare engine calls itself.
-const KIND: &str = "atoll-lsm";
+/// Whose directory it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A [`Database`](crate::Database).
+    Database,
+    /// The store of an owner who drives log and tree ([`crate::driven`]).
+    Store,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Database, Kind::Store];
+
+    /// Returns what the directory calls itself.
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Database => "atoll-lsm",
+            Kind::Store => "atoll-store",
+        }
+    }
+}
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) kind: Kind,
+    /// A random number.
+    pub(crate) id: u64,
+}
+
 /// The version that this program writes and reads.
 const FORMAT: u32 = 1;
 const CREATE: IoTag = IoTag::new(IoClass::Flush, "create");
 
 /// Reads the identity of the directory; `None` if a new database may be made there.
-pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<u64>> {
+pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
     let path = paths.identity();
     let foreign =
         |what: &str| Err(Error::Foreign { path: paths.root.clone(), what: what.to_owned() });
@@ -66,29 +97,50 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<u64>> {
         return Err(Error::corruption(&path, 0, "the identity does not verify"));
     }
     let mut words = text.trim_end().split(' ');
-    let (kind, format) = (words.next().unwrap_or(""), words.next().and_then(|w| w.parse().ok()));
-    match (kind, format) {
-        (KIND, Some(FORMAT)) => {}
-        (KIND, Some(newer)) if newer > FORMAT => {
+    let name = words.next().unwrap_or("");
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    let kind = match (kind, words.next().and_then(|w| w.parse().ok())) {
+        (Some(kind), Some(FORMAT)) => kind,
+        (Some(_), Some(newer)) if newer > FORMAT => {
             return foreign(&format!(
                 "the directory has format {newer}, this program reads {FORMAT}: use a newer one"
             ));
         }
-        (KIND, Some(old)) => {
+        (Some(_), Some(old)) => {
             return foreign(&format!("format {old} of the directory is not known"));
         }
         _ => {
             return Err(Error::corruption(&path, 0, "the file does not say what the directory is"));
         }
-    }
+    };
     let id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
-    id.map(Some).ok_or_else(|| Error::corruption(&path, 0, "the identity is not a number"))
+    let id = id.ok_or_else(|| Error::corruption(&path, 0, "the identity is not a number"))?;
+    Ok(Some(Identity { kind, id }))
 }
 
-/// Writes the identity of a new database, durably.
-pub(crate) async fn write(env: &Env, paths: &Paths, id: u64) -> Result<()> {
+/// Reads the identity as [`read`] does, and refuses a directory of another kind.
+pub(crate) async fn read_as(env: &Env, paths: &Paths, wanted: Kind) -> Result<Option<u64>> {
+    let Some(Identity { kind, id }) = read(env, paths).await? else { return Ok(None) };
+    if kind == wanted {
+        return Ok(Some(id));
+    }
+    let what = match kind {
+        Kind::Store => {
+            "this is the store of a server's shards (atoll-store) and no embedded database: open \
+             it with the server"
+        }
+        Kind::Database => {
+            "this is an embedded database (atoll-lsm) and no store of a server's shards: open it \
+             as a database, or choose another directory"
+        }
+    };
+    Err(Error::Foreign { path: paths.root.clone(), what: what.to_owned() })
+}
+
+/// Writes the identity of a new directory, durably.
+pub(crate) async fn write(env: &Env, paths: &Paths, kind: Kind, id: u64) -> Result<()> {
     let (path, temp) = (paths.identity(), paths.root.join("ATOLL.new"));
-    let body = body(id);
+    let body = format!("{} {FORMAT} {id:016x}", kind.name());
     let text = format!("{body} {:08x}\n", sum_of(&body));
     let context = |e| Error::io("writing", &temp, e);
     let disk = &env.disk;
@@ -98,10 +150,6 @@ pub(crate) async fn write(env: &Env, paths: &Paths, id: u64) -> Result<()> {
     file.sync(CREATE).await.map_err(context)?;
     disk.rename(CREATE, &temp, &path).await.map_err(|e| Error::io("naming", &path, e))?;
     sync_dir(disk.as_ref(), CREATE, &paths.root).await
-}
-
-fn body(id: u64) -> String {
-    format!("{KIND} {FORMAT} {id:016x}")
 }
 
 fn sum_of(body: &str) -> u32 {

@@ -11,8 +11,8 @@
 //! The engine has two halves with a seam between them. The *log* ([`log`]) appends frames of many
 //! groups, syncs, reads and cuts; the *tree* (memtables and tables) applies a batch that is stamped
 //! with its place in the log, and never logs. So the log of a consensus group can be the
-//! write-ahead log: [`Database`] is only the seam's first client (group 0, one term, durable means
-//! committed).
+//! write-ahead log. The seam has two clients: [`Database`] (group 0, one term, durable means
+//! committed) and [`driven`], which hands both halves to an owner with groups of his own.
 //!
 //! # Invariants
 //! - An acknowledged write survives the death of the process in every [`Durability`] mode, and a
@@ -29,6 +29,7 @@ mod batch;
 mod commit;
 mod compaction;
 mod database;
+pub mod driven;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -40,6 +41,7 @@ mod keyspace;
 pub mod log;
 pub mod memtable;
 pub mod mutants;
+mod opening;
 mod options;
 pub mod pool;
 mod range;

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
+use crate::identity::Kind;
 use crate::log::{LaneSummary, Log, LogOptions, Recovery, Replayed};
 use crate::store::GROUP;
 use crate::version::manifest::Contents;
@@ -92,6 +93,7 @@ impl Replay {
     pub(crate) async fn open(
         env: &Env,
         paths: &Paths,
+        kind: Kind,
         options: LogOptions,
         flushed: &Flushed,
     ) -> Result<Replay> {
@@ -117,8 +119,10 @@ impl Replay {
                     ),
                 ));
             }
-            // For the database's own group, what is durable is committed.
-            let commit = if group.group == GROUP { u64::MAX } else { group.state.commit };
+            // For the database's own group, what is durable is committed. What is committed of a
+            // store's groups its owner knows; here all of it may be looked at.
+            let all = group.group == GROUP || kind == Kind::Store;
+            let commit = if all { u64::MAX } else { group.state.commit };
             committed.insert(group.group, commit);
         }
         Ok(Replay { recovery, log, applied, committed })

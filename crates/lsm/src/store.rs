@@ -176,6 +176,8 @@ pub(crate) struct Parts {
     pub(crate) visible: SeqNo,
     pub(crate) writer: Writer,
     pub(crate) catalog: Catalog,
+    /// Whether an owner drives log and tree; he takes the writer.
+    pub(crate) owned: bool,
     pub(crate) lock: Box<dyn Send + Sync>,
 }
 
@@ -192,7 +194,7 @@ impl Store {
             visible: AtomicU64::new(parts.visible),
             horizon: AtomicU64::new(0),
             snapshots: Mutex::new(BTreeMap::new()),
-            queue: Queue::default(),
+            queue: Queue::new(parts.owned),
             writer: Mutex::new(Some(Box::new(parts.writer))),
             sealed: Mutex::new(parts.sealed),
             catalog: Gate::new(parts.catalog),
@@ -362,6 +364,11 @@ impl Store {
 
     // ---- the leader ----
 
+    /// Takes the writing half for good.
+    pub(crate) fn take_writer(&self) -> Option<Box<Writer>> {
+        self.writer.lock().take()
+    }
+
     /// Carries a group through. Called by one leader at a time.
     pub(crate) async fn commit(self: &Arc<Self>, group: VecDeque<Request>) {
         let Some(mut writer) = self.writer.lock().take() else {
@@ -432,31 +439,49 @@ impl Store {
             }
         }
         for (at, request) in group.iter().enumerate() {
-            let outcome = match &request.work {
-                Work::Write { .. } | Work::Sync => continue,
-                Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
-                Work::Release { applied } => self.release(writer, applied).await,
-                Work::End => Ok(()),
-                Work::Probe => {
-                    writer.preparing = false;
-                    writer.log.prepare_next().await
-                }
-                #[cfg(test)]
-                Work::Drive(step) => {
-                    let step = step.lock().take();
-                    match step {
-                        Some(step) => step(self, writer).await,
-                        None => Ok(()),
-                    }
-                }
-                Work::Adopt(prepared) => {
-                    let prepared = prepared.lock().take();
-                    self.adopt(writer, prepared).await
-                }
-            };
-            results[at] = outcome;
+            if !matches!(request.work, Work::Write { .. } | Work::Sync) {
+                results[at] = self.serve(writer, &request.work).await;
+            }
         }
         results
+    }
+
+    /// Does what background work asked for.
+    pub(crate) async fn serve(&self, writer: &mut Writer, work: &Work) -> Result<()> {
+        match work {
+            // Writes come in groups, with whatever else is in them synced on the way.
+            Work::Write { .. } | Work::End => Ok(()),
+            Work::Sync => self.write_log(writer, true).await,
+            Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
+            Work::Release { applied } => self.release(writer, applied).await,
+            Work::Probe => {
+                writer.preparing = false;
+                writer.log.prepare_next().await
+            }
+            #[cfg(test)]
+            Work::Drive(step) => {
+                let step = step.lock().take();
+                match step {
+                    Some(step) => step(self, writer).await,
+                    None => Ok(()),
+                }
+            }
+            Work::Adopt(prepared) => {
+                let prepared = prepared.lock().take();
+                self.adopt(writer, prepared).await
+            }
+        }
+    }
+
+    /// Hands what is staged to the kernel, and makes it durable if `sync` says so.
+    ///
+    /// On a full disk what is staged stays so, and the call may be repeated. After any other
+    /// failure the store has stopped.
+    pub(crate) async fn write_log(&self, writer: &mut Writer, sync: bool) -> Result<()> {
+        self.persist(writer, FRAME_WRITE, sync).await.inspect_err(|e| match e {
+            Error::NoSpace(_) => self.run_out_of_space(e),
+            _ => self.stop(e),
+        })
     }
 
     /// Sees to it that the writes of a group have room in memory and in the log, or says why they
@@ -476,6 +501,17 @@ impl Store {
         if payload_lens.is_empty() {
             return Ok(());
         }
+        self.make_room(writer, arena, payload_lens).await
+    }
+
+    /// Sees to it that entries of these payload lengths have room in the log, and `arena` bytes of
+    /// records in memory, or says why they are refused.
+    pub(crate) async fn make_room(
+        &self,
+        writer: &mut Writer,
+        arena: usize,
+        payload_lens: impl IntoIterator<Item = usize>,
+    ) -> Result<()> {
         if arena > writer.active.free() {
             self.wait_for_memory().await?;
         } else if let Some(refusal) = self.refusal() {
@@ -533,7 +569,7 @@ impl Store {
     }
 
     /// Has the log's next segment made aside, so that no commit waits for its zeroes.
-    fn prepare_segment(self: &Arc<Self>, writer: &mut Writer) {
+    pub(crate) fn prepare_segment(self: &Arc<Self>, writer: &mut Writer) {
         if writer.preparing || self.is_stopping() || self.lacks_space() {
             return;
         }
@@ -610,7 +646,7 @@ impl Store {
     /// The entries of a sealed memtable are durable in the log: what a flush makes of them is never
     /// ahead of the log. (The flush itself must not ask for the sync: a leader that waits for the
     /// flush could not answer it.)
-    async fn seal(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
+    pub(crate) async fn seal(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
         if !writer.active.memtable().is_empty() {
             self.persist(writer, FRAME_WRITE, true).await.inspect_err(|e| self.stop(e))?;
         }
@@ -636,6 +672,13 @@ impl Store {
     /// one unless a single batch is larger.
     pub(crate) fn group_bytes_max(&self) -> usize {
         self.options.memtable_capacity() / 2
+    }
+
+    /// Returns the bytes from which on a lane is too long. What fills the memtables takes less of the
+    /// log, and a segment each is in use, prepared and half released.
+    pub(crate) fn lane_bytes_max(&self) -> u64 {
+        let memtables = self.options.memtable_capacity() * (self.options.sealed_memtables_max + 1);
+        memtables as u64 + 3 * self.options.segment_capacity()
     }
 
     /// Delays the writer when compaction falls behind: smoothly, so that writers feel a slope and
@@ -687,7 +730,12 @@ impl Store {
                 payload.bytes.len()
             )));
         }
-        let arena = Memtable::capacity_for(arena_bytes(&payload.bytes)?);
+        self.check_arena(arena_bytes(&payload.bytes)?)
+    }
+
+    /// Refuses records that could not be held in memory together.
+    pub(crate) fn check_arena(&self, arena_bytes: usize) -> Result<()> {
+        let arena = Memtable::capacity_for(arena_bytes);
         let most = self.options.memory.min(memtable::CAPACITY_MAX);
         let most = Memtable::capacity_for(most).min(memtable::CAPACITY_MAX);
         if arena > most {

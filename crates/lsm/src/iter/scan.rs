@@ -129,6 +129,11 @@ impl Scan {
         Ok(found.then_some(&self.entry))
     }
 
+    /// Returns the entry that the last step returned.
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
     /// Returns the last user key that was returned.
     pub(crate) fn last(&self) -> Option<&[u8]> {
         self.has_entry.then_some(self.entry.user_key.as_slice())

@@ -50,6 +50,9 @@ pub(super) struct Group {
     pub next: u64,
     /// Term of the last entry, 0 if unknown.
     pub last_term: u64,
+    /// Term of entry `first - 1`, which is gone, 0 if unknown: consensus compares it with what others
+    /// have before it appends entry `first`.
+    pub term_before: u64,
     /// Lowest index whose original append is in the lane and was not dropped by an overwrite.
     pub lowest_original: Option<u64>,
     /// Position and index of appends that dropped entries, ascending by position.
@@ -68,6 +71,7 @@ impl Group {
             first: 1,
             next: 1,
             last_term: 0,
+            term_before: 0,
             lowest_original: None,
             overwrites: Vec::new(),
             state_position: None,
@@ -83,11 +87,7 @@ impl Group {
         }
         // The entry that stays before this one. (Not the one appended before it: a new leader may
         // overwrite an uncommitted entry of term 4 by one of term 3.)
-        let before = match &self.index {
-            Some(index) => index.get(&(id.index.saturating_sub(1))).map_or(0, |l| l.term),
-            None if id.index == self.next => self.last_term,
-            None => 0,
-        };
+        let before = self.term(id.index.saturating_sub(1)).unwrap_or(0);
         if id.term < before {
             return refuse(format!("the entry before it has term {before}"));
         }
@@ -98,14 +98,17 @@ impl Group {
     /// while reading back. Reading back starts in the middle of a group's history, so an index may
     /// be higher than what was seen leads to expect; whether entries are missing shows at the end.
     pub fn append(&mut self, id: EntryId, location: Location) {
-        if id.index < self.next {
+        let overwrites = id.index < self.next;
+        if overwrites {
             self.overwrites.push((location.position, id.index));
         }
         self.lowest_original = Some(self.lowest_original.map_or(id.index, |l| l.min(id.index)));
         self.next = id.index.saturating_add(1);
         self.last_term = id.term;
         if let Some(index) = &mut self.index {
-            index.split_off(&id.index);
+            if overwrites {
+                index.split_off(&id.index);
+            }
             if id.index >= self.first {
                 index.insert(id.index, location);
             }
@@ -125,11 +128,30 @@ impl Group {
         }
     }
 
-    /// Records a state at `position`.
-    pub fn set_state(&mut self, state: GroupState, first: u64, position: u64) {
+    /// Records a state at `position`, and the first needed index with the term before it (0 if the
+    /// writer did not know).
+    pub fn set_state(&mut self, state: GroupState, (first, term): (u64, u64), position: u64) {
         self.state = state;
         self.state_position = Some(position);
         self.release(first);
+        if term != 0 && first == self.first {
+            self.term_before = term;
+            if self.next == self.first {
+                self.last_term = term;
+            }
+        }
+    }
+
+    /// Returns the term of an entry, as far as it is known: of all of them and the one before the
+    /// first in an indexed group, else of the last one and the one before the first.
+    pub fn term(&self, index: u64) -> Option<u64> {
+        let term = match &self.index {
+            _ if index.saturating_add(1) == self.first => self.term_before,
+            Some(places) => places.get(&index).map_or(0, |place| place.term),
+            None if index.saturating_add(1) == self.next => self.last_term,
+            None => 0,
+        };
+        (term != 0).then_some(term)
     }
 
     /// Forgets entries below `first`.
@@ -137,6 +159,7 @@ impl Group {
         if first <= self.first {
             return;
         }
+        self.term_before = if first > self.next { 0 } else { self.term(first - 1).unwrap_or(0) };
         self.first = first;
         if first > self.next {
             // The owner took a snapshot from elsewhere: what was here ends before it.

@@ -111,6 +111,9 @@ impl fmt::Display for EntryId {
     }
 }
 
+/// Bytes of the payload of a state: vote, first needed index, term before that.
+pub(crate) const STATE_LEN: usize = 24;
+
 /// An entry read back by [`Log::entries`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -263,12 +266,15 @@ impl Log {
         let indexed = (self.options.indexed)(id);
         let group = self.groups.entry(id).or_insert_with(|| Group::new(indexed));
         change(group);
-        let (state, first) = (group.state, group.first);
+        let (state, first, term) = (group.state, group.first, group.term_before);
         let header = EntryId { group: id, index: state.commit, term: state.term };
-        let payload = [state.vote.to_le_bytes(), first.to_le_bytes()];
-        let payload = [payload[0].as_slice(), payload[1].as_slice()];
-        let (position, _) = self.writer.stage(Kind::State, header, None, &payload)?;
-        group.set_state(state, first, position);
+        let mut payload = [0; STATE_LEN];
+        let words = [state.vote, first, term];
+        for (place, word) in payload.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        let (position, _) = self.writer.stage(Kind::State, header, None, &[&payload])?;
+        group.set_state(state, (first, term), position);
         Ok(())
     }
 
@@ -373,6 +379,72 @@ impl Log {
         Ok(copied)
     }
 
+    /// Appends what is live in front of lane position `before` again, of the groups that are indexed:
+    /// at most about `limit` bytes. Returns whether there was nothing more; then [`Log::reclaim`] can
+    /// recycle everything in front of it, if the other groups need nothing there either.
+    ///
+    /// Unlike [`Log::copy_forward`] it reads nothing but what it copies, and it stops where the
+    /// entries begin that will soon be released anyway.
+    pub async fn move_forward(&mut self, before: u64, limit: u64) -> Result<bool> {
+        self.writer.check()?;
+        let (lane, newest) = self.writer.written_lane();
+        let before = before.min(newest);
+        let mut cursor = Cursor::new(lane);
+        cursor.read_pieces_of(frame::BLOCK);
+        let start = self.writer.appended_bytes;
+        let mut done = true;
+        for (id, highest) in self.writer.held_in_front_of(before, &self.groups) {
+            let Some(group) = self.groups.get(&id) else { continue };
+            if group.state_position.is_some_and(|position| position < before) {
+                self.stage_state(id, |_| {})?;
+            }
+            let Some(places) = self.groups.get(&id).and_then(|g| g.index.as_ref()) else {
+                done = false;
+                continue;
+            };
+            let old = places.range(..=highest).filter(|(_, place)| place.position < before);
+            let old: Vec<(u64, Location)> = old.map(|(&index, &place)| (index, place)).collect();
+            for (index, place) in old {
+                if self.writer.appended_bytes - start >= limit {
+                    done = false;
+                    break;
+                }
+                let wanted = EntryId { group: id, index, term: place.term };
+                let entry = recovery::read_entry(&mut cursor, place.position).await?;
+                let Some(entry) = entry.filter(|entry| entry.id == wanted) else {
+                    return Err(self.entry_is_gone(wanted, place));
+                };
+                let (origin, payload) = (entry.position, [&entry.payload[..]]);
+                let (position, end) =
+                    self.writer.stage(Kind::Rewrite, wanted, Some(origin), &payload)?;
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.rewrite(wanted, origin, Location { position, end, term: place.term });
+                }
+            }
+        }
+        if done {
+            self.copied_to = self.copied_to.max(before);
+        }
+        self.copied_bytes += self.writer.appended_bytes - start;
+        Ok(done)
+    }
+
+    fn entry_is_gone(&self, id: EntryId, place: Location) -> Error {
+        let (path, offset) = self.writer.file_at(place.position);
+        Error::corruption(&path, offset, format!("entry {id} is gone"))
+    }
+
+    /// Returns the lane position of the oldest segment among the newest ones that take at most
+    /// `bytes` together.
+    pub fn newest_segments(&self, bytes: u64) -> u64 {
+        self.writer.newest_segments(bytes)
+    }
+
+    /// Returns the number of segments.
+    pub fn segments(&self) -> usize {
+        self.writer.segments()
+    }
+
     /// Recycles the oldest segments in which everything is dead, and returns how many. Writes and
     /// syncs first if there are any: what made the entries dead must be as durable as their end.
     pub async fn reclaim(&mut self) -> Result<usize> {
@@ -395,6 +467,17 @@ impl Log {
     /// Reads entries `range` of an indexed group back, from the lowest index on. They have been
     /// handed to the kernel. An index that is not there is refused.
     pub async fn entries(&self, group: GroupId, range: Range<u64>) -> Result<Vec<Entry>> {
+        self.entries_up_to(group, range, u64::MAX).await
+    }
+
+    /// Reads entries as [`Log::entries`] does, the first ones that take at most `bytes_max` bytes in
+    /// the log, but at least one.
+    pub async fn entries_up_to(
+        &self,
+        group: GroupId,
+        range: Range<u64>,
+        bytes_max: u64,
+    ) -> Result<Vec<Entry>> {
         let refuse = |why: String| Error::InvalidInput(format!("read group {group}: {why}"));
         let known = self.groups.get(&group);
         let index = known.and_then(|g| g.index.as_ref());
@@ -408,9 +491,20 @@ impl Log {
             let have = known.map_or(0..0, |g| g.first..g.next);
             return Err(refuse(format!("entries {range:?} of {have:?} are not all there")));
         }
+        let mut bytes = 0;
+        let mut count = 0;
+        for (_, place) in &places {
+            let len = place.end - place.position;
+            if count > 0 && bytes + len > bytes_max {
+                break;
+            }
+            (bytes, count) = (bytes + len, count + 1);
+        }
+        let mut places = places;
+        places.truncate(count);
         let (lane, _) = self.writer.written_lane();
         let mut cursor = Cursor::new(lane);
-        cursor.read_pieces_of(places.iter().map(|(_, place)| place.end - place.position).sum());
+        cursor.read_pieces_of(bytes);
         let mut entries = Vec::with_capacity(places.len());
         for (index, place) in places {
             if place.end > self.writer.written {
@@ -420,19 +514,16 @@ impl Log {
             let id = EntryId { group, index, term: place.term };
             match entry {
                 Some(entry) if entry.id == id => entries.push(entry),
-                _ => {
-                    let (path, offset) = self.writer.file_at(place.position);
-                    return Err(Error::corruption(&path, offset, format!("entry {id} is gone")));
-                }
+                _ => return Err(self.entry_is_gone(id, place)),
             }
         }
         Ok(entries)
     }
 
-    /// Returns the term of an entry of an indexed group, `None` if it is not there.
+    /// Returns the term of an entry of an indexed group, or of the one before its first; `None` if it
+    /// is not known.
     pub fn term(&self, group: GroupId, index: u64) -> Option<u64> {
-        let index_of = self.groups.get(&group)?.index.as_ref()?;
-        index_of.get(&index).map(|place| place.term)
+        self.groups.get(&group)?.term(index)
     }
 
     /// Returns what is known of a group, `None` if nothing is.

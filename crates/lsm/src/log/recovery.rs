@@ -315,8 +315,8 @@ impl Recovery {
             let indexed = (options.indexed)(frame.group);
             let group = groups.entry(frame.group).or_insert_with(|| Group::new(indexed));
             if frame.kind == FrameKind::State {
-                let (state, first) = decode_state(frame, read.payload());
-                group.set_state(state, first, frame.position);
+                let (state, released) = decode_state(frame, read.payload());
+                group.set_state(state, released, frame.position);
                 return;
             }
             let Some(Whole { id, origin, span }) = assembly.feed(read, false) else { return };
@@ -583,10 +583,12 @@ fn check_fronts(
     Ok(())
 }
 
-/// Decodes a `state` frame: its state and the first needed index.
-fn decode_state(frame: &FrameHeader, payload: &[u8]) -> (GroupState, u64) {
+/// Decodes a `state` frame: its state, the first needed index and the term before that.
+fn decode_state(frame: &FrameHeader, payload: &[u8]) -> (GroupState, (u64, u64)) {
     let mut reader = atoll_encoding::Reader::new(payload);
     let vote = reader.u64("vote").unwrap_or(0);
     let first = reader.u64("first needed index").unwrap_or(0);
-    (GroupState { term: frame.term, vote, commit: frame.index }, first)
+    // Older frames end here.
+    let term = reader.u64("term before it").unwrap_or(0);
+    (GroupState { term: frame.term, vote, commit: frame.index }, (first, term))
 }

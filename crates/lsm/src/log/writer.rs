@@ -227,6 +227,13 @@ impl Writer {
         if u32::try_from(left).is_err() {
             return Err(Error::InvalidInput(format!("an entry of {left} bytes: 4 GiB at most")));
         }
+        if left <= self.payload_max() {
+            // Nearly every entry is one frame.
+            let position = self.place_frame(left);
+            let header = self.header(kind, id, origin.unwrap_or(position), (position, left));
+            self.stage_frame(&header, payload);
+            return Ok((position, self.end));
+        }
         let mut start = None;
         let mut parts = payload.iter().copied();
         let mut part: &[u8] = &[];
@@ -247,25 +254,36 @@ impl Writer {
             let first = start.is_none();
             let position = self.place_frame(len);
             let start = *start.get_or_insert(position);
-            let header = FrameHeader {
-                checksum: 0,
-                len: len as u32,
-                position,
-                origin: origin.unwrap_or(start),
-                group: id.group,
-                index: id.index,
-                term: id.term,
-                unsynced: u32::try_from(position - self.synced.max(self.floor)).unwrap_or(u32::MAX),
-                prev: self.prev,
-                epoch: self.epoch,
-                kind,
-                first,
-                last: left == 0,
-            };
-            self.stage_frame(&header, &fragment);
+            let header = self.header(kind, id, origin.unwrap_or(start), (position, len));
+            self.stage_frame(&FrameHeader { first, last: left == 0, ..header }, &fragment);
             if left == 0 {
                 return Ok((start, self.end));
             }
+        }
+    }
+
+    /// Returns the header of a frame that is a whole entry, of `len` bytes at `position`.
+    fn header(
+        &self,
+        kind: FrameKind,
+        id: EntryId,
+        origin: u64,
+        (position, len): (u64, usize),
+    ) -> FrameHeader {
+        FrameHeader {
+            checksum: 0,
+            len: len as u32,
+            position,
+            origin,
+            group: id.group,
+            index: id.index,
+            term: id.term,
+            unsynced: u32::try_from(position - self.synced.max(self.floor)).unwrap_or(u32::MAX),
+            prev: self.prev,
+            epoch: self.epoch,
+            kind,
+            first: true,
+            last: true,
         }
     }
 
@@ -449,6 +467,38 @@ impl Writer {
     pub fn obsolete(&self, dead: impl Fn(u64, &Content) -> bool) -> usize {
         let old = self.slots.iter().take_while(|s| s.header.number < self.writing);
         old.take_while(|s| dead(s.header.end(), &s.content)).count()
+    }
+
+    /// Returns the groups that need something in the segments in front of `position`, with the
+    /// highest index that lies there.
+    pub fn held_in_front_of(
+        &self,
+        position: u64,
+        groups: &BTreeMap<GroupId, Group>,
+    ) -> BTreeMap<GroupId, u64> {
+        let mut held: BTreeMap<GroupId, u64> = BTreeMap::new();
+        for slot in self.slots.iter().take_while(|s| s.header.end() <= position) {
+            for (&id, pin) in slot.content.iter().filter(|(id, pin)| pin.holds(groups.get(id))) {
+                let highest = held.entry(id).or_default();
+                *highest = pin.highest.max(*highest);
+            }
+        }
+        held
+    }
+
+    /// See [`super::Log::newest_segments`].
+    pub fn newest_segments(&self, bytes: u64) -> u64 {
+        let mut kept = 0;
+        let fits = |s: &&Segment| {
+            kept += s.header.capacity;
+            kept <= bytes
+        };
+        self.lane.iter().rev().take_while(fits).last().map_or(self.end, |s| s.header.base)
+    }
+
+    /// Returns the number of segments with files.
+    pub fn segments(&self) -> usize {
+        self.lane.len()
     }
 
     /// Takes the `count` oldest segments out of the lane.

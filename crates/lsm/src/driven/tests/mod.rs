@@ -1,0 +1,87 @@
+//! A store and its owner in the simulator.
+//!
+//! | file | question |
+//! |---|---|
+//! | `versions` | does a read at a stamp find what was written, whatever was flushed and compacted? |
+
+mod versions;
+
+use std::path::PathBuf;
+
+use atoll_env::Env;
+
+use super::{Driver, EntryId, OpenOptions, Tree, Writes, open};
+use crate::error::Result;
+use crate::options::Options;
+
+/// Options under which a few hundred writes reach every path.
+fn options(env: &Env) -> Options {
+    Options {
+        memory: 4 << 20,
+        memtable_size: 16 << 10,
+        log_segment_size: 16 << 10,
+        block_size: 1 << 10,
+        table_size: 8 << 10,
+        level0_tables: 2,
+        level_base_size: 24 << 10,
+        level_ratio: 3,
+        ..Options::new(env.clone())
+    }
+}
+
+/// An owner whose entries are committed once they are written: one voter.
+struct Owner {
+    driver: Driver,
+    tree: Tree,
+}
+
+impl Owner {
+    async fn open(env: &Env) -> Result<Owner> {
+        Owner::open_with(options(env)).await
+    }
+
+    async fn open_with(options: Options) -> Result<Owner> {
+        let (driver, tree) = open(PathBuf::from("/data/store"), OpenOptions { options }).await?;
+        let mut owner = Owner { driver, tree };
+        owner.catch_up().await?;
+        Ok(owner)
+    }
+
+    /// Applies what is in the log and not in tables.
+    async fn catch_up(&mut self) -> Result<()> {
+        let groups: Vec<_> = self.driver.groups().collect();
+        for group in groups {
+            let mut next = self.driver.applied(group.group) + 1;
+            while next < group.next {
+                let range = next..group.next;
+                for entry in self.driver.entries_up_to(group.group, range, 8 << 10).await? {
+                    let (index, position) = (entry.id.index, entry.position);
+                    self.driver.apply(group.group, index, position, &entry.payload).await?;
+                    next = index + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries an entry of `group` through.
+    async fn commit(&mut self, group: u64, writes: &Writes) -> Result<()> {
+        let driver = &mut self.driver;
+        driver.chores().await?;
+        driver.reserve(writes.arena_bytes(), &[writes.bytes().len()]).await?;
+        let index = driver.group(group).map_or(1, |g| g.next);
+        let position = driver.append(EntryId { group, index, term: 1 }, &[writes.bytes()])?;
+        driver.write().await?;
+        driver.apply(group, index, position, writes.bytes()).await
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let tree = self.tree.clone();
+        self.driver.attend(tree.flush()).await
+    }
+
+    async fn compact(&mut self) -> Result<()> {
+        let tree = self.tree.clone();
+        self.driver.attend(tree.compact()).await
+    }
+}

@@ -1,0 +1,156 @@
+//! The reading half: point reads and scans, from any thread.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::cursor::Cursor;
+use crate::background::Background;
+use crate::database::closed;
+use crate::error::{Error, Result};
+use crate::iter::Direction;
+use crate::iter::scan::{Bounds, Wanted, key_kind};
+use crate::key::{Kind, stamp_of};
+use crate::read::Stored;
+use crate::slice::Slice;
+use crate::stats::Stats;
+use crate::store::Store;
+use crate::view::Hit;
+
+/// What is applied of a store, for readers on any thread. Cheap to clone.
+///
+/// It keeps the directory taken as long as it lives, unless [`Driver::close`] gave that back; then
+/// every call answers `Stopped`.
+///
+/// [`Driver::close`]: super::Driver::close
+#[derive(Clone)]
+pub struct Tree {
+    pub(super) store: Arc<Store>,
+    pub(super) background: Arc<Background>,
+}
+
+/// A version of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// When it was written, by the owner's time.
+    pub stamp: u64,
+    /// Its value; `None` if it says that the key is deleted.
+    pub value: Option<Slice>,
+}
+
+impl Tree {
+    /// Returns the newest plain record of `key`.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
+        self.check_open()?;
+        self.store.stats.read();
+        let (view, snapshot) = self.store.pin();
+        // No record of a store has a deadline.
+        let Some(Hit { trailer, value }) = view.get(&self.store.tables, key, snapshot, 0).await?
+        else {
+            return Ok(None);
+        };
+        if key_kind(trailer) == Kind::Value {
+            return Ok(Some(value));
+        }
+        let stored = Stored { trailer, value };
+        let record = Box::pin(self.store.complete(&view, key, stored)).await?;
+        Ok(Some(record.value))
+    }
+
+    /// Returns the newest version of `key` whose stamp is at most `at`, one that says "deleted" as
+    /// well. `at` must not be below the horizon: what was there may have been compacted away.
+    pub async fn get_version(&self, key: &[u8], at: u64) -> Result<Option<Version>> {
+        self.check_open()?;
+        self.store.stats.read();
+        let (view, snapshot) = self.store.pin();
+        let Some(Hit { trailer, value }) =
+            view.get_version(&self.store.tables, key, snapshot, at).await?
+        else {
+            return Ok(None);
+        };
+        let stamp = stamp_of(&value);
+        let value = match key_kind(trailer) {
+            Kind::VersionedValue => Some(value.after(8)),
+            Kind::VersionedTombstone => None,
+            _ => {
+                let stored = Stored { trailer, value };
+                Some(Box::pin(self.store.complete(&view, key, stored)).await?.value)
+            }
+        };
+        Ok(Some(Version { stamp, value }))
+    }
+
+    /// Walks over the plain records of the keys from `start` to before `end`.
+    pub fn scan(&self, start: &[u8], end: &[u8], direction: Direction) -> Cursor {
+        self.cursor(start, end, direction, Wanted::Live(0))
+    }
+
+    /// Walks over the newest version of each key from `start` to before `end` whose stamp is at most
+    /// `at`, without keys that are deleted at that stamp. `at` must not be below the horizon.
+    pub fn scan_versions(&self, start: &[u8], end: &[u8], at: u64, direction: Direction) -> Cursor {
+        self.cursor(start, end, direction, Wanted::Versions { at, tombstones: false })
+    }
+
+    /// Walks as [`Tree::scan_versions`] does, and yields the versions that say "deleted" too.
+    pub fn scan_all_versions(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        at: u64,
+        direction: Direction,
+    ) -> Cursor {
+        self.cursor(start, end, direction, Wanted::Versions { at, tombstones: true })
+    }
+
+    fn cursor(&self, start: &[u8], end: &[u8], direction: Direction, wanted: Wanted) -> Cursor {
+        let bounds = Bounds { start: start.to_vec(), end: end.to_vec() };
+        Cursor::new(self.clone(), bounds, direction, wanted)
+    }
+
+    /// Promises that nobody reads at a stamp below `stamp` any more, now or later: versions that
+    /// only such reads would find go with the next compaction. A lower one than before is ignored.
+    /// After opening it is 0, and all versions stay.
+    pub fn set_horizon(&self, stamp: u64) {
+        self.store.horizon.fetch_max(stamp, Ordering::AcqRel);
+    }
+
+    /// Returns the horizon.
+    pub fn horizon(&self) -> u64 {
+        self.store.horizon.load(Ordering::Acquire)
+    }
+
+    /// Writes what is in memory into tables and waits for it. The owner must serve
+    /// [`Driver::chores`] meanwhile; on his own thread he calls [`Driver::attend`] with it.
+    ///
+    /// [`Driver::chores`]: super::Driver::chores
+    /// [`Driver::attend`]: super::Driver::attend
+    pub async fn flush(&self) -> Result<()> {
+        self.background.flush_all().await
+    }
+
+    /// Merges all tables into the last level, which drops all dead records, and waits for it; as for
+    /// [`Tree::flush`] the owner must serve chores meanwhile.
+    pub async fn compact(&self) -> Result<()> {
+        self.background.compact_all().await
+    }
+
+    /// Returns counters, sizes and latencies.
+    pub fn stats(&self) -> Stats {
+        self.store.gather_stats()
+    }
+
+    /// Returns why writes are refused now, if they are: the disk is full, or the store has stopped.
+    pub fn refusal(&self) -> Option<Error> {
+        self.store.refusal()
+    }
+
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.store.is_closed() { Err(closed()) } else { Ok(()) }
+    }
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tree({})", self.store.paths.root.display())
+    }
+}

@@ -1,0 +1,169 @@
+//! Opening a directory: a new one is made, an old one recovered.
+//!
+//! What manifest and log hold is rebuilt the same way for both kinds of directory. They differ in
+//! what becomes of the log's entries: those of an embedded database are its own batches, durable
+//! means committed, and they are applied; those of a store belong to groups of an owner who alone
+//! knows what is committed, and stay in the log until he applies them.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atoll_env::Env;
+
+use crate::error::{Error, Result};
+use crate::identity::{self, Kind};
+use crate::log::{Log, LogOptions};
+use crate::memtable::Memtable;
+use crate::options::{Durability, Options};
+use crate::pool::HeapPool;
+use crate::recovery::{Replay, inspect};
+use crate::store::{Catalog, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::tables::Tables;
+use crate::version::manifest::{self, Manifest, SWAP};
+use crate::version::{Garbage, Paths};
+
+/// Opens the directory `path` of that kind, making it if it is missing or empty; returns the store
+/// and the next file number. Nothing runs in the background yet.
+pub(crate) async fn open(path: PathBuf, options: Options, kind: Kind) -> Result<(Arc<Store>, u64)> {
+    options.check()?;
+    let paths = Paths::new(path);
+    let env = &options.env;
+    let context = |e| Error::io("making the directory", &paths.root, e);
+    env.disk.create_dir(&paths.root).await.map_err(context)?;
+    // Looked at before the lock file is made: somebody else's directory stays as it is.
+    identity::read_as(env, &paths, kind).await?;
+    let lock = lock(env, &paths).await?;
+    let id = match identity::read_as(env, &paths, kind).await? {
+        Some(id) => id,
+        None => make(env, &paths, kind).await?,
+    };
+    recover(options, paths, (kind, id), lock).await
+}
+
+/// Takes the directory for this process, until what is returned is dropped.
+pub(crate) async fn lock(env: &Env, paths: &Paths) -> Result<Box<dyn Send + Sync>> {
+    env.disk.lock(&paths.lock()).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Locked(paths.root.clone()),
+        _ => Error::io("locking", &paths.lock(), e),
+    })
+}
+
+/// Makes the files of a new database; the identity comes last.
+async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
+    for dir in [paths.log(), paths.tables()] {
+        env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
+    }
+    // An earlier making that did not finish left nothing of value.
+    for name in env.disk.list(&paths.log()).await.unwrap_or_default() {
+        let path = paths.log().join(&name.name);
+        let tag = SWAP;
+        env.disk.remove(tag, &path).await.map_err(|e| Error::io("removing", &path, e))?;
+    }
+    let current = paths.current();
+    match env.disk.remove(SWAP, &current).await {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("removing", &current, e)),
+    }
+    Manifest::create_first(env, paths).await?;
+    let id = env.random.next_u64();
+    // The smallest segment there can be, for the first opening to replace: so a directory that has
+    // its identity has a log, and a log that is gone is noticed.
+    let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
+    Log::open(env, &paths.log(), first, 0).await?.finish().await?;
+    // Directories above it may have been made with it.
+    for above in paths.root.ancestors().skip(1) {
+        // A name without a folder is in the working directory.
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match env.disk.sync_dir(SWAP, above).await {
+            // Who may not read a directory did not make it.
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => break,
+            synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
+        }
+    }
+    identity::write(env, paths, kind, id).await?;
+    Ok(id)
+}
+
+/// Rebuilds the store from manifest and log; returns it and the next file number.
+///
+/// Everything is read and judged before the first change, so that a directory that is refused is
+/// left as it was found.
+async fn recover(
+    options: Options,
+    paths: Paths,
+    (kind, id): (Kind, u64),
+    lock: Box<dyn Send + Sync>,
+) -> Result<(Arc<Store>, u64)> {
+    let env = options.env.clone();
+    let garbage = Arc::new(Garbage::default());
+    let contents = manifest::read(&env, &paths, &garbage).await?;
+    let strays = inspect(&env, &paths, &contents).await?;
+
+    let log_options = LogOptions {
+        lane: id,
+        segment_capacity: options.segment_capacity(),
+        fill: options.durability == Durability::Synced,
+        // The owner of a store reads entries back; nobody else does.
+        indexed: match kind {
+            Kind::Database => |_| false,
+            Kind::Store => |_| true,
+        },
+        ..LogOptions::default()
+    };
+    let flushed = &contents.state.flushed;
+    let mut replay = Replay::open(&env, &paths, kind, log_options, flushed).await?;
+    let capacity = options.memtable_capacity();
+    let (mut active, first) = Memtable::new(capacity);
+    let mut memtables = vec![first];
+    let mut sealed = VecDeque::new();
+    let mut position = contents.state.flushed.position;
+    let mut visible = position.saturating_sub(1);
+    if kind == Kind::Database {
+        replay
+            .visit(|entry, applied| {
+                let needed = arena_bytes(entry.payload)?;
+                if needed > active.free() {
+                    let larger = Memtable::capacity_for(needed).max(capacity);
+                    let (next, memtable) = Memtable::new(larger);
+                    let full = std::mem::replace(&mut active, next).memtable().clone();
+                    sealed.push_back(Sealed { memtable: full, applied: applied.clone(), position });
+                    memtables.insert(0, memtable);
+                }
+                // Entries of several groups are not applied in the order of their positions.
+                visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
+                position = visible + 1;
+                Ok(())
+            })
+            .await?;
+    }
+    let applied = replay.applied();
+
+    let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
+    manifest.replace_above(options.manifest_size);
+    let log = replay.finish().await?;
+    // A replacement that a crash interrupted is a stray, and the next one takes over its name.
+    for path in strays.into_iter().filter(|path| path != manifest.path()) {
+        env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
+    }
+
+    let cache = Arc::new(HeapPool::new(options.cache_capacity()));
+    let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
+    let next_file = state.next_file;
+    let parts = Parts {
+        version: Arc::new(state.version.share()),
+        writer: Writer::new(log, active, applied, position),
+        catalog: Catalog { manifest, state },
+        options,
+        paths,
+        tables,
+        garbage,
+        memtables,
+        sealed,
+        visible,
+        owned: kind == Kind::Store,
+        lock,
+    };
+    Ok((Store::new(parts), next_file))
+}
