@@ -376,6 +376,76 @@ fn wrong_appends_are_refused_and_change_nothing() {
     log.append(id(10, 2, 3), &[b"c"]).unwrap();
     block_on(log.sync()).unwrap();
     assert_eq!(block_on(log.entries(10, 2..3)).unwrap()[0].payload, b"c");
-    assert_eq!((log.term(10, 2), log.term(10, 1)), (Some(3), None));
+    assert_eq!([0, 1, 2, 3].map(|index| log.term(10, index)), [None, Some(2), Some(3), None]);
     assert!(block_on(log.entries(10, 1..3)).is_err(), "released");
+}
+
+#[test]
+fn the_term_before_the_first_entry_outlives_the_entry_and_its_segment() {
+    let lane = Lane::new();
+    let (mut log, _) = lane.open();
+    for (index, term) in [(1, 2), (2, 4), (3, 4), (4, 7)] {
+        log.append(id(10, index, term), &[b"x"]).unwrap();
+    }
+    for first in 1..=5 {
+        log.release(10, first).unwrap();
+        block_on(log.sync()).unwrap();
+        let expected = [None, Some(2), Some(4), Some(4), Some(7)][first as usize - 1];
+        assert_eq!(log.term(10, first - 1), expected);
+        drop(log);
+        log = lane.open().0;
+        assert_eq!(log.term(10, first - 1), expected, "after reopening");
+    }
+    for index in 1..=200 {
+        log.append(id(12, index, 1), &[&[0; 1000]]).unwrap();
+        log.release(12, index + 1).unwrap();
+        block_on(log.write(FRAME_WRITE)).unwrap();
+        if index % 20 == 0 {
+            let before = log.newest_segments(0);
+            assert!(block_on(log.move_forward(before, 1 << 20)).unwrap());
+            block_on(log.reclaim()).unwrap();
+        }
+    }
+    block_on(log.sync()).unwrap();
+    assert!(log.stats().segments <= 3, "{:?}", log.stats());
+    drop(log);
+    let (mut log, _) = lane.open();
+    assert_eq!((log.term(10, 4), log.group(10).unwrap().next), (Some(7), 5));
+    assert!(log.append(id(10, 5, 6), &[b"x"]).is_err(), "the entry before it has term 7");
+    log.append(id(10, 5, 7), &[b"x"]).unwrap();
+}
+
+#[test]
+fn what_idle_groups_need_is_moved_forward_without_the_rest() {
+    let lane = Lane::new();
+    let (mut log, _) = lane.open();
+    let state = GroupState { term: 3, vote: 2, commit: 1 };
+    log.set_state(11, state).unwrap();
+    let mut idle = Vec::new();
+    for index in 1..=3 {
+        idle.push(log.append(id(11, index, 3), &[format!("idle {index}").as_bytes()]).unwrap());
+    }
+    for index in 1..=400 {
+        log.append(id(10, index, 1), &[&[0; 1000]]).unwrap();
+        log.release(10, index).unwrap();
+        block_on(log.write(FRAME_WRITE)).unwrap();
+        let before = log.newest_segments(4 * log.stats().segment_bytes / log.segments() as u64);
+        if log.segments() > 5 {
+            // A piece at a time: an entry or two.
+            while !block_on(log.move_forward(before, 1)).unwrap() {}
+            assert!(block_on(log.reclaim()).unwrap() > 0, "at {index}");
+        }
+    }
+    let stats = log.stats();
+    assert!(stats.segments <= 6 && stats.copied_bytes < stats.appended_bytes / 50, "{stats:?}");
+    let read = block_on(log.entries(11, 1..4)).unwrap();
+    assert!(read.iter().zip(&idle).all(|(entry, position)| entry.position == *position));
+    block_on(log.sync()).unwrap();
+    drop(log);
+    let (log, entries) = lane.open();
+    for (index, position) in (1..=3).zip(idle) {
+        let payload = format!("idle {index}").into_bytes();
+        assert!(entries.contains(&(id(11, index, 3), position, payload)), "{index}");
+    }
+    assert_eq!(log.group(11).unwrap().state, state);
 }
