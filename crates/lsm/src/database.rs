@@ -128,11 +128,6 @@ impl Database {
         Ok(Database { inner: Arc::new(inner) })
     }
 
-    #[cfg(test)]
-    pub(crate) fn inner(&self) -> &Inner {
-        &self.inner
-    }
-
     // ---- keyspaces ----
 
     /// Returns the keyspace of that name, creating it with `options` if there is none. The options

@@ -48,8 +48,6 @@ mod range;
 mod read;
 mod recovery;
 mod repair;
-#[cfg(test)]
-mod seam;
 mod slice;
 mod stats;
 mod store;

@@ -113,7 +113,7 @@ async fn recover(
         ..LogOptions::default()
     };
     let flushed = &contents.state.flushed;
-    let mut replay = Replay::open(&env, &paths, kind, log_options, flushed).await?;
+    let mut replay = Replay::open(&env, &paths, log_options, flushed).await?;
     let capacity = options.memtable_capacity();
     let (mut active, first) = Memtable::new(capacity);
     let mut memtables = vec![first];
@@ -131,7 +131,6 @@ async fn recover(
                     sealed.push_back(Sealed { memtable: full, applied: applied.clone(), position });
                     memtables.insert(0, memtable);
                 }
-                // Entries of several groups are not applied in the order of their positions.
                 visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
                 position = visible + 1;
                 Ok(())

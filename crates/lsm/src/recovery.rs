@@ -17,9 +17,7 @@ use std::path::PathBuf;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
-use crate::identity::Kind;
 use crate::log::{LaneSummary, Log, LogOptions, Recovery, Replayed};
-use crate::store::GROUP;
 use crate::version::manifest::Contents;
 use crate::version::{Applied, Flushed, Paths};
 
@@ -84,8 +82,6 @@ pub(crate) struct Replay {
     log: PathBuf,
     /// Per group, the index of the last entry that is in tables or was visited.
     applied: Applied,
-    /// Per group, the last entry that may be applied.
-    committed: Applied,
 }
 
 impl Replay {
@@ -93,7 +89,6 @@ impl Replay {
     pub(crate) async fn open(
         env: &Env,
         paths: &Paths,
-        kind: Kind,
         options: LogOptions,
         flushed: &Flushed,
     ) -> Result<Replay> {
@@ -104,7 +99,6 @@ impl Replay {
         }
         let recovery = Log::open(env, &log, options, flushed.position).await?;
         let applied = flushed.applied.clone();
-        let mut committed = Applied::new();
         for group in recovery.groups() {
             let applied = applied.get(&group.group).copied().unwrap_or(0);
             if group.first > applied + 1 {
@@ -119,13 +113,8 @@ impl Replay {
                     ),
                 ));
             }
-            // For the database's own group, what is durable is committed. What is committed of a
-            // store's groups its owner knows; here all of it may be looked at.
-            let all = group.group == GROUP || kind == Kind::Store;
-            let commit = if all { u64::MAX } else { group.state.commit };
-            committed.insert(group.group, commit);
         }
-        Ok(Replay { recovery, log, applied, committed })
+        Ok(Replay { recovery, log, applied })
     }
 
     /// Returns, per group, the index of the last entry that is in tables or was visited.
@@ -133,7 +122,7 @@ impl Replay {
         self.applied.clone()
     }
 
-    /// Shows every committed entry that is not in tables to `visit`, in the order of the log, with
+    /// Shows every entry that is not in tables to `visit`, in the order of the log, with
     /// what was applied before it.
     pub(crate) async fn visit(
         &mut self,
@@ -142,8 +131,7 @@ impl Replay {
         while let Some(entry) = self.recovery.next_entry().await? {
             let (group, index) = (entry.id.group, entry.id.index);
             let applied = self.applied.get(&group).copied().unwrap_or(0);
-            let committed = self.committed.get(&group).copied().unwrap_or(0);
-            if index <= applied || index > committed {
+            if index <= applied {
                 continue;
             }
             if index != applied + 1 {

@@ -25,7 +25,7 @@ use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::{Env, block_on, os};
 
 use crate::error::{Error, Result};
-use crate::identity::{self, Identity};
+use crate::identity;
 use crate::log::{self, CutReport, LogOptions, repair_cut};
 use crate::pool::{HeapPool, Pool};
 use crate::recovery::Replay;
@@ -150,7 +150,7 @@ pub async fn repair_async(
         manifest.replace(&State { version, ..state }).await?;
     }
     if options.cut_log {
-        report.cut = Some(cut_log(env, &paths, identity, &flushed, progress).await?);
+        report.cut = Some(cut_log(env, &paths, identity.id, &flushed, progress).await?);
     }
     Ok(report)
 }
@@ -159,7 +159,7 @@ pub async fn repair_async(
 async fn cut_log(
     env: &Env,
     paths: &Paths,
-    Identity { kind, id: lane }: Identity,
+    lane: u64,
     flushed: &Flushed,
     progress: &mut dyn FnMut(&str),
 ) -> Result<CutReport> {
@@ -173,7 +173,7 @@ async fn cut_log(
         Err(e) if e.is_corruption() => nothing,
         other => other?,
     };
-    let problem = match Replay::open(env, paths, kind, options, flushed).await {
+    let problem = match Replay::open(env, paths, options, flushed).await {
         Ok(mut replay) => replay.visit(|_, _| Ok(())).await,
         Err(e) => Err(e),
     };

@@ -240,8 +240,7 @@ async fn verify_log(
         }
         return Ok(());
     };
-    let Some(mut replay) = note(Replay::open(env, paths, kind, options, &flushed).await, report)?
-    else {
+    let Some(mut replay) = note(Replay::open(env, paths, options, &flushed).await, report)? else {
         return Ok(());
     };
     let summary = replay.summary();

@@ -2,13 +2,22 @@
 //!
 //! | file | question |
 //! |---|---|
+//! | `consensus` | is what was committed there after a power cut, and nothing that was not? |
+//! | `ending` | what becomes of a full or failing disk, of closing, of other kinds of directories? |
+//! | `lane` | does the log stay short, whoever is idle? |
 //! | `versions` | does a read at a stamp find what was written, whatever was flushed and compacted? |
 
+mod consensus;
+mod ending;
+mod lane;
 mod versions;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use atoll_env::Env;
+use atoll_env::sim::{Node, Sim};
+use atoll_env::sync::{Either, select_biased};
 
 use super::{Driver, EntryId, OpenOptions, Tree, Writes, open};
 use crate::error::Result;
@@ -29,6 +38,23 @@ fn options(env: &Env) -> Options {
     }
 }
 
+/// Where the store is.
+fn dir() -> PathBuf {
+    PathBuf::from("/data/store")
+}
+
+/// Runs `test` on a node of its own, which nobody crashes.
+fn run<T>(seed: u64, test: impl AsyncFnOnce(Env, &Node) -> T) -> T {
+    let sim = Sim::new(seed);
+    let node = sim.node("n");
+    let env = node.env();
+    let limit = env.clock.sleep(Duration::from_secs(3600));
+    match sim.block_on(&node, select_biased(test(env, &node), limit)).done() {
+        Either::Left(output) => output,
+        Either::Right(()) => panic!("seed {seed}: no end after an hour"),
+    }
+}
+
 /// An owner whose entries are committed once they are written: one voter.
 struct Owner {
     driver: Driver,
@@ -41,7 +67,7 @@ impl Owner {
     }
 
     async fn open_with(options: Options) -> Result<Owner> {
-        let (driver, tree) = open(PathBuf::from("/data/store"), OpenOptions { options }).await?;
+        let (driver, tree) = open(dir(), OpenOptions { options }).await?;
         let mut owner = Owner { driver, tree };
         owner.catch_up().await?;
         Ok(owner)

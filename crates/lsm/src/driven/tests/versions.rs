@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sim::{Outcome, Sim};
 
-use super::Owner;
+use super::{Owner, run};
 use crate::batch::CHUNKED_ABOVE;
 use crate::driven::{Direction, Stamp, Writes};
 
@@ -65,16 +64,6 @@ async fn check(owner: &Owner, model: &Model, at: u64) {
         assert_eq!(keys(&found), keys(&rows), "at {at}, {direction:?}");
         assert!(found == rows, "values at {at}, {direction:?}");
         rows.reverse();
-    }
-}
-
-fn run<T>(seed: u64, test: impl AsyncFnOnce(Env) -> T) -> T {
-    let sim = Sim::new(seed);
-    let node = sim.node("n");
-    let env = node.env();
-    match sim.block_on(&node, test(env)) {
-        Outcome::Done(output) => output,
-        Outcome::Crashed => unreachable!("nobody cuts the power"),
     }
 }
 
@@ -153,13 +142,13 @@ async fn history(env: Env, seed: u64) {
 #[test]
 fn reads_at_every_stamp_above_the_horizon_find_what_was_written() {
     for seed in 0..12 {
-        run(seed, async |env| history(env, seed).await);
+        run(seed, async |env, _| history(env, seed).await);
     }
 }
 
 #[test]
 fn a_key_with_many_versions_is_read_at_each_of_their_stamps_from_every_source() {
-    run(1, async |env| {
+    run(1, async |env, _| {
         let mut owner = Owner::open(&env).await.unwrap();
         let mut model = Model::default();
         let mut writes = Writes::new();
@@ -192,7 +181,7 @@ fn a_key_with_many_versions_is_read_at_each_of_their_stamps_from_every_source() 
 
 #[test]
 fn a_range_delete_takes_all_versions_and_plain_records_of_its_range() {
-    run(2, async |env| {
+    run(2, async |env, _| {
         let mut owner = Owner::open(&env).await.unwrap();
         let mut writes = Writes::new();
         for stamp in 1..=3 {
@@ -227,7 +216,7 @@ fn a_range_delete_takes_all_versions_and_plain_records_of_its_range() {
 
 #[test]
 fn versions_that_the_horizon_has_passed_leave_tables_that_nobody_writes_any_more() {
-    run(3, async |env| {
+    run(3, async |env, _| {
         let mut owner = Owner::open(&env).await.unwrap();
         let mut writes = Writes::new();
         for n in 0..1200u64 {
