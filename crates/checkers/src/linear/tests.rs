@@ -260,7 +260,7 @@ where
     M::Ret: fmt::Debug,
 {
     let mut linearizable = 0;
-    for seed in 0..30_000 {
+    for seed in 0..10_000 {
         let mut prng = Prng::new(seed);
         let len = 2 + prng.below(6) as u32;
         let mut rows = Vec::new();
@@ -289,7 +289,7 @@ where
         assert_eq!(ours, brute_force::<M>(&calls), "{name}, seed {seed}\n{}", text());
         linearizable += u32::from(ours);
     }
-    assert!((1_000..29_000).contains(&linearizable), "{name}: {linearizable} are linearizable");
+    assert!((300..9_700).contains(&linearizable), "{name}: {linearizable} are linearizable");
 }
 
 #[test]
