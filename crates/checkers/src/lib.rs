@@ -7,3 +7,9 @@ pub use verdict::{Checked, Failure, Verdict, Violation};
 pub mod ranges;
 pub mod graph;
 pub mod list_append;
+pub mod bank;
+pub mod counts;
+pub mod durable;
+pub mod sessions;
+#[cfg(feature = "adya")]
+pub mod second_opinion;
