@@ -62,7 +62,8 @@ pub fn check(history: &History<Op, Balances>, bank: Bank) -> Verdict {
     for (at, call) in history.calls().iter().enumerate() {
         let (Op::Snapshot, Outcome::Ok(balances)) = (call.op, &call.outcome) else { continue };
         let broken = |anomaly: String| {
-            let from = format!("{} [{}..{}]", call.process, call.invoked.position, call.ended.position);
+            let from =
+                format!("{} [{}..{}]", call.process, call.invoked.position, call.ended.position);
             let explanation = format!("  snapshot of {from}: {balances:?}\n");
             Err(Failure::Violation(Violation { anomaly, explanation, calls: vec![at] }))
         };

@@ -73,9 +73,10 @@ struct Keys {
 
 impl Keys {
     fn change(&mut self, key: u64, change: impl FnOnce(&mut Presence)) {
-        let presence = self.keys.entry(key).or_insert_with(|| {
-            Presence { settled: [true, false], ..Presence::default() }
-        });
+        let presence = self
+            .keys
+            .entry(key)
+            .or_insert_with(|| Presence { settled: [true, false], ..Presence::default() });
         let counts = |p: &Presence| (u64::from(!p.may_be(false)), u64::from(p.may_be(true)));
         let before = counts(presence);
         change(presence);
@@ -170,7 +171,11 @@ pub fn check(history: &History<Op, u64>) -> Verdict {
                 let result = call.outcome.ok().copied().unwrap_or_default();
                 let anomaly = format!("a count of {result} where {low} to {high} keys were there");
                 let explanation = format!("  {call}\n");
-                return Err(Failure::Violation(Violation { anomaly, explanation, calls: vec![at] }));
+                return Err(Failure::Violation(Violation {
+                    anomaly,
+                    explanation,
+                    calls: vec![at],
+                }));
             }
             checked.calls += 1;
         }
@@ -226,7 +231,10 @@ mod tests {
     #[test]
     fn a_count_beside_writes_may_see_them_or_not() {
         for count in 0..4 {
-            let verdict = judge(&[&[(Put(1), DONE)], &[(Put(2), DONE), (Count, Some(count)), (Delete(1), DONE)]]);
+            let verdict = judge(&[
+                &[(Put(1), DONE)],
+                &[(Put(2), DONE), (Count, Some(count)), (Delete(1), DONE)],
+            ]);
             assert_eq!(verdict.is_ok(), count < 3, "{count}");
         }
     }
@@ -252,7 +260,8 @@ mod tests {
 
     #[test]
     fn an_unknown_put_stays_possible() {
-        let history = |count| judge(&[&[(Put(1), None)], &[(Put(2), DONE)], &[(Count, Some(count))]]);
+        let history =
+            |count| judge(&[&[(Put(1), None)], &[(Put(2), DONE)], &[(Count, Some(count))]]);
         assert!(history(1).is_ok() && history(2).is_ok());
         assert!(history(0).is_err() && history(3).is_err());
     }
@@ -262,7 +271,9 @@ mod tests {
         let both: &[_] = &[(Put(1), DONE), (Delete(1), DONE)];
         for count in [0, 1] {
             assert!(judge(&[both, &[(Count, Some(count))]]).is_ok());
-            assert!(judge(&[both, &[(Put(1), DONE)], &[(Count, Some(count))]]).is_ok() == (count == 1));
+            assert!(
+                judge(&[both, &[(Put(1), DONE)], &[(Count, Some(count))]]).is_ok() == (count == 1)
+            );
         }
     }
 

@@ -90,7 +90,8 @@ fn may_be_last(
     for at in writes.iter().copied().filter(|at| calls[*at].op.value == value) {
         match (&calls[at].outcome, outdated(at)) {
             (Outcome::Fail, _) => {
-                why = why.or(Some((format!("key {key} is {text}, of a write that failed"), vec![at])));
+                why = why
+                    .or(Some((format!("key {key} is {text}, of a write that failed"), vec![at])));
             }
             (_, Some(latest)) => {
                 why = Some((format!("lost write: key {key} is still {text}"), vec![at, latest]));
@@ -170,7 +171,7 @@ pub fn elements(history: &History<Add, ()>, last: &BTreeMap<u64, Vec<u64>>) -> V
 /// The first process with a hole.
 pub fn prefix(history: &History<Write, ()>, last: &BTreeMap<u64, u64>) -> Verdict {
     let calls = history.calls();
-    for writes in by_key(history).values().filter(|writes| writes.len() > 1) {
+    if let Some(writes) = by_key(history).values().find(|writes| writes.len() > 1) {
         let reason = format!("key {} is written more than once", calls[writes[0]].op.key);
         return Err(Failure::Malformed(reason));
     }

@@ -102,7 +102,8 @@ impl Graph {
 
     /// Returns the edges that leave a vertex.
     pub fn from(&self, vertex: u32) -> &[Edge] {
-        &self.edges[self.starts[vertex as usize] as usize..self.starts[vertex as usize + 1] as usize]
+        &self.edges
+            [self.starts[vertex as usize] as usize..self.starts[vertex as usize + 1] as usize]
     }
 
     /// Returns all edges with any of `kinds`.
@@ -153,7 +154,8 @@ impl Graph {
                 *effort = effort.checked_sub(1)?;
                 let others = edge.kinds & walk.others;
                 // The most telling reason has the lowest bit.
-                let kind = if others != 0 { others & others.wrapping_neg() } else { edge.kinds & RW };
+                let kind =
+                    if others != 0 { others & others.wrapping_neg() } else { edge.kinds & RW };
                 let allowed = kind != 0 && (kind != RW || walk.rw != Rw::Never);
                 if !allowed || in_a_row(before.kind, kind) {
                     continue;
@@ -330,12 +332,17 @@ mod tests {
         let edges = vec![(0, 1, RW), (1, 2, WW), (2, 0, WR), (1, 3, RW), (3, 0, RW)];
         let graph = Graph::new(4, edges);
         let mut effort = 1000;
-        let back = graph.way_back(hop(0, 1, RW), Walk { others: WW | WR, rw: Rw::Never }, &mut effort);
+        let back =
+            graph.way_back(hop(0, 1, RW), Walk { others: WW | WR, rw: Rw::Never }, &mut effort);
         assert_eq!(back, Some(vec![hop(0, 1, RW), hop(1, 2, WW), hop(2, 0, WR)]));
-        let none = graph.way_back(hop(0, 1, RW), Walk { others: WW, rw: Rw::NotInARow }, &mut effort);
+        let none =
+            graph.way_back(hop(0, 1, RW), Walk { others: WW, rw: Rw::NotInARow }, &mut effort);
         assert_eq!(none, None);
         let skew = graph.way_back(hop(0, 1, RW), Walk { others: WW, rw: Rw::Always }, &mut effort);
         assert_eq!(skew, Some(vec![hop(0, 1, RW), hop(1, 3, RW), hop(3, 0, RW)]));
-        assert_eq!(graph.way_back(hop(0, 1, RW), Walk { others: WW, rw: Rw::Always }, &mut 2), None);
+        assert_eq!(
+            graph.way_back(hop(0, 1, RW), Walk { others: WW, rw: Rw::Always }, &mut 2),
+            None
+        );
     }
 }

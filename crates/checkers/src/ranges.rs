@@ -21,8 +21,8 @@
 //! do not meet in one transaction should be checked apart.
 //!
 //! # Explanation
-//! Projections of a right history to fewer keys are right, so keys are left out first, as long as
-//! the rest is wrong; then transactions ([`crate::linear::explain`]).
+//! Prefixes of a right history and projections to fewer keys are right. So the history is cut at the
+//! first contradiction, keys are left out as long as the rest is wrong, then transactions ([`crate::linear::explain`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,7 +30,7 @@ use std::fmt;
 use atoll_encoding::hash::HashMap;
 
 use crate::history::{Call, History, Outcome};
-use crate::linear::explain::{Names, judge};
+use crate::linear::explain::{Names, first_contradiction, judge};
 use crate::linear::search::{
     Found, Impossible, Model, Readers, Seen, Step as Stepped, Token, search, spread_state,
 };
@@ -126,8 +126,9 @@ pub fn check(history: &History<Txn, Answers>, budget: u64) -> Verdict {
     if !matches!(search::<Database>(&calls, budget), Ok(Found::None { .. })) {
         return judge::<Database>(&calls, budget, &Names { anomaly, calls: &members, show: &show });
     }
-    let keys = needed_keys(history);
-    let (origins, fewer) = project(history, &keys);
+    let position = first_contradiction::<Database>(&calls).unwrap_or(u32::MAX);
+    let shorter = cut(history.calls(), position);
+    let (origins, fewer) = project(&shorter, &needed_keys(&shorter));
     let calls: Vec<_> = fewer.iter().map(seen).collect();
     judge::<Database>(&calls, budget, &Names { anomaly, calls: &origins, show: &show })
 }
@@ -142,16 +143,28 @@ fn seen(call: &Call<Txn, Answers>) -> Seen<'_, Txn, Answers> {
     }
 }
 
-/// Returns as few keys as possible to which the history can be projected and still be wrong.
-fn needed_keys(history: &History<Txn, Answers>) -> BTreeSet<u64> {
-    let written = history.calls().iter().flat_map(|call| &call.op.0);
+/// Returns what had begun at a position; what had not ended then is unknown. Indexes stay.
+fn cut(calls: &[Call<Txn, Answers>], position: u32) -> Vec<Call<Txn, Answers>> {
+    let mut begun: Vec<_> =
+        calls.iter().take_while(|call| call.invoked.position <= position).cloned().collect();
+    for call in begun.iter_mut().filter(|call| call.ended.position > position) {
+        if call.outcome.ok().is_some() {
+            call.outcome = Outcome::Info;
+        }
+    }
+    begun
+}
+
+/// Returns as few keys as possible to which the calls can be projected and still be wrong.
+fn needed_keys(history: &[Call<Txn, Answers>]) -> BTreeSet<u64> {
+    let written = history.iter().flat_map(|call| &call.op.0);
     let mut keys: BTreeSet<u64> = written
         .filter_map(|step| match step {
             Step::Put(key, _) | Step::Delete(key) | Step::Get(key) => Some(*key),
             Step::Scan { .. } => None,
         })
         .collect();
-    for call in history.calls() {
+    for call in history {
         for answer in call.outcome.ok().iter().flat_map(|answers| &answers.0) {
             if let Answer::Rows(rows) = answer {
                 keys.extend(rows.iter().map(|(key, _)| *key));
@@ -179,14 +192,14 @@ fn needed_keys(history: &History<Txn, Answers>) -> BTreeSet<u64> {
     keys
 }
 
-/// Restricts a history to some keys; returns the calls that are left with their origins.
+/// Restricts calls to some keys; returns those that are left with their origins.
 fn project(
-    history: &History<Txn, Answers>,
+    history: &[Call<Txn, Answers>],
     keys: &BTreeSet<u64>,
 ) -> (Vec<usize>, Vec<Call<Txn, Answers>>) {
     let mut origins = Vec::new();
     let mut calls = Vec::new();
-    for (at, call) in history.calls().iter().enumerate() {
+    for (at, call) in history.iter().enumerate() {
         if matches!(call.outcome, Outcome::Fail) {
             continue;
         }

@@ -120,22 +120,10 @@ fn explain<M: Model>(calls: &[Seen<'_, M::Op, M::Ret>], names: &Names<'_>) -> Vi
     let mut kept: Vec<Kept> =
         calls.iter().enumerate().map(|(at, call)| (at, call.result.is_some())).collect();
 
-    // Cut: `high` replies have no order, of `low` replies that is not known.
-    let mut replies: Vec<u32> =
-        calls.iter().filter(|call| call.result.is_some()).map(|call| call.returned).collect();
-    replies.sort_unstable();
-    let (mut low, mut high) = (0, replies.len());
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        let shorter = trials.cut(replies[middle - 1]);
-        if trials.still_fails(&shorter) {
-            kept = shorter;
-            high = middle;
-        } else {
-            low = middle;
-        }
+    let last = shortest_prefix(&mut trials);
+    if let Some(position) = last {
+        kept = trials.cut(position);
     }
-    let last = high.checked_sub(1).map(|last| replies[last]);
 
     let drop_all = |kept: &[Kept], out: &[usize]| -> Vec<Kept> {
         kept.iter().filter(|(at, _)| out.binary_search(at).is_err()).copied().collect()
@@ -154,19 +142,49 @@ fn explain<M: Model>(calls: &[Seen<'_, M::Op, M::Ret>], names: &Names<'_>) -> Vi
     describe::<M>(calls, &kept, last, names)
 }
 
+/// Returns the position of the reply that ends the shortest prefix without an order, given that
+/// the whole has none.
+fn shortest_prefix<M: Model>(trials: &mut Trials<'_, '_, M>) -> Option<u32> {
+    let with_reply = trials.calls.iter().filter(|call| call.result.is_some());
+    let mut replies: Vec<u32> = with_reply.map(|call| call.returned).collect();
+    replies.sort_unstable();
+    // `high` replies have no order; of `low` replies that is not known.
+    let (mut low, mut high) = (0, replies.len());
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let shorter = trials.cut(replies[middle - 1]);
+        if trials.still_fails(&shorter) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high.checked_sub(1).map(|last| replies[last])
+}
+
+/// Returns the position of the reply that ends the shortest prefix without an order, as far as
+/// bounded trials can tell, of calls that have none.
+pub fn first_contradiction<M: Model>(calls: &[Seen<'_, M::Op, M::Ret>]) -> Option<u32> {
+    shortest_prefix::<M>(&mut Trials { calls, left: TRIAL_CALLS })
+}
+
+/// Weakens the calls of a sorted list of indexes.
+type Change<'a> = &'a dyn Fn(&[Kept], &[usize]) -> Vec<Kept>;
+
 /// Applies `change` to as many `groups` as possible: first to many at once, then to fewer.
 fn reduce<M: Model>(
     trials: &mut Trials<'_, '_, M>,
     kept: &mut Vec<Kept>,
     groups: &[Vec<usize>],
-    change: &dyn Fn(&[Kept], &[usize]) -> Vec<Kept>,
+    change: Change<'_>,
 ) {
     let mut open: Vec<&Vec<usize>> = groups.iter().collect();
     let mut size = open.len();
     while size > 0 {
         let mut still_open = Vec::new();
         for chunk in open.chunks(size) {
-            let mut out: Vec<usize> = chunk.iter().flat_map(|group| group.iter().copied()).collect();
+            let mut out: Vec<usize> =
+                chunk.iter().flat_map(|group| group.iter().copied()).collect();
             out.sort_unstable();
             let fewer = change(kept, &out);
             if trials.still_fails(&fewer) {
@@ -237,7 +255,8 @@ fn describe<M: Model>(
     let mut explanation = String::from("  no order of these calls gives all of their results:\n");
     for (at, believed) in shown.iter().take(LINES) {
         let mark = if *believed { ' ' } else { '?' };
-        let end = if *believed && Some(calls[*at].returned) == last { "   <- this reply" } else { "" };
+        let end =
+            if *believed && Some(calls[*at].returned) == last { "   <- this reply" } else { "" };
         let _ = writeln!(explanation, "  {mark} {}{end}", (names.show)(names.calls[*at]));
     }
     if shown.len() > LINES {

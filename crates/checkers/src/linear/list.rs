@@ -84,9 +84,7 @@ impl Model for List {
     type Action = Action;
     type Undo = u32;
 
-    fn compile(
-        calls: &[Seen<'_, ListOp, ListRet>],
-    ) -> Result<(List, Vec<Action>), Impossible> {
+    fn compile(calls: &[Seen<'_, ListOp, ListRet>]) -> Result<(List, Vec<Action>), Impossible> {
         let values = |at: usize| match calls[at].result {
             Some(ListRet::Values(values)) => values.as_slice(),
             _ => &[],

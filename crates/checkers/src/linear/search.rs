@@ -210,11 +210,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new<M: Model>(
-        model: &M,
-        calls: &[Seen<'_, M::Op, M::Ret>],
-        actions: &[M::Action],
-    ) -> Plan {
+    fn new<M: Model>(model: &M, calls: &[Seen<'_, M::Op, M::Ret>], actions: &[M::Action]) -> Plan {
         let definite: Vec<bool> = calls.iter().map(|call| call.result.is_some()).collect();
         let mut deadline: Vec<u32> = calls.iter().map(|call| call.returned).collect();
         let mut before = vec![None; calls.len()];

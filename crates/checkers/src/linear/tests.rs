@@ -144,7 +144,11 @@ fn a_result_that_does_not_fit_its_operation_is_a_violation() {
 #[test]
 fn commands_of_a_pipeline_happen_in_their_order() {
     let pipeline = |first, second| {
-        [(0, 0, 8, Set(1), Some(Done)), (first, 1, 9, Set(2), Some(Done)), (second, 10, 11, Get, Some(Value(Some(1))))]
+        [
+            (0, 0, 8, Set(1), Some(Done)),
+            (first, 1, 9, Set(2), Some(Done)),
+            (second, 10, 11, Get, Some(Value(Some(1)))),
+        ]
     };
     assert!(register(&pipeline(1, 2)).is_ok(), "two connections");
     assert!(register(&pipeline(0, 2)).is_err(), "one connection");
@@ -153,7 +157,8 @@ fn commands_of_a_pipeline_happen_in_their_order() {
 #[test]
 fn a_duplicate_increment_is_a_violation_of_a_counter() {
     use CounterOp::{Add, Get};
-    let rows = |read| [(0, 0, 1, Add(1), Some(1)), (1, 2, 3, Add(2), Some(3)), (0, 4, 5, Get, Some(read))];
+    let rows =
+        |read| [(0, 0, 1, Add(1), Some(1)), (1, 2, 3, Add(2), Some(3)), (0, 4, 5, Get, Some(read))];
     assert!(verdict::<Counter>(&rows(3)).is_ok());
     assert!(verdict::<Counter>(&rows(4)).is_err());
     assert!(verdict::<Counter>(&rows(2)).is_err());
@@ -282,7 +287,10 @@ where
         let ours = matches!(search::<M>(&calls, 1_000_000), Ok(Found::Order { .. }));
         let text = || {
             let line = |c: &Seen<'_, M::Op, M::Ret>| {
-                format!("p{} [{}..{}] {} -> {:?}\n", c.process, c.invoked, c.returned, c.op, c.result)
+                format!(
+                    "p{} [{}..{}] {} -> {:?}\n",
+                    c.process, c.invoked, c.returned, c.op, c.result
+                )
             };
             calls.iter().map(line).collect::<String>()
         };
@@ -311,7 +319,11 @@ fn the_search_of_registers_agrees_with_trying_every_order() {
     });
     compare::<Register>("unique values", |prng| {
         let value = prng.below(8) as i64;
-        if prng.chance(0.5) { (Set(value), Done) } else { (Get, Value((value > 0).then_some(value))) }
+        if prng.chance(0.5) {
+            (Set(value), Done)
+        } else {
+            (Get, Value((value > 0).then_some(value)))
+        }
     });
     compare::<Register>("sums", |prng| {
         let value = prng.below(4) as i64;

@@ -88,7 +88,8 @@ fn process_edges(index: &Index<'_>, edges: &mut Vec<(u32, u32, u8)>) {
 fn realtime_edges(index: &Index<'_>, edges: &mut Vec<(u32, u32, u8)>) {
     let calls = index.history.calls();
     let alive = |at: &usize| !matches!(calls[*at].outcome, Outcome::Fail);
-    let invocations = (0..calls.len()).filter(alive).map(|at| (calls[at].invoked.position, at, true));
+    let invocations =
+        (0..calls.len()).filter(alive).map(|at| (calls[at].invoked.position, at, true));
     let ends = (0..calls.len())
         .filter(|at| matches!(calls[*at].outcome, Outcome::Ok(_)))
         .map(|at| (calls[at].ended.position, at, false));

@@ -9,7 +9,7 @@ use crate::graph::{Graph, Hop, Rw, Walk};
 use crate::verdict::{Checked, Failure, Violation};
 
 /// Edges looked at while looking for examples; a second or less.
-const EFFORT: usize = 20_000_000;
+const EFFORT: usize = 5_000_000;
 /// Edges tried as the start of an example, to find a short one.
 const TRIES: usize = 64;
 
@@ -118,11 +118,9 @@ impl Level {
     /// Returns whether the level rules an anomaly out.
     pub fn rules_out(self, kind: Kind) -> bool {
         let (shape, order) = match kind {
-            Kind::G1a
-            | Kind::G1b
-            | Kind::Invented
-            | Kind::Duplicate
-            | Kind::IncompatibleOrder => return true,
+            Kind::G1a | Kind::G1b | Kind::Invented | Kind::Duplicate | Kind::IncompatibleOrder => {
+                return true;
+            }
             Kind::Internal | Kind::LostUpdate => return self != Level::ReadCommitted,
             Kind::Cycle(shape, order) => (shape, order),
         };
@@ -172,7 +170,8 @@ impl Report {
     /// # Errors
     /// The worst of the anomalies that the level rules out.
     pub fn at(&self, level: Level) -> Result<Checked, Failure> {
-        let worst = self.anomalies.iter().filter(|a| level.rules_out(a.kind)).min_by_key(|a| a.kind);
+        let worst =
+            self.anomalies.iter().filter(|a| level.rules_out(a.kind)).min_by_key(|a| a.kind);
         match worst {
             None => Ok(Checked { calls: self.transactions, explored: self.edges as u64 }),
             Some(anomaly) => Err(Failure::Violation(Violation {
@@ -200,7 +199,8 @@ pub fn cycles(index: &Index<'_>, graph: &Graph) -> Vec<Anomaly> {
         return found;
     }
     let mut effort = EFFORT;
-    for (order, extra) in [(Order::Data, 0), (Order::Process, PROCESS), (Order::Realtime, REALTIME)] {
+    for (order, extra) in [(Order::Data, 0), (Order::Process, PROCESS), (Order::Realtime, REALTIME)]
+    {
         let shapes = shapes(graph, extra, &mut effort);
         for (shape, cycle) in shapes {
             // A cycle that needs the extra order only is news; one that does not was found before.

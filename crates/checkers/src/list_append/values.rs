@@ -97,7 +97,8 @@ impl<'h> Index<'h> {
                     writer.intermediate = true;
                 }
             }
-            let reads = call.op.0.iter().filter(|micro| matches!(micro, Micro::Read { .. })).count();
+            let reads =
+                call.op.0.iter().filter(|micro| matches!(micro, Micro::Read { .. })).count();
             if let Outcome::Ok(lists) = &call.outcome
                 && lists.0.len() != reads
             {
@@ -186,7 +187,8 @@ impl<'h> Index<'h> {
                 }
                 match self.writers.get(&(key, *value)).map(|writer| writer.call) {
                     None => {
-                        let text = format!("  nobody appended {value} to {key}\n  {}\n", self.show(at));
+                        let text =
+                            format!("  nobody appended {value} to {key}\n  {}\n", self.show(at));
                         self.report(Kind::Invented, vec![at], text);
                     }
                     Some(writer) if self.failed(writer) => {
