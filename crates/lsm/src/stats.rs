@@ -190,6 +190,48 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Adds what another store says, for a process with several: counts and sizes add up, of
+    /// latencies the worse quantile stays.
+    pub fn add(&mut self, other: &Stats) {
+        let worse = |a: &mut Latency, b: &Latency| {
+            a.count += b.count;
+            a.p50 = a.p50.max(b.p50);
+            a.p99 = a.p99.max(b.p99);
+            a.p999 = a.p999.max(b.p999);
+            a.max = a.max.max(b.max);
+        };
+        self.batches += other.batches;
+        self.batch_bytes += other.batch_bytes;
+        self.gets += other.gets;
+        worse(&mut self.syncs, &other.syncs);
+        worse(&mut self.flushes, &other.flushes);
+        self.flushed_bytes += other.flushed_bytes;
+        worse(&mut self.compactions, &other.compactions);
+        self.compaction_read_bytes += other.compaction_read_bytes;
+        self.compaction_written_bytes += other.compaction_written_bytes;
+        self.stalls += other.stalls;
+        self.stall_seconds += other.stall_seconds;
+        self.delay_seconds += other.delay_seconds;
+        self.memtable_bytes += other.memtable_bytes;
+        self.sealed_memtables += other.sealed_memtables;
+        self.snapshots += other.snapshots;
+        for (level, of) in self.levels.iter_mut().zip(&other.levels) {
+            level.tables += of.tables;
+            level.bytes += of.bytes;
+            level.entries += of.entries;
+        }
+        self.quarantined += other.quarantined;
+        self.cache.hits += other.cache.hits;
+        self.cache.misses += other.cache.misses;
+        self.cache.evictions += other.cache.evictions;
+        self.cache.blocks += other.cache.blocks;
+        self.cache.bytes += other.cache.bytes;
+        self.cache.capacity += other.cache.capacity;
+        self.refusal = self.refusal.take().or_else(|| other.refusal.clone());
+        let failure = self.background_failure.take();
+        self.background_failure = failure.or_else(|| other.background_failure.clone());
+    }
+
     /// Returns the bytes of all tables.
     pub fn table_bytes(&self) -> u64 {
         self.levels.iter().map(|l| l.bytes).sum()
