@@ -34,7 +34,7 @@ static ALLOCATOR: Counting = Counting;
 /// Slots, of which the last is shared: more than the threads of any workload.
 const SLOTS: usize = 256;
 
-static COUNTERS: [Slot; SLOTS] = [const { Slot::ZERO }; SLOTS];
+static COUNTERS: [Slot; SLOTS] = [const { Slot::new() }; SLOTS];
 
 /// Threads that have allocated so far, which is the slot of the next one.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -207,8 +207,9 @@ struct Slot {
 }
 
 impl Slot {
-    const ZERO: Slot =
-        Slot { allocations: Counter::ZERO, bytes: Counter::ZERO, freed: Counter::ZERO };
+    const fn new() -> Slot {
+        Slot { allocations: Counter::new(), bytes: Counter::new(), freed: Counter::new() }
+    }
 
     fn counts(&self) -> Counts {
         Counts {
@@ -224,7 +225,9 @@ impl Slot {
 struct Counter(AtomicU64);
 
 impl Counter {
-    const ZERO: Counter = Counter(AtomicU64::new(0));
+    const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
 
     #[inline]
     fn add(&self, n: usize, owned: bool) {
@@ -285,7 +288,7 @@ mod tests {
 
     #[test]
     fn threads_that_share_a_slot_lose_no_count() {
-        static SHARED: Slot = Slot::ZERO;
+        static SHARED: Slot = Slot::new();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|_| SHARED.bytes.add(3, false)));

@@ -160,7 +160,8 @@ pub fn heading() -> String {
     )
 }
 
-fn push(json: &mut String, name: &str, figure: Option<f64>) {
+/// Adds a field to a JSON object that has one already.
+pub fn push(json: &mut String, name: &str, figure: Option<f64>) {
     let figure = figure.filter(|figure| figure.is_finite());
     let text = figure.map_or("null".into(), |figure| format!("{figure:.3}"));
     let _ = write!(json, ",\"{name}\":{text}");
