@@ -49,7 +49,7 @@
 //! - **RSS**: the largest resident set of the process, without page cache.
 //! - **allocs, alloc B**: allocations and bytes allocated while the operations ran, by operations.
 //!   Background threads count; mapped memory (our memtables) and C code (zstd) do not. All engines
-//!   are counted by the same allocator, which adds 2 to 3 ns to an allocation and its release.
+//!   are counted by the same allocator, which adds about 1 ns to an allocation and its release.
 //! - **x peer**: our rate by the peer's.
 //!
 //! Left out: long runs with a time series, and peers that are not Rust.

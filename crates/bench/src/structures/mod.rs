@@ -11,6 +11,8 @@
 //!
 //! # Columns
 //!
+//! Nanoseconds are processor time. Memory that a process touches for the first time is part of it.
+//!
 //! - **insert asc, insert rand**: nanoseconds per record into an empty structure that is not told
 //!   how much comes, in ascending and in random order.
 //! - **get rand**: nanoseconds per lookup of a key that is there, uniform over all, in the structure
