@@ -27,6 +27,7 @@ use crate::key::SeqNo;
 use crate::keyspace::Keyspace;
 use crate::memtable::Memtable;
 use crate::options::{KEY_LEN_MAX, VALUE_LEN_MAX};
+use crate::store::arena_bytes;
 
 /// Format version of a batch.
 pub(crate) const VERSION: u8 = 1;
@@ -205,7 +206,10 @@ impl Batch {
     pub(crate) fn into_payload(self) -> Result<Payload> {
         match self.mistake {
             Some(mistake) => Err(mistake),
-            None => Ok(Payload { bytes: self.bytes, removes_range: self.removes_range }),
+            None => {
+                let arena = arena_bytes(&self.bytes)?;
+                Ok(Payload { bytes: self.bytes, arena, removes_range: self.removes_range })
+            }
         }
     }
 }
@@ -214,6 +218,8 @@ impl Batch {
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) bytes: Vec<u8>,
+    /// Most bytes that it takes in a memtable.
+    pub(crate) arena: usize,
     /// Whether a range is removed: the crash harness counts such entries apart.
     pub(crate) removes_range: bool,
 }

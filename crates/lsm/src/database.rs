@@ -456,7 +456,7 @@ impl Store {
     pub(crate) fn gather_stats(&self) -> Stats {
         let (view, _) = self.pin();
         let mut stats = self.stats.snapshot();
-        stats.memtable_bytes = view.memtables.iter().map(|m| m.bytes_used() as u64).sum();
+        stats.memtable_bytes = self.governor.bytes() as u64;
         stats.sealed_memtables = self.sealed.lock().len();
         stats.snapshots = self.live_snapshots().len() - 1;
         for (level, handle) in view.version.tables() {

@@ -34,6 +34,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod governor;
 mod identity;
 mod iter;
 pub mod key;

@@ -302,8 +302,8 @@ fn filled(segment: u64) -> (DiskSnapshot, Known) {
         }
         teller.insert_expiring(&env, &at, 7).await;
         teller.remove_range(&at, &key(10), &key(14)).await;
-        teller.insert(&at, b"long", value(3, (1 << 20) + 5)).await;
         teller.write_pair(&at, 9).await;
+        teller.insert(&at, b"long", value(3, (1 << 20) + 5)).await;
         // What a power cut leaves of these is up to it.
         for n in 0..6 {
             let value = value(90 + n, 2000);
@@ -314,6 +314,12 @@ fn filled(segment: u64) -> (DiskSnapshot, Known) {
     let met = teller.met.into_inner();
     assert!(met.writes.is_empty() && met.openings.is_empty());
     node.crash_with(CrashMode::Random);
+    let in_log = node.disk().files().iter().filter(|path| path.ends_with(".log")).count();
+    assert!(in_log as u64 * segment > 1 << 20, "the long value is not flushed yet");
+    // Without spares the opening has to make a segment.
+    for spare in node.disk().files().iter().filter(|path| path.ends_with(".spare")) {
+        node.disk().remove_file(spare).unwrap();
+    }
     // An append to the manifest that was cut short.
     let manifest = dir().join("manifest-000002");
     let torn = [&node.disk().read_file(&manifest).unwrap()[..], b"Edit\0"].concat();
