@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 64 << 10;
-/// Longest value, in bytes.
+/// Longest value, in bytes. The memory budget bounds it, too: see [the crate's limits](crate#limits).
 pub const VALUE_LEN_MAX: usize = 512 << 20;
-/// Longest keyspace name, in bytes.
+/// Longest name of a keyspace, in bytes.
 pub const KEYSPACE_NAME_LEN_MAX: usize = 255;
 
 /// When a write is answered.
