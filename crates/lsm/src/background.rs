@@ -180,6 +180,7 @@ impl Background {
             return Err(e);
         }
         store.sealed.lock().pop_front();
+        store.governor.flushed(&sealed.memtable);
         store.note(Chore::Flush, None);
         store.stats.flushed(outcome.bytes_written, store.options.env.clock.now().since(started));
         store.space_returned();
@@ -500,6 +501,7 @@ impl Background {
                 return;
             }
             select_biased(sleep, relief).await;
+            store.governor.look();
             if store.lacks_space() && store.sealed.lock().is_empty() {
                 // Nothing else would find out: writes are refused, and no flush is due.
                 if commit::submit(store, Work::Probe).await.is_ok() {

@@ -207,14 +207,14 @@ impl Queue {
         waiting.iter().for_each(|request| request.ticket.answer(Err(closed())));
     }
 
-    /// Takes the next group: what waits, in order, up to `bytes_max` of payloads but at least one
+    /// Takes the next group: what waits, in order, up to `bytes_max` of memory but at least one
     /// request. A group is applied without waiting for memory, so it must not be large.
     fn take(&self, bytes_max: usize) -> VecDeque<Request> {
         let mut state = self.state.lock();
         let mut bytes = 0;
         let within = |request: &&Request| {
             if let Work::Write { payload, .. } = &request.work {
-                bytes += payload.bytes.len();
+                bytes += payload.arena;
             }
             bytes <= bytes_max
         };

@@ -390,6 +390,11 @@ impl Snapshot {
     }
 
     /// Returns the value of `key` with its deadline.
+    pub fn record(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Record>> {
+        block_on(self.record_async(keyspace, key))
+    }
+
+    /// Async twin of [`Snapshot::record`].
     pub async fn record_async(
         &self,
         keyspace: &Keyspace,
@@ -397,6 +402,25 @@ impl Snapshot {
     ) -> Result<Option<Record>> {
         let (view, _) = self.held.db.store.pin();
         self.held.db.read(&view, keyspace.id(), key.as_ref(), self.held.seqno).await
+    }
+
+    /// Returns the values of several keys at that moment, in the order asked.
+    pub fn multi_get<K: AsRef<[u8]>>(
+        &self,
+        keyspace: &Keyspace,
+        keys: &[K],
+    ) -> Result<Vec<Option<Slice>>> {
+        block_on(self.multi_get_async(keyspace, keys))
+    }
+
+    /// Async twin of [`Snapshot::multi_get`].
+    pub async fn multi_get_async<K: AsRef<[u8]>>(
+        &self,
+        keyspace: &Keyspace,
+        keys: &[K],
+    ) -> Result<Vec<Option<Slice>>> {
+        let (view, _) = self.held.db.store.pin();
+        self.held.db.read_many(&view, keyspace.id(), keys, self.held.seqno).await
     }
 
     /// Iterates over the keys of `range` at that moment.
@@ -417,6 +441,18 @@ impl Snapshot {
         let bounds = crate::keyspace::bounds_of(keyspace.id(), &range);
         let (view, _) = self.held.db.store.pin_owned();
         Cursor::new(keyspace.clone(), bounds, None, (view, self.held.seqno))
+    }
+
+    /// Iterates over the keys that begin with `prefix` at that moment.
+    pub fn prefix(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> crate::range::Range {
+        crate::range::Range::new(self.prefix_cursor(keyspace, prefix))
+    }
+
+    /// Async twin of [`Snapshot::prefix`].
+    pub fn prefix_cursor(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Cursor {
+        let (bounds, filter) = keyspace.prefix_bounds(prefix.as_ref());
+        let (view, _) = self.held.db.store.pin_owned();
+        Cursor::new(keyspace.clone(), bounds, filter, (view, self.held.seqno))
     }
 }
 
@@ -456,7 +492,7 @@ impl Store {
     pub(crate) fn gather_stats(&self) -> Stats {
         let (view, _) = self.pin();
         let mut stats = self.stats.snapshot();
-        stats.memtable_bytes = view.memtables.iter().map(|m| m.bytes_used() as u64).sum();
+        stats.memtable_bytes = self.governor.bytes() as u64;
         stats.sealed_memtables = self.sealed.lock().len();
         stats.snapshots = self.live_snapshots().len() - 1;
         for (level, handle) in view.version.tables() {

@@ -124,12 +124,7 @@ impl Keyspace {
     pub async fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Slice>>> {
         self.check_alive()?;
         let (view, snapshot) = self.db.store.pin();
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            let record = self.db.read(&view, self.id(), key.as_ref(), snapshot).await?;
-            values.push(record.map(|r| r.value));
-        }
-        Ok(values)
+        self.db.read_many(&view, self.id(), keys, snapshot).await
     }
 
     /// Iterates over the keys of `range`, from both ends, as of now.
@@ -256,7 +251,12 @@ impl Keyspace {
         block_on(self.remove_async(key, WriteOptions::default()))
     }
 
-    /// Removes `key` under `options`, async.
+    /// Removes `key` under `options`.
+    pub fn remove_with(&self, key: impl AsRef<[u8]>, options: WriteOptions) -> Result<()> {
+        block_on(self.remove_async(key, options))
+    }
+
+    /// Async twin of [`Keyspace::remove_with`].
     pub async fn remove_async(&self, key: impl AsRef<[u8]>, options: WriteOptions) -> Result<()> {
         self.check_alive()?;
         let mut batch = Batch::new();
@@ -266,10 +266,19 @@ impl Keyspace {
 
     /// Removes every key of `range`, at a cost independent of their number.
     pub fn remove_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
-        block_on(self.remove_range_async(range, WriteOptions::default()))
+        self.remove_range_with(range, WriteOptions::default())
     }
 
-    /// Async twin of [`Keyspace::remove_range`].
+    /// Removes every key of `range` under `options`.
+    pub fn remove_range_with<K: AsRef<[u8]>>(
+        &self,
+        range: impl RangeBounds<K>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        block_on(self.remove_range_async(range, options))
+    }
+
+    /// Async twin of [`Keyspace::remove_range_with`].
     pub async fn remove_range_async<K: AsRef<[u8]>>(
         &self,
         range: impl RangeBounds<K>,
@@ -283,7 +292,12 @@ impl Keyspace {
 
     /// Removes every key, at a cost independent of their number.
     pub fn clear(&self) -> Result<()> {
-        self.remove_range::<&[u8]>(..)
+        block_on(self.clear_async(WriteOptions::default()))
+    }
+
+    /// Async twin of [`Keyspace::clear`], under `options`.
+    pub async fn clear_async(&self, options: WriteOptions) -> Result<()> {
+        self.remove_range_async::<&[u8]>(.., options).await
     }
 }
 

@@ -22,6 +22,18 @@
 //! - All time, randomness, files and tasks come from [`atoll_env`]: under its simulator a seed
 //!   names one execution, flush and compaction included.
 //!
+//! # Limits
+//! | what | at most | beyond it |
+//! |---|---|---|
+//! | a key | [`KEY_LEN_MAX`], 64 KiB | `InvalidInput`, also when reading |
+//! | a value | [`VALUE_LEN_MAX`], 512 MiB; above 1 MiB it is stored in chunks and read whole | `InvalidInput` |
+//! | a batch | half of [`Options::memory`], its keys and values together | `InvalidInput`: write it in parts |
+//! | a keyspace's name | 255 bytes | `InvalidInput` |
+//! | keyspaces, ever | 2^32 - 2 | `InvalidInput` |
+//!
+//! So a value is bounded by the memory budget, too. A batch of very short records counts 128 bytes
+//! more for each, of which seven eighths of the budget may be used. What is refused changes nothing.
+//!
 //! The engine knows nothing of shards, replication, transactions, SQL or any wire protocol.
 
 mod background;
@@ -34,6 +46,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod governor;
 mod identity;
 mod iter;
 pub mod key;

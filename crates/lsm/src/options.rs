@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 64 << 10;
-/// Longest value, in bytes.
+/// Longest value, in bytes. The memory budget bounds it, too: see [the crate's limits](crate#limits).
 pub const VALUE_LEN_MAX: usize = 512 << 20;
-/// Longest keyspace name, in bytes.
+/// Longest name of a keyspace, in bytes.
 pub const KEYSPACE_NAME_LEN_MAX: usize = 255;
 
 /// When a write is answered.
@@ -86,7 +86,8 @@ pub struct Options {
     /// Capacity of a memtable's arena, in bytes; 0 takes an eighth of `memory`, at most 64 MiB:
     /// larger ones flush less often but make recovery longer.
     pub memtable_size: usize,
-    /// Sealed memtables that may wait for their flush before writers wait too.
+    /// Sealed memtables of the usual size that may wait for their flush before writers wait too. It
+    /// is the bytes of so many that count, see `governor.rs`.
     pub sealed_memtables_max: usize,
     /// Capacity of a log segment, in bytes; 0 takes a memtable's, between 4 and 32 MiB: the log holds
     /// little more than what is in memtables, and it is given back segment by segment.
@@ -151,10 +152,14 @@ impl Options {
         (self.memtable_capacity() as u64).clamp(4 << 20, 32 << 20).next_multiple_of(4096)
     }
 
+    /// Returns what all memtables may take.
+    pub(crate) fn memtable_share(&self) -> usize {
+        self.memtable_capacity() * (self.sealed_memtables_max + 1)
+    }
+
     /// Returns what is left for the block cache once all memtables are full.
     pub(crate) fn cache_capacity(&self) -> usize {
-        let memtables = self.memtable_capacity() * (self.sealed_memtables_max + 1);
-        self.memory.saturating_sub(memtables).max(self.memory / 8)
+        self.memory.saturating_sub(self.memtable_share()).max(self.memory / 8)
     }
 
     /// Refuses options that cannot work together.

@@ -110,6 +110,22 @@ impl Inner {
             }
         }
     }
+
+    /// Returns the values of `keys` that `snapshot` sees in `view`, in the order asked.
+    pub(crate) async fn read_many<K: AsRef<[u8]>>(
+        &self,
+        view: &View,
+        keyspace: u32,
+        keys: &[K],
+        snapshot: SeqNo,
+    ) -> Result<Vec<Option<Slice>>> {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            let record = self.read(view, keyspace, key.as_ref(), snapshot).await?;
+            values.push(record.map(|record| record.value));
+        }
+        Ok(values)
+    }
 }
 
 impl Store {

@@ -171,7 +171,7 @@ pub struct Stats {
     pub stall_seconds: f64,
     /// How long writers were slowed down in all.
     pub delay_seconds: f64,
-    /// Bytes in memtables.
+    /// Bytes in memtables, those that only readers still hold included.
     pub memtable_bytes: u64,
     /// Sealed memtables that wait for their flush.
     pub sealed_memtables: usize,

@@ -28,6 +28,7 @@ use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records, arena_byt
 use crate::commit::{self, Queue, Request, Work};
 use crate::database::closed;
 use crate::error::{Error, Result};
+use crate::governor::Governor;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
 use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
 use crate::memtable::{self, Full, Memtable};
@@ -67,6 +68,8 @@ pub(crate) struct Store {
     pub(crate) queue: Queue,
     /// The writing half; the leader takes it out while it works.
     writer: Mutex<Option<Box<Writer>>>,
+    /// What memtables and cache may take.
+    pub(crate) governor: Governor,
     /// Sealed memtables, oldest first, waiting for their flush.
     pub(crate) sealed: Mutex<VecDeque<Sealed>>,
     pub(crate) catalog: Gate<Catalog>,
@@ -183,6 +186,8 @@ pub(crate) struct Parts {
 
 impl Store {
     pub(crate) fn new(parts: Parts) -> Arc<Store> {
+        let pool = parts.tables.pool().clone();
+        let governor = Governor::new(&parts.options, pool, &parts.memtables);
         let view = View { memtables: parts.memtables, version: parts.version };
         Arc::new(Store {
             options: parts.options,
@@ -196,6 +201,7 @@ impl Store {
             snapshots: Mutex::new(BTreeMap::new()),
             queue: Queue::new(parts.owned),
             writer: Mutex::new(Some(Box::new(parts.writer))),
+            governor,
             sealed: Mutex::new(parts.sealed),
             catalog: Gate::new(parts.catalog),
             flush_due: Notify::new(),
@@ -513,7 +519,7 @@ impl Store {
         payload_lens: impl IntoIterator<Item = usize>,
     ) -> Result<()> {
         if arena > writer.active.free() {
-            self.wait_for_memory().await?;
+            self.wait_for_memory(writer, self.memtable_for(arena)).await?;
         } else if let Some(refusal) = self.refusal() {
             return Err(refusal);
         }
@@ -528,15 +534,15 @@ impl Store {
         reserved
     }
 
-    /// Waits until a memtable may be sealed.
-    async fn wait_for_memory(&self) -> Result<()> {
+    /// Waits until a memtable of `capacity` may be made.
+    async fn wait_for_memory(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
         let mut stalled: Option<Instant> = None;
         loop {
             let relief = self.relief.listen();
             if let Some(refusal) = self.refusal() {
                 return Err(refusal);
             }
-            if self.sealed.lock().len() < self.options.sealed_memtables_max {
+            if self.governor.admits(capacity) {
                 break;
             }
             // Nobody flushes any more, and whoever closes waits for this leader.
@@ -547,6 +553,10 @@ impl Store {
                 return Err(failure);
             }
             stalled.get_or_insert_with(|| self.options.env.clock.now());
+            if self.sealed.lock().is_empty() {
+                // Only the active one is in the way, and nothing else would seal it.
+                self.seal(writer, self.options.memtable_capacity()).await?;
+            }
             relief.await;
         }
         if let Some(since) = stalled {
@@ -628,9 +638,7 @@ impl Store {
         if arena_bytes_most(payload.len()) > writer.active.free() {
             let needed = arena_bytes(payload)?;
             if needed > writer.active.free() {
-                // A batch that is larger than a memtable gets one of its own size.
-                let capacity = Memtable::capacity_for(needed).max(self.options.memtable_capacity());
-                self.seal(writer, capacity).await?;
+                self.seal(writer, self.memtable_for(needed)).await?;
             }
         }
         self.slow_down(writer, payload.len()).await;
@@ -639,6 +647,11 @@ impl Store {
         writer.position = writer.position.max(last + 1);
         self.visible.fetch_max(last, Ordering::Release);
         self.stats.wrote(payload.len());
+        let usual = self.options.memtable_capacity();
+        if writer.active.memtable().capacity() > usual {
+            // The cache lacks its memory: it goes as soon as it can.
+            self.seal(writer, usual).await?;
+        }
         Ok(())
     }
 
@@ -651,7 +664,7 @@ impl Store {
         if !writer.active.memtable().is_empty() {
             self.persist(writer, FRAME_WRITE, true).await.inspect_err(|e| self.stop(e))?;
         }
-        let (active, memtable) = Memtable::new(capacity);
+        let (active, memtable) = self.governor.make(capacity);
         let sealed = std::mem::replace(&mut writer.active, active).memtable().clone();
         let was_empty = sealed.is_empty();
         if !was_empty {
@@ -669,8 +682,14 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the payload bytes of one commit group: half a memtable, so that a group seals at most
-    /// one unless a single batch is larger.
+    /// Returns the capacity of the memtable for a batch that takes `arena` bytes: one that is larger
+    /// than a memtable gets one of its own size.
+    fn memtable_for(&self, arena: usize) -> usize {
+        Memtable::capacity_for(arena).max(self.options.memtable_capacity())
+    }
+
+    /// Returns the memory of one commit group: half a memtable, so that a group seals at most one
+    /// unless a single batch is larger.
     pub(crate) fn group_bytes_max(&self) -> usize {
         self.options.memtable_capacity() / 2
     }
@@ -737,8 +756,9 @@ impl Store {
     /// Refuses records that could not be held in memory together.
     pub(crate) fn check_arena(&self, arena_bytes: usize) -> Result<()> {
         let arena = Memtable::capacity_for(arena_bytes);
-        let most = self.options.memory.min(memtable::CAPACITY_MAX);
-        let most = Memtable::capacity_for(most).min(memtable::CAPACITY_MAX);
+        // The usual memtable behind it has its place, too.
+        let most = self.options.memory.saturating_sub(self.options.memtable_capacity());
+        let most = most.max(self.options.memory / BATCH_SHARE_MAX).min(memtable::CAPACITY_MAX);
         if arena > most {
             return Err(Error::InvalidInput(format!(
                 "a batch that takes {arena} bytes of memory does not fit: with this memory budget \

@@ -1,11 +1,10 @@
 //! Opening and reading live tables, and putting those that do not verify into quarantine.
 //!
-//! A table is opened by the first reader. When stored bytes do not verify, the read is repeated
-//! once (a bit may have flipped on the way), then the whole table is quarantined: every get or
-//! scan that would consult it answers `Corruption`, because what it would have said is unknown.
-//! The background work writes the quarantine into the manifest, so that it survives a restart.
-//! A scan or a merge cannot repeat a read in the middle; there the whole table is verified before
-//! it is put away.
+//! A table is opened by the first reader. When a block does not verify even when it is read again
+//! (a bit may have flipped on the way), the whole table is quarantined: every get or scan that would
+//! consult it answers `Corruption`, because what it would have said is unknown. The background work
+//! writes the quarantine into the manifest, so that it survives a restart. After an error of a scan
+//! or a merge the whole table is verified before it is put away.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,13 +66,7 @@ impl Tables {
         snapshot: SeqNo,
     ) -> Result<Option<Found>> {
         let table = &self.open(handle).await?.table;
-        match table.get(user_key, snapshot, hash).await {
-            Err(e) if e.is_corruption() => {
-                let again = table.get(user_key, snapshot, hash).await;
-                again.inspect_err(|e| self.suspect(handle, e))
-            }
-            result => result,
-        }
+        table.get(user_key, snapshot, hash).await.inspect_err(|e| self.suspect(handle, e))
     }
 
     /// Returns an iterator over the table.

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use atoll_lsm::{Batch, Database, Durability, Error, KeyspaceOptions, WriteOptions};
+use atoll_lsm::{
+    Batch, Database, Durability, Error, KEY_LEN_MAX, KeyspaceOptions, VALUE_LEN_MAX, WriteOptions,
+};
 
 fn open(path: &std::path::Path) -> Database {
     Database::builder(path).memory(16 << 20).open().unwrap()
@@ -72,6 +74,7 @@ fn a_snapshot_does_not_move() {
     let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
     ks.insert("a", "1").unwrap();
     ks.insert("b", "1").unwrap();
+    ks.insert_for("ab", "1", Duration::from_secs(3600)).unwrap();
     let before = db.snapshot();
     ks.insert("a", "2").unwrap();
     ks.remove("b").unwrap();
@@ -79,7 +82,14 @@ fn a_snapshot_does_not_move() {
     db.flush().unwrap();
     db.compact().unwrap();
     assert_eq!(before.get(&ks, "a").unwrap().as_deref(), Some(&b"1"[..]));
-    assert_eq!(keys(before.range::<&[u8]>(&ks, ..)), ["a", "b"]);
+    assert_eq!(keys(before.range::<&[u8]>(&ks, ..)), ["a", "ab", "b"]);
+    assert_eq!(keys(before.prefix(&ks, "a")), ["a", "ab"]);
+    assert_eq!(keys(before.prefix(&ks, "a").rev()), ["ab", "a"]);
+    let values = before.multi_get(&ks, &["b", "c", "a"]).unwrap();
+    let values: Vec<_> = values.iter().map(|value| value.as_deref()).collect();
+    assert_eq!(values, [Some(&b"1"[..]), None, Some(b"1")]);
+    assert!(before.record(&ks, "ab").unwrap().unwrap().deadline.is_some());
+    assert!(before.record(&ks, "a").unwrap().unwrap().deadline.is_none());
     assert_eq!(keys(ks.iter()), Vec::<String>::new());
     drop(before);
     db.compact().unwrap();
@@ -162,6 +172,55 @@ fn long_values_are_stored_in_chunks_and_come_back_whole() {
     ks.insert("long2", "short now").unwrap();
     db.compact().unwrap();
     assert!(db.stats().table_bytes() < 100_000, "the chunks are gone");
+}
+
+#[test]
+fn removals_are_answered_under_the_durability_they_ask_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
+    for key in ["a", "b", "c", "d"] {
+        ks.insert(key, key).unwrap();
+    }
+    let syncs = || db.stats().syncs.count;
+    let (before, buffered) = (syncs(), WriteOptions::durability(Durability::Buffered));
+    ks.remove_with("a", buffered).unwrap();
+    ks.remove_range_with("b"..="c", buffered).unwrap();
+    assert_eq!((syncs(), keys(ks.iter())), (before, vec!["d".to_owned()]));
+    atoll_env::block_on(ks.clear_async(buffered)).unwrap();
+    assert_eq!((syncs(), keys(ks.iter())), (before, vec![]));
+    ks.remove_with("d", WriteOptions::default()).unwrap();
+    assert_eq!(syncs(), before + 1, "synced is the default");
+}
+
+#[test]
+fn keys_and_values_beyond_the_limits_are_refused_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
+    let longest = vec![7; KEY_LEN_MAX];
+    ks.insert(&longest, "fits").unwrap();
+    assert_eq!(ks.get(&longest).unwrap().as_deref(), Some(&b"fits"[..]));
+    let refused = |result: atoll_lsm::Result<()>, what: &str| match result {
+        Err(Error::InvalidInput(why)) => assert!(why.contains(what), "{why}"),
+        other => panic!("{what}: {other:?}"),
+    };
+    let longer = vec![7; KEY_LEN_MAX + 1];
+    let what = "a key of 65537 bytes is too long: the limit is 65536";
+    refused(ks.insert(&longer, "does not"), what);
+    refused(ks.get(&longer).map(drop), what);
+    refused(ks.remove(&longer), what);
+    // Zeroes that nobody touches are no memory; the value is refused unread.
+    let too_long = vec![0; VALUE_LEN_MAX + 1];
+    let what = "a value of 536870913 bytes is too long: the limit is 536870912";
+    refused(ks.insert("v", &too_long), what);
+    let mut batch = Batch::new();
+    batch.insert(&ks, b"with it", b"fits").insert(&ks, b"v", &too_long);
+    refused(db.write(batch, WriteOptions::default()), what);
+    // One that is not too long may still not fit the budget, of which half is 8 MiB here.
+    refused(ks.insert("v", &too_long[..8 << 20]), "the limit is 8388608");
+    ks.insert("v", &too_long[..(8 << 20) - 99]).unwrap();
+    assert_eq!(ks.iter().count(), 2);
 }
 
 #[test]

@@ -1,143 +1,19 @@
-//! A disk that fails: at every call, once and for ever.
+//! A disk that fails for a while, at one site: the store says why, goes on reading, and resumes.
 //!
-//! A fixed script runs in the simulator while its n-th disk operation of some kind fails, for every
-//! n. Whatever fails, there is no panic, no hang and no wrong answer, and what was acknowledged is
-//! there after the disk is well again and the power was cut.
+//! That it does so wherever a call fails is for `nth_failure.rs` to show.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
+#[expect(dead_code, reason = "this file removes no ranges")]
 mod support;
 
-use std::cell::RefCell;
 use std::time::Duration;
 
 use atoll_env::Env;
-use atoll_env::sim::{CrashMode, DiskOptions, Fault, FaultKind, Node, OpKind, Sim};
-use atoll_lsm::{Error, Keyspace, Result, WriteOptions, verify_async};
+use atoll_env::sim::{CrashMode, DiskOptions, Fault, FaultKind, Node, Sim};
+use atoll_lsm::{Error, Keyspace, WriteOptions, verify_async};
 use support::{Model, dir, open, run};
 
 const SYNCED: WriteOptions = WriteOptions { durability: None };
-
-/// What a run met.
-#[derive(Default)]
-struct Met {
-    model: Model,
-    /// Failures of writes and of maintenance, in order.
-    writes: Vec<Error>,
-    /// Failures of reads.
-    reads: Vec<Error>,
-    /// Failure of opening.
-    opening: Option<Error>,
-}
-
-impl Met {
-    fn outcome(&mut self, result: Result<()>) -> bool {
-        let done = result.is_ok();
-        self.writes.extend(result.err());
-        done
-    }
-}
-
-fn key(n: usize) -> Vec<u8> {
-    format!("key {:02}", n % 40).into_bytes()
-}
-
-/// Inserts, overwrites, removes, reads, flushes and compacts.
-async fn script(env: &Env, met: &RefCell<Met>) {
-    let opened = open(env).await;
-    let (db, ks) = match opened {
-        Ok(opened) => opened,
-        Err(e) => {
-            met.borrow_mut().opening = Some(e);
-            return;
-        }
-    };
-    for round in 0..6 {
-        for n in 0..12 {
-            let (key, value) = (key(n * 7 + round * 3), vec![(round * 16 + n) as u8; 700]);
-            let done = ks.insert_async(&key, &value, SYNCED).await;
-            let mut met = met.borrow_mut();
-            let done = met.outcome(done);
-            met.model.wrote(&key, Some(value), done);
-        }
-        let gone = key(round * 5);
-        let done = ks.remove_async(&gone, SYNCED).await;
-        let done = met.borrow_mut().outcome(done);
-        met.borrow_mut().model.wrote(&gone, None, done);
-        if round % 3 == 1 {
-            let (start, end) = (key(10), key(14));
-            let done = ks.remove_range_async(&start[..]..&end[..], SYNCED).await;
-            let done = met.borrow_mut().outcome(done);
-            met.borrow_mut().model.removed(&start, &end, done);
-        }
-        let done = db.flush_async().await;
-        met.borrow_mut().outcome(done);
-        read(&ks, met, round).await;
-    }
-    let done = db.compact_async().await;
-    met.borrow_mut().outcome(done);
-    read(&ks, met, 0).await;
-    let done = db.close_async().await;
-    met.borrow_mut().outcome(done);
-}
-
-/// Reads some keys, alone and in a scan.
-async fn read(ks: &Keyspace, met: &RefCell<Met>, from: usize) {
-    for n in (from..40).step_by(9) {
-        match ks.get_async(key(n)).await {
-            Ok(found) => {
-                let allowed = met.borrow().model.allows(&key(n), found.as_deref());
-                assert!(allowed, "get {n}: {:?}", found.map(|v| v.first().copied()));
-            }
-            Err(e) => met.borrow_mut().reads.push(e),
-        }
-    }
-    let mut cursor = ks.cursor::<&[u8]>(..);
-    loop {
-        match cursor.next().await {
-            Ok(None) => break,
-            Ok(Some(guard)) => match guard.value_async().await {
-                Ok(value) => assert!(met.borrow().model.allows(guard.key(), Some(&value))),
-                Err(e) => met.borrow_mut().reads.push(e),
-            },
-            Err(e) => {
-                met.borrow_mut().reads.push(e);
-                break;
-            }
-        }
-    }
-}
-
-/// Runs the script under `fault`, heals the disk, restarts the process, cuts the power, and checks
-/// everything. Returns what the run met, `None` if the fault did not hit.
-///
-/// The restart before the power cut matters: what was read after it may be in the page cache only,
-/// and is built upon.
-fn run_under(fault: &Fault, what: &str) -> Option<Met> {
-    let sim = Sim::new(7);
-    let node = sim.node("a");
-    let met = RefCell::new(Met::default());
-    node.disk().inject(fault.clone());
-    run(&sim, &node, what, script(&node.env(), &met));
-    let met = met.into_inner();
-    if node.disk().fault_hits() == 0 {
-        assert!(met.writes.is_empty() && met.reads.is_empty() && met.opening.is_none());
-        return None;
-    }
-    for e in met.reads.iter().chain(&met.writes).chain(&met.opening) {
-        assert!(!e.is_corruption(), "{what}: nothing is corrupt, but {e}");
-    }
-    node.disk().clear_faults();
-    let at_the_end = node.disk().snapshot();
-    for crashes in [&[CrashMode::DropAll][..], &[CrashMode::KeepAll, CrashMode::DropAll]] {
-        node.disk().restore(&at_the_end);
-        for &crash in crashes {
-            node.crash_with(crash);
-            node.restart();
-            run(&sim, &node, what, check(&node.env(), &met.model, what));
-        }
-    }
-    Some(met)
-}
 
 /// Opens the database and checks that the model describes it, that it takes writes, and that its
 /// files are sound.
@@ -153,93 +29,6 @@ async fn check(env: &Env, model: &Model, what: &str) {
     db.close_async().await.unwrap();
     let report = verify_async(env, &dir(), &mut |_| {}).await.unwrap();
     assert!(report.is_sound(), "{what}: {:?}", report.problems);
-}
-
-/// Lets every operation of one kind fail in turn.
-fn fail_each(op: OpKind, kind: FaultKind, mut judge: impl FnMut(&Met, bool, &str)) {
-    for (sticky, stride) in [(false, 1), (true, 5)] {
-        let mut hits = 0;
-        for n in (0..).step_by(stride) {
-            let what = format!("{op:?} {n} fails with {kind:?}, for ever: {sticky}");
-            let fault = Fault { sticky, ..Fault::new(kind).on(op).skip(n) };
-            let Some(met) = run_under(&fault, &what) else { break };
-            judge(&met, sticky, &what);
-            hits += 1;
-        }
-        assert!(hits > 0, "the script has no {op:?}");
-    }
-}
-
-fn stopped(met: &Met) -> bool {
-    met.writes.iter().any(|e| matches!(e, Error::Stopped(_)))
-}
-
-#[test]
-fn a_failing_read_fails_one_call_and_never_stops_the_store() {
-    for op in [OpKind::Read, OpKind::Open, OpKind::Len] {
-        fail_each(op, FaultKind::Error, |met, sticky, what| {
-            assert!(!stopped(met), "{what}: {:?}", met.writes);
-            if !sticky {
-                assert!(met.reads.len() + met.writes.len() <= 1, "{what}: more than one failed");
-            }
-        });
-    }
-}
-
-#[test]
-fn a_failing_listing_lock_or_directory_fails_the_opening_only() {
-    for op in [OpKind::List, OpKind::Lock, OpKind::CreateDir] {
-        fail_each(op, FaultKind::Error, |met, _, what| {
-            assert!(met.writes.is_empty() && met.reads.is_empty(), "{what}: {:?}", met.writes);
-        });
-    }
-}
-
-#[test]
-fn a_failing_write_loses_nothing_that_was_acknowledged() {
-    for (op, kind) in [
-        (OpKind::Write, FaultKind::Error),
-        (OpKind::Write, FaultKind::Short),
-        (OpKind::Create, FaultKind::Error),
-        (OpKind::Rename, FaultKind::Error),
-        (OpKind::Remove, FaultKind::Error),
-        (OpKind::Allocate, FaultKind::Error),
-    ] {
-        fail_each(op, kind, |met, _, what| {
-            assert!(met.reads.is_empty(), "{what}: reads go on, but {:?}", met.reads);
-        });
-    }
-}
-
-#[test]
-fn a_failing_sync_loses_nothing_that_was_acknowledged() {
-    for (op, kind) in [
-        (OpKind::Sync, FaultKind::Error),
-        // The pages are thrown away, and the next sync reports success.
-        (OpKind::Sync, FaultKind::SyncLoses),
-        // They are kept and called clean: reads show what a power cut takes.
-        (OpKind::Sync, FaultKind::SyncForgets),
-        (OpKind::SyncDir, FaultKind::Error),
-    ] {
-        fail_each(op, kind, |met, _, what| {
-            assert!(met.reads.is_empty(), "{what}: reads go on, but {:?}", met.reads);
-            // Once stopped, every later write is refused and says so.
-            let first = met.writes.iter().position(|e| matches!(e, Error::Stopped(_)));
-            let later = met.writes.iter().skip(first.unwrap_or(0));
-            if first.is_some() {
-                assert!(later.clone().all(|e| matches!(e, Error::Stopped(_))), "{what}");
-            }
-        });
-    }
-}
-
-#[test]
-fn a_full_disk_at_any_place_loses_nothing() {
-    for op in [OpKind::Create, OpKind::Allocate, OpKind::Write, OpKind::Rename, OpKind::Sync] {
-        fail_each(op, FaultKind::NoSpace, |met, _, what| {
-            assert!(met.reads.is_empty(), "{what}: reads go on, but {:?}", met.reads);
-        });
-    }
 }
 
 #[test]

@@ -16,7 +16,8 @@ Recipes:
                                   atoll-sim crash (--points N --seed S)
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
-  cargo xtask bench [FLAGS]       the engine benchmark; --help shows its flags
+  cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
+                                  size; flags are those of atoll-bench engine (--workload NAME,...)
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff
   cargo xtask corpus              records what a real Redis answers to the sequences of the
                                   differential test; needs a redis-server; read the diff";
@@ -29,30 +30,29 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let recipe = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
-    let steps = match (recipe.as_str(), rest.is_empty()) {
-        ("ci", true) => vec![Command::new(root().join(".ci/run"))],
-        ("e2e", true) => e2e(),
-        ("crash", _) => crash(rest),
-        ("bench", _) => {
-            let mut bench = cargo(["run", "--release", "-p", "atoll-bench", "--"]);
-            bench.args(rest);
-            vec![bench]
-        }
-        ("golden", true) => vec![golden()],
-        ("corpus", true) => vec![corpus()],
-        ("help" | "--help" | "-h", _) => {
-            println!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!(
-                "xtask: there is no recipe '{}'\n{HELP}",
-                [&[recipe], &rest[..]].concat().join(" ")
-            );
-            return ExitCode::from(2);
-        }
+    if matches!(recipe.as_str(), "help" | "--help" | "-h") {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    let Some(steps) = steps(&recipe, &rest) else {
+        let asked = [&[recipe], &rest[..]].concat().join(" ");
+        eprintln!("xtask: there is no recipe '{asked}'\n{HELP}");
+        return ExitCode::from(2);
     };
     steps.into_iter().map(run).find(|&code| code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Returns the commands of a recipe, or `None` if there is no such one.
+fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
+    Some(match (recipe, flags.is_empty()) {
+        ("ci", true) => vec![Command::new(root().join(".ci/run"))],
+        ("e2e", true) => e2e(),
+        ("crash", _) => crash(flags),
+        ("bench", _) => vec![bench(flags)],
+        ("golden", true) => vec![golden()],
+        ("corpus", true) => vec![corpus()],
+        _ => return None,
+    })
 }
 
 fn e2e() -> Vec<Command> {
@@ -68,8 +68,8 @@ fn e2e() -> Vec<Command> {
 }
 
 /// One campaign, or with `--mutants` one for each rule left out.
-fn crash(args: Vec<String>) -> Vec<Command> {
-    let (mutants, args): (Vec<_>, Vec<_>) = args.into_iter().partition(|arg| arg == "--mutants");
+fn crash(args: &[String]) -> Vec<Command> {
+    let (mutants, args): (Vec<_>, Vec<_>) = args.iter().partition(|arg| *arg == "--mutants");
     if mutants.is_empty() {
         let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--", "crash"]);
         run.args(args);
@@ -81,6 +81,21 @@ fn crash(args: Vec<String>) -> Vec<Command> {
         run
     };
     MUTANTS.into_iter().map(with).collect()
+}
+
+fn bench(flags: &[String]) -> Command {
+    let mut run = cargo([
+        "run",
+        "--release",
+        "-p",
+        "atoll-bench",
+        "--features",
+        "peers-rust",
+        "--",
+        "engine",
+    ]);
+    run.args(flags);
+    run
 }
 
 fn golden() -> Command {
@@ -133,5 +148,47 @@ mod tests {
         let (list, _) = list.split_once(';').and_then(|(_, rest)| rest.split_once(';')).unwrap();
         let named: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
         assert_eq!(named, MUTANTS);
+    }
+
+    /// Returns the arguments that follow each `flag` of a command.
+    fn values<'a>(command: &'a Command, flag: &str) -> Vec<&'a str> {
+        let args: Vec<&str> = command.get_args().map(|arg| arg.to_str().unwrap()).collect();
+        args.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1]).collect()
+    }
+
+    #[test]
+    fn every_package_feature_and_test_that_a_recipe_names_exists() {
+        let recipes = HELP.lines().filter_map(|line| line.trim().strip_prefix("cargo xtask "));
+        let (mut recipes_seen, mut tests_seen) = (0, 0);
+        for line in recipes {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let flags: Vec<String> = words[1..].iter().map(|w| w.to_string()).collect();
+            let flags = if flags[0] == "--mutants" { &flags[..1] } else { &[] };
+            let steps = steps(words[0], flags).unwrap_or_else(|| panic!("help names '{line}'"));
+            assert!(!steps.is_empty());
+            recipes_seen += 1;
+            for step in steps {
+                for package in values(&step, "-p") {
+                    let folder = package.strip_prefix("atoll-").unwrap_or(package);
+                    let folder = root().join("crates").join(folder);
+                    let file = folder.join("Cargo.toml");
+                    let manifest = std::fs::read_to_string(&file).unwrap();
+                    assert!(manifest.contains(&format!("name = \"{package}\"")), "{step:?}");
+                    for feature in values(&step, "--features") {
+                        assert!(manifest.contains(&format!("\n{feature} = [")), "{step:?}");
+                    }
+                    for test in values(&step, "--test") {
+                        let tests = folder.join("tests");
+                        let file = tests.join(format!("{test}.rs"));
+                        assert!(
+                            file.exists() || tests.join(test).join("main.rs").exists(),
+                            "{step:?}"
+                        );
+                        tests_seen += 1;
+                    }
+                }
+            }
+        }
+        assert!(recipes_seen >= 6 && tests_seen >= 2, "{recipes_seen} recipes, {tests_seen} tests");
     }
 }

@@ -62,7 +62,7 @@ impl Medium<'_> {
             return Err(Errno::INVAL.into());
         }
         if self.fault == Some(FaultKind::Misdirected) {
-            return self.misdirect(inode, bytes);
+            return self.misdirect(inode, offset, bytes);
         }
         let mut stored = bytes.len();
         let mut result = Ok(());
@@ -98,16 +98,20 @@ impl Medium<'_> {
     }
 
     /// Stores the right bytes in the wrong place.
-    fn misdirect(&mut self, inode: InodeId, bytes: &[u8]) -> io::Result<()> {
+    fn misdirect(&mut self, inode: InodeId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let State { tree, prng, .. } = &mut *self.state;
         let files = tree.named_files();
         let victim = match prng.choose(&files) {
             Some(other) if prng.chance(0.5) => *other,
             _ => inode,
         };
-        let victim = tree.content_mut(victim)?;
-        let sectors = victim.len() / SECTOR as u64;
-        victim.write(prng.below(sectors) * SECTOR as u64, bytes, prng);
+        let content = tree.content_mut(victim)?;
+        let sectors = content.len() / SECTOR as u64 + 1;
+        let mut at = prng.below(sectors) * SECTOR as u64;
+        if victim == inode && at == offset {
+            at += SECTOR as u64;
+        }
+        content.write(at, bytes, prng);
         Ok(())
     }
 

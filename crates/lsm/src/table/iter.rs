@@ -394,7 +394,11 @@ impl TableIter {
         if kind == BlockKind::Data
             && let Some(sealed) = self.window.get(self.table.range(handle)?)
         {
-            return self.table.unseal(handle, kind, sealed, self.admit(kind)).map(Some);
+            match self.table.unseal(handle, kind, sealed, self.admit(kind)) {
+                // Read on its own it may verify.
+                Err(e) if e.is_corruption() => self.window = Window::default(),
+                block => return block.map(Some),
+            }
         }
         self.missing = Some((handle, kind));
         Ok(None)
@@ -408,9 +412,15 @@ impl TableIter {
         };
         let range = self.table.range(handle)?;
         self.window.fill(&self.table, handle, land.direction(), &self.options).await?;
-        match self.window.get(range) {
+        let block = match self.window.get(range) {
             Some(sealed) => self.table.unseal(handle, kind, sealed, admit),
             None => Err(self.table.corruption(handle.offset, "a short read")),
+        };
+        match block {
+            Err(e) if e.is_corruption() => {
+                self.table.read_block(handle, kind, self.options.class, admit).await
+            }
+            block => block,
         }
     }
 

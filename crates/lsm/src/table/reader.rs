@@ -216,7 +216,8 @@ impl Table {
         self.pool.get(BlockKey { file: self.id, offset: handle.offset }, admit)
     }
 
-    /// Reads a block from the file. `admit` offers it to the pool.
+    /// Reads a block from the file, and once more if it does not verify: a bit may have flipped on
+    /// the way. `admit` offers it to the pool.
     pub(super) async fn read_block(
         &self,
         handle: Handle,
@@ -225,8 +226,14 @@ impl Table {
         admit: Option<Admit>,
     ) -> Result<Block> {
         let range = self.range(handle)?;
-        let sealed = self.read(range, IoBuf::new(), class).await?;
-        self.unseal(handle, kind, &sealed, admit)
+        let sealed = self.read(range.clone(), IoBuf::new(), class).await?;
+        match self.unseal(handle, kind, &sealed, admit) {
+            Err(e) if e.is_corruption() => {
+                let sealed = self.read(range, sealed, class).await?;
+                self.unseal(handle, kind, &sealed, admit)
+            }
+            result => result,
+        }
     }
 
     /// Reads a range of the file, which lies within it.

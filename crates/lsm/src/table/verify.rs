@@ -56,7 +56,10 @@ impl Table {
                     window.fill(self, handle, Direction::Forward, &READ).await?;
                 }
                 let sealed = window.get(range).unwrap_or_default();
-                let block = self.unseal(handle, BlockKind::Data, sealed, None)?;
+                let block = match self.unseal(handle, BlockKind::Data, sealed, None) {
+                    Err(e) if e.is_corruption() => self.read_past(handle, BlockKind::Data).await?,
+                    block => block?,
+                };
                 check.block(handle, block, separator, filter.as_deref())?;
             }
             let last = view.at_restart(view.restarts() - 1).map_err(in_index)?.0;

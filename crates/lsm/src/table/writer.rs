@@ -22,7 +22,6 @@ use atoll_encoding::checksum::Place;
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
 use atoll_env::{Disk, File, IoBuf, IoTag, OpenMode};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use super::block::BlockBuilder;
 use super::codec::{BlockKind, SEAL_LEN, Sealer};
@@ -49,8 +48,6 @@ pub struct TableMeta {
     pub salt: u64,
     /// Length of the file in bytes.
     pub size: u64,
-    /// XXH3-64 of the whole file, for copies and backups.
-    pub checksum: u64,
     /// What is in it.
     pub properties: Properties,
 }
@@ -218,8 +215,8 @@ impl TableWriter {
         let (id, salt) = (self.id, self.salt);
         let footer = Footer { properties, top_index, table: id, salt, size };
         self.output.append(&footer.encode());
-        let checksum = self.output.finish().await?;
-        Ok(TableMeta { id, salt, size, checksum, properties: self.properties })
+        self.output.finish().await?;
+        Ok(TableMeta { id, salt, size, properties: self.properties })
     }
 
     fn check(&self, key: InternalKey<'_>, value: &[u8]) -> Result<()> {
@@ -378,7 +375,6 @@ struct Output {
     written: u64,
     /// Memory of a written piece, to be filled again.
     spare: Option<IoBuf>,
-    hash: Xxh3Default,
     /// A write failed or was dropped before its end.
     broken: bool,
 }
@@ -393,7 +389,6 @@ impl Output {
             full: VecDeque::new(),
             written: 0,
             spare: None,
-            hash: Xxh3Default::new(),
             broken: false,
         }
     }
@@ -443,7 +438,6 @@ impl Output {
                 self.path.display()
             )));
         }
-        self.hash.update(&piece);
         let len = piece.len() as u64;
         let tag = IoTag::new(self.class, "table write");
         let written = self.file.write_at(tag, self.written, piece).await;
@@ -455,13 +449,12 @@ impl Output {
         Ok(())
     }
 
-    /// Writes what is left and syncs; returns the checksum of the file.
-    async fn finish(&mut self) -> Result<u64> {
+    /// Writes what is left and syncs.
+    async fn finish(&mut self) -> Result<()> {
         self.write_out().await?;
         let last = std::mem::take(&mut self.open);
         self.write(last).await?;
         let synced = self.file.sync(IoTag::new(self.class, "table sync")).await;
-        synced.map_err(|e| Error::io("syncing table", &self.path, e))?;
-        Ok(self.hash.digest())
+        synced.map_err(|e| Error::io("syncing table", &self.path, e))
     }
 }

@@ -1,0 +1,212 @@
+//! The governor: one ledger for all memtable memory, and what it leaves to the block cache.
+//!
+//! ```text
+//!   budget  | active | sealed ...      |                block cache                |   as usual
+//!           |<------- share ---------->|
+//!   budget  | active | one large batch, sealed at once    | held by readers |  cache  |   at times
+//! ```
+//!
+//! Memtables have a *share* of the budget, in which one is active and the others wait for their
+//! flush; the cache has the rest. Writers wait for memory by bytes: a new memtable is made when it
+//! fits into the share beside those that are not flushed. A batch that is larger than the share
+//! gets a memtable of its own size once all others are flushed; the cache gives up what the share
+//! lacks and has it back when that one is flushed. So the sum stays within the budget, and no batch
+//! ever waits for itself.
+//!
+//! A memtable that was flushed may live on in the hands of a reader. Nobody waits for readers; if
+//! one holds it longer than until the next [`Governor::look`], the cache is smaller by its bytes as
+//! long as it is held.
+//!
+//! Rejected: counting memtables. Those sealed early are nearly empty and those of large batches are
+//! many times as large as the usual ones: a bound on the number bounds neither.
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use crate::memtable::{self, Memtable};
+use crate::options::Options;
+use crate::pool::Pool;
+
+/// Divides the memory budget between memtables and cache.
+pub(crate) struct Governor {
+    budget: usize,
+    /// What memtables may take without taking it from the cache.
+    share: usize,
+    /// What the cache has then.
+    cache: usize,
+    pool: Arc<dyn Pool>,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    /// In the order in which they were made: the last one is active.
+    entries: Vec<Entry>,
+    /// What the cache has now, if it is not what it has by the options.
+    shrunk: Option<usize>,
+}
+
+struct Entry {
+    memtable: Weak<Memtable>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Active, or waiting for its flush.
+    Unflushed,
+    /// Flushed a moment ago: its last readers are about to let go of it.
+    Flushed,
+    /// Flushed, and still held by readers when that was looked at.
+    Held,
+}
+
+impl Ledger {
+    fn alive(&self, state: State) -> impl Iterator<Item = Arc<Memtable>> {
+        let of_state = self.entries.iter().filter(move |entry| entry.state == state);
+        of_state.filter_map(|entry| entry.memtable.upgrade()).filter(|m| !m.is_empty())
+    }
+
+    fn bytes(&self, state: State) -> usize {
+        self.alive(state).map(|memtable| memtable.bytes_used()).sum()
+    }
+
+    /// Returns what the active memtable may still grow by.
+    fn growth(&self) -> usize {
+        let active = self.entries.last().and_then(|entry| entry.memtable.upgrade());
+        active.map_or(0, |m| if m.is_empty() { m.capacity() } else { m.room() })
+    }
+}
+
+impl Governor {
+    /// Returns the governor of a store that starts with `memtables`, the newest first.
+    pub(crate) fn new(
+        options: &Options,
+        pool: Arc<dyn Pool>,
+        memtables: &[Arc<Memtable>],
+    ) -> Governor {
+        let governor = Governor {
+            budget: options.memory,
+            share: options.memtable_share(),
+            cache: options.cache_capacity(),
+            pool,
+            ledger: Mutex::default(),
+        };
+        let mut ledger = governor.ledger.lock();
+        ledger.entries.extend(memtables.iter().rev().map(entry));
+        governor.divide(&mut ledger, 0);
+        drop(ledger);
+        governor
+    }
+
+    /// Returns whether a memtable of `capacity` may be made now. If not, that changes when one is
+    /// flushed.
+    pub(crate) fn admits(&self, capacity: usize) -> bool {
+        let unflushed = self.ledger.lock().bytes(State::Unflushed);
+        unflushed == 0 || unflushed + capacity <= self.share
+    }
+
+    /// Makes the memtable that will be the active one. The cache makes room for it first.
+    pub(crate) fn make(&self, capacity: usize) -> (memtable::Writer, Arc<Memtable>) {
+        let mut ledger = self.ledger.lock();
+        self.divide(&mut ledger, capacity);
+        let (writer, memtable) = Memtable::new(capacity);
+        ledger.entries.push(entry(&memtable));
+        (writer, memtable)
+    }
+
+    /// Takes in that a memtable was flushed and left the view.
+    pub(crate) fn flushed(&self, memtable: &Arc<Memtable>) {
+        let mut ledger = self.ledger.lock();
+        for entry in &mut ledger.entries {
+            if std::ptr::eq(entry.memtable.as_ptr(), Arc::as_ptr(memtable)) {
+                entry.state = State::Flushed;
+            }
+        }
+        let growth = ledger.growth();
+        self.divide(&mut ledger, growth);
+    }
+
+    /// Looks which memtables readers hold. To be called now and then.
+    pub(crate) fn look(&self) {
+        let mut ledger = self.ledger.lock();
+        for entry in ledger.entries.iter_mut().filter(|entry| entry.state == State::Flushed) {
+            entry.state = State::Held;
+        }
+        let growth = ledger.growth();
+        self.divide(&mut ledger, growth);
+    }
+
+    /// Returns the bytes in memtables, those that only readers hold included.
+    pub(crate) fn bytes(&self) -> usize {
+        let ledger = self.ledger.lock();
+        [State::Unflushed, State::Flushed, State::Held]
+            .map(|state| ledger.bytes(state))
+            .iter()
+            .sum()
+    }
+
+    /// Gives the cache what memtables leave, `more` bytes on top of what they have now.
+    fn divide(&self, ledger: &mut Ledger, more: usize) {
+        ledger.entries.retain(|entry| entry.memtable.strong_count() > 0);
+        let taken = ledger.bytes(State::Unflushed) + ledger.bytes(State::Held) + more;
+        let left = self.budget.saturating_sub(taken);
+        let shrunk = (left < self.cache).then_some(left);
+        if shrunk != std::mem::replace(&mut ledger.shrunk, shrunk) {
+            self.pool.set_capacity(shrunk.unwrap_or(self.cache));
+        }
+    }
+}
+
+fn entry(memtable: &Arc<Memtable>) -> Entry {
+    Entry { memtable: Arc::downgrade(memtable), state: State::Unflushed }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_env::sim::Sim;
+
+    use super::*;
+    use crate::key::{InternalKey, Kind, Trailer};
+    use crate::pool::HeapPool;
+
+    const MIB: usize = 1 << 20;
+
+    fn fill(writer: &mut memtable::Writer, bytes: usize) {
+        let key = InternalKey::new(b"k", Trailer::new(1, Kind::Value));
+        writer.insert(key, &vec![0; bytes]).unwrap();
+    }
+
+    #[test]
+    fn memory_is_divided_by_bytes_and_readers_are_counted_but_not_waited_for() {
+        let options = Options { memory: 16 * MIB, ..Options::new(Sim::new(1).node("a").env()) };
+        assert_eq!((options.memtable_share(), options.cache_capacity()), (6 * MIB, 10 * MIB));
+        let pool = Arc::new(HeapPool::new(options.cache_capacity()));
+        let (mut first, memtable) = Memtable::new(2 * MIB);
+        let governor = Governor::new(&options, pool.clone(), std::slice::from_ref(&memtable));
+        let cache = || pool.stats().capacity as usize / MIB;
+        assert!(governor.admits(14 * MIB), "an empty memtable is in nobody's way");
+        fill(&mut first, MIB);
+        assert!(governor.admits(4 * MIB) && !governor.admits(5 * MIB));
+        // Many small ones may wait, or few large ones.
+        let (mut second, small) = governor.make(2 * MIB);
+        fill(&mut second, 1000);
+        assert!(governor.admits(4 * MIB) && !governor.admits(5 * MIB));
+        assert_eq!(cache(), 10);
+        governor.flushed(&memtable);
+        governor.flushed(&small);
+        drop(small);
+        let (mut large, held) = governor.make(12 * MIB);
+        assert_eq!(cache(), 4, "the reader of the first is about to go");
+        fill(&mut large, 11 * MIB);
+        assert!(!governor.admits(2 * MIB));
+        governor.look();
+        assert_eq!(cache(), 2, "it did not go");
+        governor.flushed(&held);
+        assert!(governor.admits(12 * MIB));
+        drop((memtable, first, held, large));
+        governor.look();
+        assert_eq!((cache(), governor.bytes() / MIB), (10, 0));
+    }
+}

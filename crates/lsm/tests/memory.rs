@@ -1,0 +1,180 @@
+//! Memory stays in its budget, whatever is written: memtables and block cache together.
+#![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use atoll_env::random::Prng;
+use atoll_env::sim::Sim;
+use atoll_env::sync::{Either, select_biased};
+use atoll_lsm::{
+    Batch, Compression, Database, Durability, Error, Keyspace, KeyspaceOptions, Options,
+    WriteOptions,
+};
+
+const MEMORY: usize = 8 << 20;
+
+/// Opens a database with the usual proportions in a small budget.
+async fn open(env: atoll_env::Env) -> (Database, Keyspace) {
+    let options = Options {
+        memory: MEMORY,
+        durability: Durability::Buffered,
+        compression: Compression::None,
+        ..Options::new(env)
+    };
+    let db = Database::builder("/data/db").options(options).open_async().await.unwrap();
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+    (db, ks)
+}
+
+/// Runs `future` in the simulator; what takes longer than an hour hangs.
+fn run<T>(seed: u64, future: impl AsyncFnOnce(atoll_env::Env) -> T) -> T {
+    let sim = Sim::new(seed);
+    let node = sim.node("a");
+    let env = node.env();
+    let limit = env.clock.sleep(Duration::from_secs(3600));
+    match sim.block_on(&node, select_biased(Box::pin(future(env)), limit)).done() {
+        Either::Left(output) => output,
+        Either::Right(()) => panic!("seed {seed}: no end after an hour"),
+    }
+}
+
+fn held(db: &Database) -> u64 {
+    let stats = db.stats();
+    stats.memtable_bytes + stats.cache.bytes
+}
+
+/// Returns a batch of about `bytes` in memory, of records of one size.
+fn batch(ks: &Keyspace, bytes: usize, value_len: usize, first: usize) -> Batch {
+    let mut batch = Batch::new();
+    // A record takes up to 144 bytes of a memtable beside its key and value.
+    for n in 0..bytes / (value_len + 12 + 144) {
+        batch.insert(ks, format!("{:08}", first + n).as_bytes(), &vec![n as u8; value_len]);
+    }
+    batch
+}
+
+/// Fills the cache with blocks.
+async fn warm(db: &Database, ks: &Keyspace) {
+    for n in 0..16 {
+        let batch = batch(ks, 512 << 10, 1000, n * 1000);
+        db.write_async(batch, WriteOptions::default()).await.unwrap();
+    }
+    db.flush_async().await.unwrap();
+    for _ in 0..2 {
+        let mut cursor = ks.cursor::<&[u8]>(..);
+        while let Some(guard) = cursor.next().await.unwrap() {
+            guard.value_async().await.unwrap();
+        }
+    }
+    assert!(db.stats().cache.bytes > MEMORY as u64 / 2, "{:?}", db.stats().cache);
+}
+
+#[test]
+fn memtables_and_cache_stay_in_the_budget_whatever_the_batches() {
+    for seed in 0..4 {
+        run(seed, async |env| {
+            let (db, ks) = open(env.clone()).await;
+            warm(&db, &ks).await;
+            let usual = db.stats().cache.capacity;
+            let (running, peak) = (Arc::new(AtomicUsize::new(4)), Arc::new(AtomicUsize::new(0)));
+            for writer in 0..4 {
+                let (db, ks, running, peak) =
+                    (db.clone(), ks.clone(), running.clone(), peak.clone());
+                let mut prng = Prng::new(seed * 10 + writer);
+                let task = async move {
+                    for _ in 0..12 {
+                        let most = MEMORY / 5 * 4;
+                        let bytes = prng.range(1000..most as u64) as usize >> prng.range(0..9);
+                        let value_len = [0, 100, 30_000][prng.index(3)];
+                        let batch = batch(&ks, bytes.min(MEMORY / 2), value_len, prng.index(9000));
+                        db.write_async(batch, WriteOptions::default()).await.unwrap();
+                        peak.fetch_max(held(&db) as usize, Ordering::Relaxed);
+                    }
+                    running.fetch_sub(1, Ordering::Relaxed);
+                };
+                env.tasks.spawn("writer", Box::pin(task));
+            }
+            while running.load(Ordering::Relaxed) > 0 {
+                env.clock.sleep(Duration::from_micros(200)).await;
+                let key = format!("{:08}", 37 * running.load(Ordering::Relaxed));
+                ks.get_async(key).await.unwrap();
+                peak.fetch_max(held(&db) as usize, Ordering::Relaxed);
+            }
+            let peak = peak.load(Ordering::Relaxed);
+            assert!(peak <= MEMORY, "seed {seed}: {peak} of {MEMORY} bytes");
+            assert!(peak > MEMORY * 3 / 4, "seed {seed}: {peak} bytes are no test");
+            db.flush_async().await.unwrap();
+            assert_eq!(db.stats().cache.capacity, usual, "seed {seed}: the cache grows again");
+            db.close_async().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_batch_larger_than_the_rest_waits_for_others_and_never_for_itself() {
+    run(9, async |env| {
+        let (db, ks) = open(env.clone()).await;
+        warm(&db, &ks).await;
+        for round in 0..3 {
+            // What is in the active memtable is in its way, and nobody else would seal it.
+            ks.insert_async("small", "value", WriteOptions::default()).await.unwrap();
+            // What a reader holds is not waited for.
+            let cursor = ks.cursor::<&[u8]>(..);
+            let large = batch(&ks, MEMORY / 5 * 4, 0, round);
+            db.write_async(large, WriteOptions::default()).await.unwrap();
+            assert!(held(&db) <= MEMORY as u64, "{}", held(&db));
+            drop(cursor);
+        }
+        assert_eq!(ks.get_async("small").await.unwrap().as_deref(), Some(&b"value"[..]));
+        db.close_async().await.unwrap();
+    });
+}
+
+#[test]
+fn a_memtable_that_a_reader_holds_makes_the_cache_smaller() {
+    run(3, async |env| {
+        let (db, ks) = open(env.clone()).await;
+        warm(&db, &ks).await;
+        let usual = db.stats().cache.capacity;
+        let large = batch(&ks, MEMORY / 2, 30_000, 0);
+        db.write_async(large, WriteOptions::default()).await.unwrap();
+        let cursor = ks.cursor::<&[u8]>(..);
+        db.flush_async().await.unwrap();
+        env.clock.sleep(Duration::from_secs(2)).await;
+        let held = db.stats();
+        assert!(held.memtable_bytes > MEMORY as u64 / 3, "the cursor holds it");
+        assert!(held.cache.capacity < usual, "{:?}", held.cache);
+        assert!(held.memtable_bytes + held.cache.capacity <= MEMORY as u64);
+        drop(cursor);
+        env.clock.sleep(Duration::from_secs(2)).await;
+        assert_eq!(db.stats().cache.capacity, usual);
+        db.close_async().await.unwrap();
+    });
+}
+
+#[test]
+fn a_batch_beyond_the_limit_is_refused_and_named() {
+    run(5, async |env| {
+        let (db, ks) = open(env.clone()).await;
+        let mut too_long = Batch::new();
+        too_long.insert(&ks, b"k", &vec![0; MEMORY / 2]);
+        let mut too_many = Batch::new();
+        for n in 0..MEMORY as u32 / 100 {
+            too_many.remove(&ks, &n.to_be_bytes());
+        }
+        for (batch, what) in [(too_long, "limit is 4194304"), (too_many, "limit is 7340032")] {
+            let refusal = db.write_async(batch, WriteOptions::default()).await.unwrap_err();
+            assert!(
+                matches!(&refusal, Error::InvalidInput(why) if why.contains(what)),
+                "{refusal}"
+            );
+        }
+        let mut fits = Batch::new();
+        fits.insert(&ks, b"k", &vec![7; MEMORY / 2 - 40]);
+        db.write_async(fits, WriteOptions::default()).await.unwrap();
+        assert_eq!(ks.get_async("k").await.unwrap().map(|v| v.len()), Some(MEMORY / 2 - 40));
+        db.close_async().await.unwrap();
+    });
+}
