@@ -77,11 +77,12 @@ pub(crate) async fn reap<P: Program>(
 fn expire_locks<P: Program>(core: &Rc<Inner<P>>) {
     let now = core.now();
     for (host, group) in core.all_groups() {
-        let expired = {
+        let dead = {
             let mut state = group.state.borrow_mut();
-            state.leader.as_mut().is_some_and(|leader| leader.expire_locks(now))
+            state.leader.as_mut().map(|leader| leader.expire_locks(now)).unwrap_or_default()
         };
-        if expired {
+        if !dead.is_empty() {
+            host.give_up_locks(core, &group, |txn, _| dead.contains(&txn));
             host.wake_lock_waiters(core, &group);
         }
     }

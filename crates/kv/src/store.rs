@@ -27,7 +27,7 @@ use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
 use atoll_mvcc::record::{Fence, TxnRecord};
 use atoll_mvcc::request::{Key, Request, Response, Version};
-use atoll_mvcc::{Bound, Epoch, Timestamp, Value};
+use atoll_mvcc::{Bound, Epoch, Timestamp, TxnId, Value};
 use atoll_shard::consensus::{self, Consensus, EntryKind, ShardConsensus};
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::edge::EntrySeq;
@@ -122,15 +122,16 @@ impl<P: Program> StoreHost<P> {
             let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
             return Some((job, answer));
         }
-        if state.leader.is_none() || state.frozen {
-            state.queue.push_back(job);
-            return None;
-        }
+        // Also while frozen: what waits behind one of its lane comes before what comes now.
         if let Some(lane) = job.lane
             && !state.stalled.is_empty()
             && let Some(behind) = state.stalled.get_mut(&lane)
         {
             behind.push_back(job);
+            return None;
+        }
+        if state.leader.is_none() || state.frozen {
+            state.queue.push_back(job);
             return None;
         }
         drop(state);
@@ -177,6 +178,12 @@ impl<P: Program> StoreHost<P> {
             match outcome {
                 Outcome::Answer(answer) => {
                     drop(guard);
+                    if let Work::Request(Request::Unlock { txn, keys }) = &job.work {
+                        self.give_up_locks(core, group, |of, wanted| {
+                            of == *txn && wanted.iter().any(|key| keys.contains(key))
+                        });
+                    }
+                    self.wake_lock_waiters(core, group);
                     self.go_on(core, group, job.lane);
                     return Some((job, answer));
                 }
@@ -364,7 +371,11 @@ impl<P: Program> StoreHost<P> {
             state.leader.is_none() || state.frozen
         };
         if frozen {
-            group.state.borrow_mut().queue.push_back(job);
+            let mut state = group.state.borrow_mut();
+            // The lane goes on from the queue, in its order.
+            let behind = job.lane.and_then(|lane| state.stalled.remove(&lane));
+            state.queue.push_back(job);
+            state.queue.extend(behind.into_iter().flatten());
             return None;
         }
         self.attempt(core, group, job)
@@ -512,7 +523,7 @@ impl<P: Program> StoreHost<P> {
                 && state.splitting.is_some()
                 && state.leader.as_ref().is_some_and(Leader::is_settled)
             {
-                closed.extend(self.close_split(&mut state));
+                closed.extend(self.close_split(core, &mut state));
             }
             for mut closed in closed {
                 if let Some(bound) = self.bound.borrow().bound_for(closed.stamp) {
@@ -581,6 +592,7 @@ impl<P: Program> StoreHost<P> {
             {
                 let mut state = group.state.borrow_mut();
                 state.leader = Some(leader);
+                state.unlocks = 0;
                 state.frozen = false;
                 state.sync = false;
             }
@@ -729,18 +741,11 @@ impl<P: Program> StoreHost<P> {
         seq: EntrySeq,
         stamp: Timestamp,
     ) {
-        let (waiters, unlocked) = {
+        let waiters = {
             let mut state = group.state.borrow_mut();
             let Some(leader) = &mut state.leader else { return };
             leader.applied(seq, stamp);
-            let unlocks = leader.unlocks();
-            let unlocked = if unlocks != state.unlocks {
-                state.unlocks = unlocks;
-                std::mem::take(&mut state.for_locks)
-            } else {
-                Vec::new()
-            };
-            (state.waiters.remove(&seq).unwrap_or_default(), unlocked)
+            state.waiters.remove(&seq).unwrap_or_default()
         };
         for waiter in waiters {
             match waiter {
@@ -759,13 +764,32 @@ impl<P: Program> StoreHost<P> {
                 Waiter::Again(job) => self.again(core, group, *job),
             }
         }
-        for job in unlocked {
-            self.again(core, group, job);
-        }
+        self.wake_lock_waiters(core, group);
         let mut state = group.state.borrow_mut();
         if state.splitting.is_some() {
             // It waits for a moment without entries in flight: this may be it.
             self.list(group, &mut state);
+        }
+    }
+
+    /// Ends jobs that wait for locks which their transactions do not want any more, and whose queues
+    /// they have left: tried again they would take them.
+    pub(crate) fn give_up_locks(
+        &self,
+        core: &Inner<P>,
+        group: &Group<P>,
+        is_given_up: impl Fn(TxnId, &[Key]) -> bool,
+    ) {
+        let given_up: Vec<Job<P>> = {
+            let waiting = &mut group.state.borrow_mut().for_locks;
+            let is_given_up = |job: &mut Job<P>| match &job.work {
+                Work::Request(Request::Lock { txn, keys, .. }) => is_given_up(*txn, keys),
+                _ => false,
+            };
+            waiting.extract_if(.., is_given_up).collect()
+        };
+        for job in given_up {
+            core.deliver(job.reply_to, refuse(core, &job, &Failure::Unknown));
         }
     }
 
@@ -774,10 +798,12 @@ impl<P: Program> StoreHost<P> {
         loop {
             let jobs = {
                 let mut state = group.state.borrow_mut();
+                if state.for_locks.is_empty() {
+                    return;
+                }
                 let Some(leader) = &state.leader else { return };
                 let unlocks = leader.unlocks();
-                if unlocks == state.unlocks || state.for_locks.is_empty() {
-                    state.unlocks = unlocks;
+                if unlocks == state.unlocks {
                     return;
                 }
                 state.unlocks = unlocks;
@@ -836,11 +862,11 @@ impl<P: Program> StoreHost<P> {
     }
 
     /// Makes the entry that splits a shard on which nothing is under way.
-    fn close_split(&self, state: &mut State<P>) -> Option<Closed> {
+    fn close_split(&self, core: &Inner<P>, state: &mut State<P>) -> Option<Closed> {
         let split = state.splitting.as_ref()?.split.clone();
         let leader = state.leader.as_mut()?;
         state.sync = true;
-        Some(leader.close_split(split))
+        Some(leader.close_split(split, || core.fresh_epoch()))
     }
 
     /// Divides what is in memory after the entry was applied.
@@ -871,6 +897,13 @@ impl<P: Program> StoreHost<P> {
             let mut state = group.state.borrow_mut();
             state.leader = Some(leader);
             state.frozen = false;
+            // Locks ended with the leader that had them: whoever waits for one asks again.
+            let waiting = std::mem::take(&mut state.for_locks);
+            state.unlocks = 0;
+            drop(state);
+            for job in waiting {
+                self.again(core, group, job);
+            }
         }
         if let Some(child) = self.group(right.id) {
             self.list(&child, &mut child.state.borrow_mut());
@@ -960,7 +993,7 @@ async fn read_tree(tree: &Tree, request: &Request) -> Result<Response, Error> {
 
 /// Reads what the leader of a shard keeps in memory.
 async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
-    let mut loaded = Loaded::default();
+    let mut loaded = Loaded { horizon: Timestamp(tree.horizon()), ..Loaded::default() };
     let broken = |key: &[u8], e: atoll_encoding::Malformed| {
         Error::Stopped(format!("a record of shard {} at \"{}\": {e}", descriptor.id, key.escape_ascii()))
     };
@@ -988,7 +1021,8 @@ async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
                 }
                 TreeKey::Record { primary, txn } => {
                     let record = TxnRecord::decode(&value).map_err(broken)?;
-                    let written = Timestamp::commit_at(record.written);
+                    // Of the moment only the epoch is kept: the last one of it stands for all.
+                    let written = Timestamp::read_at(record.written);
                     loaded.records.push((txn, primary, record.state, written));
                 }
                 TreeKey::Fence { key, txn } => {

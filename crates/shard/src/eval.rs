@@ -15,6 +15,7 @@
 //! for what is in flight: it is serialised just before the oldest entry in flight. Only if its
 //! client has an unanswered write on this shard it reads the edge, and is answered with it.
 
+use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 
@@ -23,6 +24,7 @@ use atoll_mvcc::{Timestamp, Value};
 
 use crate::edge::{EntrySeq, Presence};
 use crate::leader::{Base, Leader, Miss, Now, Step};
+use crate::mutants;
 
 /// Which state a command sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +95,7 @@ pub struct Eval<'a, B: Base> {
     /// Keys read and what they held.
     read: Vec<(Key, Presence)>,
     /// The newest entry whose effect was seen.
-    after: Option<EntrySeq>,
+    after: Cell<Option<EntrySeq>>,
 }
 
 /// How a command ended.
@@ -109,7 +111,7 @@ impl<'a, B: Base> Eval<'a, B> {
     /// Starts a command.
     pub fn new(leader: &'a mut Leader, base: &'a mut B, now: Now, sight: Sight) -> Eval<'a, B> {
         let (staged, read) = (Vec::new(), Vec::new());
-        Eval { leader, base, now, sight, staged, read, after: None }
+        Eval { leader, base, now, sight, staged, read, after: Cell::new(None) }
     }
 
     /// Returns the moment of the command.
@@ -124,7 +126,17 @@ impl<'a, B: Base> Eval<'a, B> {
 
     /// Returns one of the shard's own values, stored form.
     pub fn local(&self, name: &[u8]) -> Result<Option<Rc<[u8]>>, Interrupt> {
-        self.leader.local(name, self.sight == Sight::Applied).map_err(Interrupt::Hindered)
+        let applied = self.sight == Sight::Applied;
+        let value = self.leader.local(name, applied).map_err(Interrupt::Hindered)?;
+        if !applied && !mutants::is("locals-at-once") {
+            self.saw(self.leader.local_entry(name));
+        }
+        Ok(value)
+    }
+
+    /// Notes that something was seen that this entry carries.
+    fn saw(&self, entry: Option<EntrySeq>) {
+        self.after.set(self.after.get().max(entry));
     }
 
     /// Returns the newest version of a key, expired or not.
@@ -146,7 +158,7 @@ impl<'a, B: Base> Eval<'a, B> {
         }
         let seen = match self.leader.edge_value(key) {
             Some(edge) => {
-                self.after = self.after.max(Some(edge.entry));
+                self.saw(Some(edge.entry));
                 Some(Seen { ts: edge.stamp, value: edge.value.map(Bytes::Edge) })
             }
             None => self.applied(key)?,
@@ -181,7 +193,8 @@ impl<'a, B: Base> Eval<'a, B> {
 
     /// Ends the command: what it wrote goes into the open entry.
     pub fn finish(self) -> Result<Ended, Interrupt> {
-        let Eval { leader, base, now, staged, read, after, .. } = self;
+        let Eval { leader, base, now, staged, mut read, after, .. } = self;
+        let mut after = after.into_inner();
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { key, value, before } in staged {
             let before = match before {
@@ -193,14 +206,18 @@ impl<'a, B: Base> Eval<'a, B> {
                     leader.presence(&key, base)?
                 }
             };
-            // Removing what is not there is no change.
+            // Removing what is not there is no change: it has read that the key is not there.
             if value.is_some() || before.exists {
                 changes.push((key, value, before));
+            } else if !mutants::is("no-delete-at-once") {
+                after = after.max(leader.edge_value(&key).map(|edge| edge.entry));
+                read.push((key, before));
             }
         }
         if changes.is_empty() {
             // It is serialised behind the newest entry that it saw.
             read.iter().for_each(|(key, _)| leader.read_edge(key, after, now));
+            let after = after.filter(|_| !mutants::is("read-the-edge-at-once"));
             return Ok(Ended { wrote: false, after });
         }
         for (key, _) in &read {

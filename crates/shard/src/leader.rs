@@ -44,12 +44,11 @@ use atoll_mvcc::request::{
 };
 use atoll_mvcc::{Epoch, Timestamp, TxnId};
 
-use atoll_lsm::mutants;
-
 use crate::descriptor::Descriptor;
 use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
 use crate::entry::{Closed, Open, Split};
 use crate::intent::Intent;
+use crate::mutants;
 
 /// A transaction whose coordinator was not heard of for this long is given up for dead.
 pub const ALIVE_MS: u64 = 3_000;
@@ -170,6 +169,9 @@ pub struct Loaded {
     pub counts: BTreeMap<u32, Count>,
     /// The stored bytes of the shard's own values, by their keys.
     pub locals: Vec<(Key, Vec<u8>)>,
+    /// How far the horizon was raised: records and fences that would stop what is stamped below are
+    /// gone, so it is refused from the first moment on.
+    pub horizon: Timestamp,
 }
 
 /// The state of a leadership.
@@ -247,7 +249,11 @@ impl Leader {
             applied: 0,
             edge_max: Timestamp::ZERO,
             applied_max: Timestamp::ZERO,
-            horizon: Timestamp::ZERO,
+            horizon: if mutants::is("horizon-forgotten") {
+                Timestamp::ZERO
+            } else {
+                loaded.horizon
+            },
             unlocks: 0,
             since_ms,
         }
@@ -324,7 +330,8 @@ impl Leader {
             return;
         }
         self.horizon = horizon;
-        let old = |written: Timestamp| written < horizon;
+        let old =
+            |written: Timestamp| written < horizon || mutants::is("records-dropped-early");
         // No intent is older than the horizon, so nobody will ask for these records any more.
         let ended = |record: &Record| !matches!(record, Record::Staged { .. });
         let records: Vec<TxnId> = self
@@ -356,9 +363,18 @@ impl Leader {
         }
         let mut stamp = self.edge_max;
         if self.edge.open_len() > 0 {
-            let mut above = self.edge_max.max(self.open.above());
-            for key in self.edge.open_keys() {
-                above = above.max(self.max_read.get(key));
+            let mut above = if mutants::is("close-below-edge") {
+                Timestamp::ZERO
+            } else {
+                self.edge_max
+            };
+            if !mutants::is("close-below-commits") {
+                above = above.max(self.open.above());
+            }
+            if !mutants::is("close-below-reads") {
+                for key in self.edge.open_keys() {
+                    above = above.max(self.max_read.get(key));
+                }
             }
             stamp = above.next().unwrap_or_else(|| {
                 let fresh = Timestamp::commit_at(epoch());
@@ -370,17 +386,18 @@ impl Leader {
             self.count(&change.key, change.before, Presence::of(change.value.as_deref()));
             self.open.put_version(&change.key, stamp, change.value.as_deref());
         }
-        for key in self.open.take_reads() {
-            self.max_read.raise(&key, stamp);
+        let raises = !mutants::is("commit-reads-do-not-raise");
+        for key in self.open.take_reads().iter().filter(|_| raises) {
+            self.max_read.raise(key, stamp);
+        }
+        for span in self.open.take_read_spans().iter().filter(|_| raises) {
+            self.max_read.raise_span(&span.start, &span.end, stamp);
         }
         for (key, txn) in self.open.take_committed() {
             let record = Record::Committed(stamp);
             self.open.put_record(&key, txn, &record, stamp);
             let held = HeldRecord { primary: key, record, written: stamp, entry: self.seq };
             self.records.insert(txn, held);
-        }
-        for span in self.open.take_read_spans() {
-            self.max_read.raise_span(&span.start, &span.end, stamp);
         }
         self.edge_max = self.edge_max.max(stamp);
         let seq = self.seq;
@@ -419,7 +436,9 @@ impl Leader {
     /// Returns what stands in the way of a command that reads or writes `key` now: an intent, an
     /// entry to wait for, or a lock.
     pub fn hindrance(&self, key: &[u8], writes: bool) -> Option<Step> {
-        if let Some(held) = self.intents.get(key) {
+        if let Some(held) = self.intents.get(key)
+            && !mutants::is("fast-passes-intents")
+        {
             return Some(self.obstacle(key, held));
         }
         if writes && self.locks.blocks(key, None, Mode::Exclusive) {
@@ -438,10 +457,13 @@ impl Leader {
     pub fn read_applied(&mut self, key: &[u8], now: Now) -> Option<Step> {
         if !self.intents.is_empty()
             && let Some(held) = self.intents.get(key)
+            && !mutants::is("fast-passes-intents")
         {
             return Some(self.obstacle(key, held));
         }
-        if let Some(entry) = self.edge.resolved(key) {
+        if let Some(entry) = self.edge.resolved(key)
+            && !mutants::is("resolved-not-awaited")
+        {
             // The transaction may be acknowledged already.
             return Some(Step::AwaitEntry(entry));
         }
@@ -455,6 +477,9 @@ impl Leader {
     /// Notes that a command which wrote nothing has read a key at the edge and has seen the entries
     /// up to `seen`.
     pub(crate) fn read_edge(&mut self, key: &[u8], seen: Option<EntrySeq>, now: Now) {
+        if mutants::is("edge-reads-do-not-raise") {
+            return;
+        }
         if seen == Some(self.seq) {
             self.open.read(key);
         }
@@ -485,6 +510,11 @@ impl Leader {
         }
     }
 
+    /// Returns the entry that changed one of the shard's own values last.
+    pub(crate) fn local_entry(&self, name: &[u8]) -> Option<EntrySeq> {
+        self.locals.get(name).map(|(_, entry)| *entry)
+    }
+
     /// Returns the key of one of the shard's own values, `None` if it has no slots.
     pub fn local_key(&self, name: &[u8]) -> Option<Key> {
         let slots = self.descriptor.range.slots();
@@ -492,7 +522,7 @@ impl Leader {
     }
 
     fn note_local(&mut self, key: &[u8], value: Option<&[u8]>) {
-        if key.starts_with(&LOCAL.to_be_bytes()) && key.len() >= LOCAL_HEAD {
+        if is_local(key) {
             let name = key[LOCAL_HEAD..].to_vec();
             self.locals.insert(name, (value.map(Rc::from), self.seq));
         }
@@ -657,7 +687,9 @@ impl Leader {
         spans: &[Span],
         at: Timestamp,
     ) -> Step {
-        if !keys.iter().all(|key| self.owns(key)) || !spans.iter().all(|s| self.descriptor.contains_span(s)) {
+        let mine = keys.iter().all(|key| self.owns(key))
+            && spans.iter().all(|span| self.descriptor.contains_span(span));
+        if !mine {
             return Step::Answer(Response::NotMine);
         }
         if at < self.horizon {
@@ -666,6 +698,8 @@ impl Leader {
         // Raised before looking: what is written from here on lies above.
         if !mutants::is("reads-do-not-raise") {
             keys.iter().for_each(|key| self.max_read.raise(key, at));
+        }
+        if !mutants::is("scans-do-not-raise") {
             spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
         }
         let mut awaited = None;
@@ -675,8 +709,13 @@ impl Leader {
         for span in spans {
             awaited = awaited.max(self.edge.awaited_in(span, at));
         }
-        if let Some(entry) = awaited {
+        if let Some(entry) = awaited
+            && !mutants::is("reads-do-not-wait")
+        {
             return Step::AwaitEntry(entry);
+        }
+        if mutants::is("reads-pass-intents") {
+            return Step::Read;
         }
         let in_way = keys
             .iter()
@@ -757,13 +796,15 @@ impl Leader {
         }
     }
 
-    /// Gives back the locks of transactions whose coordinators are silent, and returns whether
-    /// there were any.
-    pub fn expire_locks(&mut self, now: Now) -> bool {
+    /// Gives back the locks of transactions whose coordinators are silent, and returns those
+    /// transactions: they do not wait for locks any more either.
+    pub fn expire_locks(&mut self, now: Now) -> Vec<TxnId> {
         let dead: Vec<TxnId> =
             self.lockers.iter().copied().filter(|txn| !self.is_alive(*txn, now)).collect();
         dead.iter().for_each(|txn| self.unlock_all(*txn));
-        !dead.is_empty()
+        // Who was not heard of for so long need not be remembered for it.
+        self.heard.retain(|_, heard| now.monotonic_ms.saturating_sub(*heard) <= ALIVE_MS);
+        dead
     }
 
     fn is_alive(&self, txn: TxnId, now: Now) -> bool {
@@ -775,6 +816,11 @@ impl Leader {
         heard.is_some_and(|heard| now.monotonic_ms.saturating_sub(heard) <= ALIVE_MS)
     }
 
+    /// Returns the edge's value of a key that a transaction is checked against.
+    fn checked_edge(&self, key: &[u8]) -> Option<EdgeValue> {
+        if mutants::is("edge-not-checked") { None } else { self.edge_value(key) }
+    }
+
     /// Checks the writes of a transaction; `None` if nothing is in their way.
     fn check_writes(
         &self,
@@ -783,26 +829,30 @@ impl Leader {
     ) -> Result<Option<Step>, Miss> {
         for write in claim.writes {
             let key = &write.key;
-            if self.fences.contains_key(&(key.clone(), claim.txn)) {
+            if !self.fences.is_empty()
+                && self.fences.contains_key(&(key.clone(), claim.txn))
+                && !mutants::is("fences-not-checked")
+            {
                 return Ok(Some(Step::Answer(Response::Refused(Refusal::Fenced))));
             }
+            let conflict = || {
+                let refusal = Refusal::WriteConflict { key: key.clone() };
+                Some(Step::Answer(Response::Refused(refusal)))
+            };
             if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive) {
-                return Ok(Some(Step::AwaitLock));
+                // Waiting here would be a wait that no search for deadlocks sees.
+                return Ok(conflict());
             }
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != claim.txn
             {
                 return Ok(Some(self.obstacle(key, held)));
             }
-            let conflict = || {
-                let refusal = Refusal::WriteConflict { key: key.clone() };
-                Some(Step::Answer(Response::Refused(refusal)))
-            };
             // What was read under a lock has to be what is there; else nothing newer than the moment
             // of reading. A blind write has seen nothing that could have changed.
             let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
             let Some(read_ts) = locked.map(|(_, ts)| *ts).or(claim.read_ts) else { continue };
-            match self.edge_value(key) {
+            match self.checked_edge(key) {
                 Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
                     return Ok(conflict());
                 }
@@ -840,7 +890,7 @@ impl Leader {
             if let Some(step) = self.intent_at(Some(txn), key, at) {
                 return Ok(Some(step));
             }
-            match self.edge_value(key) {
+            match self.checked_edge(key) {
                 Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
                     return Ok(conflict(key));
                 }
@@ -860,7 +910,7 @@ impl Leader {
             if let Some(step) = self.intent_at(Some(txn), key, at) {
                 return Ok(Some(step));
             }
-            let newest = match self.edge_value(key) {
+            let newest = match self.checked_edge(key) {
                 Some(edge) => edge.stamp,
                 None => Some(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |f| f.ts)),
             };
@@ -868,11 +918,13 @@ impl Leader {
                 return Ok(conflict(key));
             }
         }
-        for span in &reads.spans {
+        for span in reads.spans.iter().filter(|_| !mutants::is("spans-not-checked")) {
             if let Some(step) = self.intent_in(Some(txn), span, at) {
                 return Ok(Some(step));
             }
-            if let Some(key) = self.edge.touches(span) {
+            if let Some(key) = self.edge.touches(span)
+                && !mutants::is("edge-not-checked")
+            {
                 let newer = self
                     .edge
                     .newest(key, self.seq)
@@ -908,20 +960,29 @@ impl Leader {
     }
 
     fn commit(&mut self, claim: &Claim<'_>, base: &mut impl Base) -> Result<Step, Miss> {
+        let step = self.try_commit(claim, base)?;
+        let refused = matches!(step, Step::Answer(Response::Refused(_)));
+        if refused || matches!(step, Step::AnswerWith(_) | Step::AnswerAt(..)) {
+            // It has ended.
+            self.unlock_all(claim.txn);
+        }
+        Ok(step)
+    }
+
+    fn try_commit(&mut self, claim: &Claim<'_>, base: &mut impl Base) -> Result<Step, Miss> {
         if let Some(step) = self.refuse_foreign(claim) {
             return Ok(step);
+        }
+        if let Some(held) = self.records.get(&claim.txn)
+            && !mutants::is("record-not-checked")
+        {
+            // Somebody gave it up before it came, or it came before.
+            return Ok(self.fenced_by(held));
         }
         if let Some(step) = self.check_writes(claim, base)? {
             return Ok(step);
         }
-        let Some(first) = claim.writes.first() else {
-            return Ok(Step::Answer(Response::Unavailable(
-                "a commit without writes; this is a bug of its coordinator".to_owned(),
-            )));
-        };
-        if self.records.contains_key(&claim.txn) {
-            return Ok(Step::Answer(Response::Refused(Refusal::Fenced)));
-        }
+        let Some(first) = claim.writes.first() else { return Ok(nothing_written()) };
         let serializable = claim.isolation == Isolation::Serializable;
         if serializable {
             // Its timestamp will be that of the entry, which may lie above any intent's.
@@ -949,9 +1010,17 @@ impl Leader {
             claim.reads.locked.iter().for_each(|(key, _)| self.open.read(key));
             claim.reads.spans.iter().for_each(|span| self.open.read_span(span.clone()));
         }
-        // The answer to a coordinator that loses its own. Its timestamp is known at closing.
-        self.open.commit_record(first.key.clone(), claim.txn);
-        self.unlock_all(claim.txn);
+        if !mutants::is("no-commit-record") {
+            // The answer to a coordinator that loses its own. Its timestamp is known at closing; who
+            // asks before waits for the entry.
+            let primary = first.key.clone();
+            self.open.commit_record(primary.clone(), claim.txn);
+            if !mutants::is("commit-record-at-closing") {
+                let (record, written) = (Record::Committed(Timestamp::MAX), Timestamp::MAX);
+                let held = HeldRecord { primary, record, written, entry: self.seq };
+                self.records.insert(claim.txn, held);
+            }
+        }
         Ok(Step::AnswerWith(Response::Committed(Timestamp::ZERO)))
     }
 
@@ -974,11 +1043,18 @@ impl Leader {
         }
         // An entry that is open would get a timestamp above `at` only after the raise below; what
         // it writes is a conflict all the same, found by the check.
+        if !mutants::is("validation-does-not-raise") {
+            self.raise(reads, at);
+        }
+        let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
+        Ok(step.unwrap_or(Step::Answer(Response::Done)))
+    }
+
+    /// Makes reads hold up to `at`: later versions of what was read lie above.
+    fn raise(&mut self, reads: &ReadSet, at: Timestamp) {
         reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
         reads.locked.iter().for_each(|(key, _)| self.max_read.raise(key, at));
         reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
-        let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
-        Ok(step.unwrap_or(Step::Answer(Response::Done)))
     }
 
     fn prewrite(
@@ -995,11 +1071,17 @@ impl Leader {
         if record.is_some() && !self.owns(primary) {
             return Ok(Step::Answer(Response::NotMine));
         }
-        if record.is_some() && self.records.contains_key(&claim.txn) {
-            // Somebody gave it up before it came.
-            return Ok(Step::Answer(Response::Refused(Refusal::Fenced)));
+        if claim.writes.is_empty() {
+            return Ok(nothing_written());
         }
-        if self.open.has_reads() {
+        if record.is_some()
+            && let Some(held) = self.records.get(&claim.txn)
+            && !mutants::is("record-not-checked")
+        {
+            // Somebody gave it up before it came.
+            return Ok(self.fenced_by(held));
+        }
+        if self.open.has_reads() && !mutants::is("intent-with-reads") {
             return Ok(Step::CloseFirst);
         }
         if let Some(step) = self.check_writes(claim, base)? {
@@ -1009,15 +1091,22 @@ impl Leader {
             let (reads, writes, at) = (claim.reads, claim.writes, claim.commit_ts);
             let read_ts = claim.read_ts.unwrap_or(Timestamp::MAX);
             // Raised before looking, as for any read.
-            reads.locked.iter().for_each(|(key, _)| self.max_read.raise(key, at));
-            reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
-            reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
-            if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)? {
+            if !mutants::is("prewrite-reads-do-not-raise") {
+                self.raise(reads, at);
+            }
+            if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)?
+                && !mutants::is("refusal-leaves-effects")
+            {
                 return Ok(step);
             }
         }
-        if claim.writes.iter().any(|write| self.edge.is_open(&write.key)) {
-            // The intent has to lie above a version whose timestamp is not known yet.
+        // The intent has to lie above a version whose timestamp is not known yet. The shard's own
+        // values are read by every command, which is noted nowhere: theirs above everything.
+        let below_open = |write: &Write| {
+            self.edge.is_open(&write.key)
+                || (is_local(&write.key) && self.is_open() && !mutants::is("local-below-commands"))
+        };
+        if claim.writes.iter().any(below_open) && !mutants::is("intent-below-open") {
             return Ok(Step::CloseFirst);
         }
         let mut min = claim.commit_ts;
@@ -1025,7 +1114,13 @@ impl Leader {
         for write in claim.writes {
             let (newest, presence) = self.newest(&write.key, base)?;
             before.push(presence);
-            let above = self.max_read.get(&write.key).max(newest);
+            let mut above = newest;
+            if !mutants::is("intent-below-reads") {
+                above = above.max(self.max_read.get(&write.key));
+            }
+            if is_local(&write.key) && !mutants::is("local-below-commands") {
+                above = above.max(self.edge_max);
+            }
             if above >= min {
                 match above.next() {
                     Some(next) => min = min.max(next),
@@ -1057,6 +1152,15 @@ impl Leader {
         Ok(Step::AnswerWith(Response::Prewritten(min)))
     }
 
+    /// Refuses a transaction because of its record, when that is in the log.
+    fn fenced_by(&self, held: &HeldRecord) -> Step {
+        let fenced = Response::Refused(Refusal::Fenced);
+        if held.entry > self.applied {
+            return Step::AnswerAt(held.entry, fenced);
+        }
+        Step::Answer(fenced)
+    }
+
     fn put_record(&mut self, txn: TxnId, primary: &Key, record: Record, written: Timestamp) {
         self.open.put_record(primary, txn, &record, written);
         let held = HeldRecord { primary: primary.clone(), record, written, entry: self.seq };
@@ -1066,7 +1170,9 @@ impl Leader {
     /// Answers with the record as it is.
     fn as_it_is(&self, txn: TxnId, now: Now) -> Step {
         match self.records.get(&txn) {
-            Some(held) if held.entry > self.applied => Step::AwaitEntry(held.entry),
+            Some(held) if held.entry > self.applied && !mutants::is("status-at-once") => {
+                Step::AwaitEntry(held.entry)
+            }
             held => Step::Answer(Response::Record {
                 record: held.map(|h| h.record.clone()),
                 alive: self.is_alive(txn, now),
@@ -1093,9 +1199,12 @@ impl Leader {
             return Step::Answer(Response::NotMine);
         }
         match self.records.get(&txn).map(|held| &held.record) {
-            Some(Record::Staged { commit_ts, isolation, keys }) if *commit_ts == from => {
+            Some(Record::Staged { commit_ts, isolation, keys })
+                if *commit_ts == from || mutants::is("restage-anything") =>
+            {
                 let record =
                     Record::Staged { commit_ts: to, isolation: *isolation, keys: keys.clone() };
+                self.heard.insert(txn, now.monotonic_ms);
                 self.put_record(txn, primary, record, to);
                 Step::AnswerWith(Response::Done)
             }
@@ -1122,6 +1231,14 @@ impl Leader {
         };
         if staged != expect {
             return self.as_it_is(txn, now);
+        }
+        if staged.is_none()
+            && matches!(outcome, Outcome::Committed(_))
+            && stamp <= self.horizon
+            && !mutants::is("late-prewrites-pass")
+        {
+            // An `Aborted` record that would stop it may be gone.
+            return Step::Answer(Response::Refused(Refusal::SnapshotTooOld));
         }
         // Never before the intents it decides on: see `raise_horizon`.
         let (record, written) = match outcome {
@@ -1153,6 +1270,9 @@ impl Leader {
             });
         }
         // What is told is in the log when it is told.
+        if mutants::is("probe-at-once") {
+            return Step::Answer(Response::Fates(fates));
+        }
         self.with_entry(Response::Fates(fates))
     }
 
@@ -1183,10 +1303,14 @@ impl Leader {
                 let after = Presence::of(intent.value.as_deref());
                 self.note_local(key, intent.value.as_deref());
                 self.open.put_version(key, ts, intent.value.as_deref());
-                self.count(key, before, after);
+                if !mutants::is("intents-not-counted") {
+                    self.count(key, before, after);
+                }
                 let value = intent.value.as_deref().map(Rc::from);
                 self.edge.put_resolved(key.clone(), value, ts, self.seq);
-                self.edge_max = self.edge_max.max(ts);
+                if !mutants::is("resolved-below-edge") {
+                    self.edge_max = self.edge_max.max(ts);
+                }
             }
         }
         self.unlock(txn, keys);
@@ -1211,24 +1335,25 @@ impl Leader {
     // ---- splitting ----
 
     /// Closes the entry that splits the shard. Nothing is open or in flight; nothing is evaluated
-    /// before it is applied, and then both halves start from the applied state.
+    /// before it is applied, and then both halves start from the applied state. `epoch` as in
+    /// [`Leader::close`].
     ///
     /// Counts stay with the left half: sums over shards are what is exact.
-    pub fn close_split(&mut self, split: Split) -> Closed {
+    pub fn close_split(&mut self, split: Split, epoch: impl FnMut() -> Epoch) -> Closed {
         debug_assert!(self.is_settled(), "a shard is split between two entries");
-        self.open.put_descriptor(&split.left);
-        self.open.put_descriptor(&split.right);
         let slots = split.right.range.slots();
-        if !slots.is_empty() {
+        if !slots.is_empty() && !mutants::is("split-forgets-locals") {
+            // Writes like any other: above whoever has read that they are not there.
             for (name, (value, _)) in &self.locals {
-                if let Some(value) = value {
-                    self.open.put_version(&local_key(slots.start, name), self.edge_max, Some(value));
+                if value.is_some() {
+                    let key = local_key(slots.start, name);
+                    self.edge.put(key, value.clone(), Presence::default());
                 }
             }
         }
-        let seq = self.seq;
-        self.seq += 1;
-        let mut closed = self.open.close(seq, self.edge_max, self.descriptor.id, &self.counts);
+        self.open.put_descriptor(&split.left);
+        self.open.put_descriptor(&split.right);
+        let mut closed = self.close(epoch).expect("invariant: two descriptors are effects");
         closed.split = Some(split);
         closed
     }
@@ -1269,6 +1394,10 @@ pub fn local_key(first_slot: u16, name: &[u8]) -> Key {
     key
 }
 
+fn is_local(key: &[u8]) -> bool {
+    key.starts_with(&LOCAL.to_be_bytes()) && key.len() >= LOCAL_HEAD
+}
+
 /// A transaction's request to write.
 struct Claim<'a> {
     txn: TxnId,
@@ -1277,6 +1406,11 @@ struct Claim<'a> {
     reads: &'a ReadSet,
     writes: &'a [Write],
     commit_ts: Timestamp,
+}
+
+fn nothing_written() -> Step {
+    let why = "a transaction that commits without writes; this is a bug of its coordinator";
+    Step::Answer(Response::Unavailable(why.to_owned()))
 }
 
 fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {

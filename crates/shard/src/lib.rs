@@ -27,4 +27,5 @@ pub mod entry;
 pub mod eval;
 pub mod intent;
 pub mod leader;
+mod mutants;
 pub mod state;

@@ -1,9 +1,10 @@
 //! The writes of one entry, encoded as they are logged and applied.
 
-use atoll_encoding::varint;
+use atoll_encoding::{Malformed, varint};
 
 use crate::batch::{
-    INSERT, INSERT_VERSION, REMOVE, REMOVE_RANGE, REMOVE_VERSION, VERSION, value_arena_bytes,
+    INSERT, INSERT_VERSION, REMOVE, REMOVE_RANGE, REMOVE_VERSION, Record, Records, VERSION,
+    value_arena_bytes,
 };
 use crate::error::{Error, Result};
 use crate::memtable::Memtable;
@@ -182,10 +183,53 @@ impl Writes {
     }
 }
 
+/// One of [`Writes`], as it was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the parameters of the methods of `Writes`")]
+pub enum Write<'a> {
+    /// [`Writes::insert`].
+    Insert { key: &'a [u8], value: &'a [u8] },
+    /// [`Writes::remove`].
+    Remove { key: &'a [u8] },
+    /// [`Writes::insert_version`].
+    InsertVersion { key: &'a [u8], stamp: u64, value: &'a [u8] },
+    /// [`Writes::remove_version`].
+    RemoveVersion { key: &'a [u8], stamp: u64 },
+    /// [`Writes::remove_range`].
+    RemoveRange { start: &'a [u8], end: &'a [u8] },
+}
+
+impl<'a> From<Record<'a>> for Write<'a> {
+    fn from(record: Record<'a>) -> Write<'a> {
+        match record {
+            // A deadline is nothing that an owner can give.
+            Record::Insert { key, value, deadline: _ } => Write::Insert { key, value },
+            Record::Remove { key } => Write::Remove { key },
+            Record::InsertVersion { key, stamp, value } => {
+                Write::InsertVersion { key, stamp, value }
+            }
+            Record::RemoveVersion { key, stamp } => Write::RemoveVersion { key, stamp },
+            Record::RemoveRange { start, end } => Write::RemoveRange { start, end },
+        }
+    }
+}
+
+/// Takes [`Writes::bytes`] apart, in the order in which the writes were added: for whoever looks at
+/// a log, or keeps what it says elsewhere.
+///
+/// # Errors
+/// The bytes are of an unknown version; from then on, of each write: it is cut, or of an unknown
+/// kind.
+pub fn decode(
+    bytes: &[u8],
+) -> Result<impl Iterator<Item = Result<Write<'_>, Malformed>>, Malformed> {
+    Ok(Records::new(bytes)?.map(|record| record.map(Write::from)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{CHUNKED_ABOVE, Record, Records};
+    use crate::batch::CHUNKED_ABOVE;
     use crate::store::arena_bytes;
 
     fn records(writes: &Writes) -> Vec<Record<'_>> {
@@ -213,6 +257,17 @@ mod tests {
                 Record::Insert { key: b"", value: b"", deadline: None },
             ];
             assert_eq!(records(&writes), expected);
+            let decoded: Vec<Write<'_>> =
+                decode(writes.bytes()).unwrap().map(|write| write.unwrap()).collect();
+            let added = [
+                Write::Insert { key: b"a", value: b"123" },
+                Write::Remove { key: b"b" },
+                Write::InsertVersion { key: b"c", stamp: 7, value: b"v" },
+                Write::RemoveVersion { key: b"d", stamp: 8 },
+                Write::RemoveRange { start: b"e", end: b"f" },
+                Write::Insert { key: b"", value: b"" },
+            ];
+            assert_eq!(decoded, added);
             assert_eq!(writes.arena_bytes(), arena_bytes(writes.bytes()).unwrap());
             writes.clear();
             assert!(writes.is_empty() && writes.arena_bytes() == 0);
