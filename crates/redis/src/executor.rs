@@ -301,12 +301,10 @@ impl<S: Store> Executor<S> {
         request: &Request<'_>,
         len: usize,
     ) -> bool {
-        if self.turn.writes.is_empty() {
-            return false;
-        }
         let queued = session.queue.as_ref().map_or(0, |queue| queue.bytes);
         let is_exec = || request.get(0).is_some_and(|name| name.eq_ignore_ascii_case(b"exec"));
-        len > TURN_WRITES || (queued > TURN_WRITES && is_exec())
+        let is_large = len > TURN_WRITES || (queued > TURN_WRITES && is_exec());
+        is_large && !self.turn.writes.is_empty()
     }
 
     /// Queues a command between MULTI and EXEC.
@@ -417,7 +415,21 @@ impl<S: Store> Executor<S> {
     ) {
         let start = session.output.len();
         session.command = command.name;
-        let outcome = self.dispatch(session, command, request).await;
+        let outcome = match command.class {
+            Class::Data => {
+                let call = data_call(session, command, request);
+                data::run(&call, &mut self.turn, &mut session.output).await
+            }
+            Class::Keyspace => {
+                let Executor { server, turn, .. } = self;
+                if command.flags.is_write() {
+                    server.counts.valid_until = None;
+                }
+                let call = data_call(session, command, request);
+                keyspace::run(&call, turn, &server.cursors, &mut session.output).await
+            }
+            Class::Session => self.session_command(session, command, request).await,
+        };
         let server = &mut self.server;
         let now = server.clock.now();
         server.stats.commands_processed.add(1);
@@ -431,42 +443,25 @@ impl<S: Store> Executor<S> {
         }
     }
 
-    async fn dispatch(
+    async fn session_command(
         &mut self,
         session: &mut Session,
         command: &'static Command,
         request: Request<'_>,
     ) -> Outcome {
-        let Executor { server, turn, .. } = self;
-        let call = DataCall {
-            command,
-            request,
-            protocol: session.protocol,
-            db: session.db,
-            touch: !session.no_touch,
-        };
-        match command.class {
-            Class::Data => data::run(&call, turn, &mut session.output).await,
-            Class::Keyspace => {
-                if command.flags.is_write() {
-                    server.counts.valid_until = None;
-                }
-                keyspace::run(&call, turn, &server.cursors, &mut session.output).await
-            }
-            Class::Session => {
-                match command.id {
-                    Id::Watch => return self.watch(session, &request).await,
-                    Id::Discard if session.queue.is_some() => self.unwatch(session),
-                    Id::Reset | Id::Unwatch => self.unwatch(session),
-                    _ => {}
-                }
-                if command.id == Id::Info && commands::server::shows(&request, "keyspace") {
+        match command.id {
+            Id::Watch => return self.watch(session, &request).await,
+            Id::Discard if session.queue.is_some() => self.unwatch(session),
+            Id::Reset | Id::Unwatch => self.unwatch(session),
+            Id::Info => {
+                if commands::server::shows(&request, "keyspace") {
                     self.prepare_info().await?;
                 }
                 self.server.store_memory = self.turn.store.memory_bytes();
-                SessionCall { server: &mut self.server, session, request, command }.run()
             }
+            _ => {}
         }
+        SessionCall { server: &mut self.server, session, request, command }.run()
     }
 
     /// Has ready what INFO tells about the keys and the store.
@@ -517,4 +512,13 @@ impl<S: Store> Executor<S> {
             }
         }
     }
+}
+
+fn data_call<'a>(
+    session: &Session,
+    command: &'static Command,
+    request: Request<'a>,
+) -> DataCall<'a> {
+    let Session { protocol, db, no_touch, .. } = *session;
+    DataCall { command, request, protocol, db, touch: !no_touch }
 }

@@ -83,6 +83,13 @@ impl Meta {
         }
     }
 
+    /// Returns the length of the record's header.
+    pub fn encoded_len(&self) -> usize {
+        let updated = self.updated_us > self.created_us;
+        let fields = [updated, self.deadline_ms.is_some(), self.generation.is_some()];
+        2 + 8 + 8 * fields.into_iter().map(usize::from).sum::<usize>()
+    }
+
     /// Appends the record's header; the payload follows. Of [`Kind::Unknown`] there is none to
     /// write: records of such keys are kept as they are, or removed.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -186,6 +193,7 @@ mod tests {
                     let mut record = Vec::new();
                     meta.encode(&mut record);
                     assert!(record.len() <= MAX_HEADER);
+                    assert_eq!(record.len(), meta.encoded_len());
                     let header = record.len();
                     record.extend_from_slice(b"payload");
                     assert_eq!(Meta::decode(&record, Some(1)), (meta, header));

@@ -112,7 +112,7 @@ impl Server {
     /// Finds the command and checks what needs no execution, in Redis's order.
     pub fn admit(&self, session: &Session, request: &Request<'_>) -> Outcome<&'static Command> {
         let name = request.get(0).unwrap_or(&[]);
-        let known = self.index.find(name).filter(|command| command.container().is_none());
+        let known = self.index.find(name).filter(|command| !command.is_subcommand);
         let Some(mut command) = known else { return Err(unknown_command(name, request)) };
         if command.is_container() && request.len() > 1 {
             let subcommand = &request[1];

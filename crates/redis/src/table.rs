@@ -22,6 +22,8 @@ pub struct Command {
     pub id: Id,
     /// Full name in lower case, `config|get` for a subcommand.
     pub name: &'static str,
+    /// Whether the name is that of a subcommand.
+    pub is_subcommand: bool,
     /// Who executes it.
     pub class: Class,
     /// Number of arguments, name (and subcommand) included; negative for a minimum.
@@ -166,6 +168,18 @@ impl Flags {
     }
 }
 
+const fn has_bar(name: &str) -> bool {
+    let name = name.as_bytes();
+    let mut at = 0;
+    while at < name.len() {
+        if name[at] == b'|' {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
 macro_rules! commands {
     ($($id:ident: $name:literal, $class:ident, $arity:literal, $flags:expr, [$($keys:expr),*],
        [$($category:literal)*], $group:literal, $since:literal, $complexity:literal,
@@ -179,6 +193,7 @@ macro_rules! commands {
         pub static COMMANDS: &[Command] = &[$(Command {
             id: Id::$id,
             name: $name,
+            is_subcommand: has_bar($name),
             class: Class::$class,
             arity: $arity,
             flags: $flags,
@@ -573,7 +588,7 @@ impl Command {
 
 /// Returns the commands that are no subcommands.
 pub fn top_level() -> impl Iterator<Item = &'static Command> + Clone {
-    COMMANDS.iter().filter(|command| command.container().is_none())
+    COMMANDS.iter().filter(|command| !command.is_subcommand)
 }
 
 /// Finds commands by name, whatever its case.
@@ -633,6 +648,7 @@ mod tests {
             for category in command.categories {
                 assert!(CATEGORIES.contains(category), "{}: {category}", command.name);
             }
+            assert_eq!(command.is_subcommand, command.container().is_some());
             if let Some((container, _)) = command.container() {
                 assert!(names.contains(&container), "{} before its container", command.name);
             }

@@ -106,43 +106,21 @@ impl<S: Store> Turn<S> {
         usize::from(self.numbering[db])
     }
 
-    /// Reads a record of one of the store's databases at [`Self::key`].
-    async fn read(&mut self, db: usize) -> Result<Option<Object<Bytes<S::Value>>>, StoreError> {
-        let changes = self.writes.changes(db);
-        let found = match changes.get(&self.key) {
-            Some(staged) => {
-                self.dependent = true;
-                staged.map(|staged| {
-                    Object::decode(Bytes::Staged(staged.record.clone()), staged.deadline_ms)
-                })
-            }
-            None if changes.cleared() => {
-                self.dependent = true;
-                None
-            }
-            None => {
-                let read = self.store.get(db, &self.key).await?;
-                read.map(|record| Object::decode(Bytes::Stored(record.value), record.deadline_ms))
-            }
-        };
-        let Some(object) = found else { return Ok(None) };
-        if let Some(generation) = object.meta.generation {
+    /// Notes the generation of a record that was read at [`Self::key`]; returns whether it is live.
+    fn meet(&mut self, db: usize, meta: &Meta) -> bool {
+        if let Some(generation) = meta.generation {
             self.generations[db].insert(self.key.as_slice().into(), generation);
         }
-        if self.is_live(object.meta.deadline_ms) {
-            return Ok(Some(object));
+        let live = meta.deadline_ms.is_none_or(|deadline_ms| deadline_ms > self.now_ms);
+        if !live {
+            self.stats.expired_keys.add(1);
+            if meta.generation.is_some() {
+                // The store keeps such a record until it is told; no reply depends on that.
+                self.drop_old_generation(db, None);
+                self.writes.put(db, &self.key, None);
+            }
         }
-        self.stats.expired_keys.add(1);
-        if object.meta.generation.is_some() {
-            // The store keeps such a record until it is told; no reply depends on that.
-            self.drop_old_generation(db, None);
-            self.writes.put(db, &self.key, None);
-        }
-        Ok(None)
-    }
-
-    fn is_live(&self, deadline_ms: Option<u64>) -> bool {
-        deadline_ms.is_none_or(|deadline_ms| deadline_ms > self.now_ms)
+        live
     }
 
     /// Drops the sub-records of the key under way unless they are of the generation it gets.
@@ -176,21 +154,34 @@ impl<S: Store> Tx for Turn<S> {
         key: &[u8],
     ) -> Result<Option<Object<Self::Value>>, StoreError> {
         layout::storage_key(&mut self.key, key);
-        self.read(self.stored_db(db)).await
+        let db = self.stored_db(db);
+        let changes = self.writes.changes(db);
+        let object = match changes.get(&self.key) {
+            None if !changes.cleared() => match self.store.get(db, &self.key).await? {
+                Some(record) => Object::decode(Bytes::Stored(record.value), record.deadline_ms),
+                None => return Ok(None),
+            },
+            staged => {
+                self.dependent = true;
+                let Some(Some(staged)) = staged else { return Ok(None) };
+                Object::decode(Bytes::Staged(staged.record.clone()), staged.deadline_ms)
+            }
+        };
+        if object.meta.deadline_ms.is_some() || object.meta.generation.is_some() {
+            return Ok(self.meet(db, &object.meta).then_some(object));
+        }
+        Ok(Some(object))
     }
 
     async fn claim(&mut self, db: usize, key: &[u8]) -> Result<Option<u64>, StoreError> {
-        let stored_db = self.stored_db(db);
-        layout::storage_key(&mut self.key, key);
         // The store is asked only where it may hold fragments that would be left behind: a write
         // that needs no read should not wait for the disk.
-        let changes = self.writes.changes(stored_db);
-        if changes.get(&self.key).is_none() && !self.store.has_subs(stored_db) {
-            return Ok(None);
+        let stored_db = self.stored_db(db);
+        if self.store.has_subs(stored_db) || self.writes.changes(stored_db).has_subs() {
+            let dependent = self.dependent;
+            self.get(db, key).await?;
+            self.dependent = dependent;
         }
-        let dependent = self.dependent;
-        self.read(stored_db).await?;
-        self.dependent = dependent;
         // Told only sometimes it would be told at random.
         Ok(None)
     }
@@ -199,7 +190,7 @@ impl<S: Store> Tx for Turn<S> {
         let stored_db = self.stored_db(db);
         layout::storage_key(&mut self.key, key);
         self.drop_old_generation(stored_db, meta.generation);
-        let mut record = Vec::with_capacity(object::MAX_HEADER + payload.len());
+        let mut record = Vec::with_capacity(meta.encoded_len() + payload.len());
         meta.encode(&mut record);
         record.extend_from_slice(payload);
         let staged = Staged {

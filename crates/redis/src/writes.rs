@@ -163,6 +163,11 @@ impl Changes {
         self.records.get(storage_key).map(Option::as_ref)
     }
 
+    /// Returns whether sub-records are staged.
+    pub fn has_subs(&self) -> bool {
+        !self.subs.is_empty()
+    }
+
     /// Returns the sub-record staged at a storage key.
     pub fn get_sub(&self, storage_key: &[u8]) -> Option<&Rc<Vec<u8>>> {
         self.subs.get(storage_key)

@@ -174,6 +174,9 @@ pub struct Loaded {
     pub horizon: Timestamp,
 }
 
+/// One of the shard's own values and the entry that changed it last.
+type Local = (Option<Rc<[u8]>>, EntrySeq);
+
 /// The state of a leadership.
 pub struct Leader {
     descriptor: Descriptor,
@@ -191,7 +194,7 @@ pub struct Leader {
     counts: BTreeMap<u32, Count>,
     /// Values of the shard's own (see [`LOCAL`]), by the end of their keys, and the entry that
     /// changed each last.
-    locals: BTreeMap<Vec<u8>, (Option<Rc<[u8]>>, EntrySeq)>,
+    locals: BTreeMap<Vec<u8>, Local>,
     /// Number of the open entry.
     seq: EntrySeq,
     /// Last entry applied.

@@ -153,7 +153,7 @@ impl<'c, T: Tx> Data<'c, T> {
 
     /// Reads a key.
     async fn peek(&mut self, key: &[u8]) -> Outcome<Option<Object<T::Value>>> {
-        self.peek_in(self.call.db, key).await
+        self.tx.get(self.call.db, key).await.map_err(|error| error::unreadable(&error))
     }
 
     async fn peek_in(&mut self, db: usize, key: &[u8]) -> Outcome<Option<Object<T::Value>>> {
@@ -162,14 +162,23 @@ impl<'c, T: Tx> Data<'c, T> {
 
     /// Reads a key, and counts whether it was there, as commands that only read do.
     async fn lookup(&mut self, key: &[u8]) -> Outcome<Option<Object<T::Value>>> {
-        let found = self.peek(key).await?;
-        let looked = match &found {
-            Some(_) if self.call.touch => Looked::Read,
-            Some(_) => Looked::Glimpsed,
-            None => Looked::Missed,
+        match self.tx.get(self.call.db, key).await {
+            Ok(found) => {
+                self.note(key, found.is_some());
+                Ok(found)
+            }
+            Err(error) => Err(error::unreadable(&error)),
+        }
+    }
+
+    /// Tells that the key was looked for.
+    fn note(&mut self, key: &[u8], found: bool) {
+        let looked = match found {
+            true if self.call.touch => Looked::Read,
+            true => Looked::Glimpsed,
+            false => Looked::Missed,
         };
         self.tx.looked_up(self.call.db, key, looked);
-        Ok(found)
     }
 
     /// Reads a key and counts whether it was there, without counting as a reader.

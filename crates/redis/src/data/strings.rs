@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::data::expire::Unit;
 use crate::data::{Data, check_edited_len, check_len};
 use crate::error::{self, Outcome};
-use crate::object::Meta;
+use crate::object::{Kind, Meta};
 use crate::session::MAX_OUTPUT;
 use crate::text::{self, Editor};
 use crate::tx::Tx;
@@ -24,9 +24,20 @@ struct Options {
 
 impl<T: Tx> Data<'_, T> {
     pub async fn get(&mut self) -> Outcome {
+        // The most frequent command, so it goes without the helpers of the others.
         let key = self.key(1)?;
-        let found = self.lookup_string(key).await?;
-        self.reply_optional(key, &found).await
+        let read = self.tx.get(self.call.db, key).await;
+        let found = read.map_err(|error| error::unreadable(&error))?;
+        self.note(key, found.is_some());
+        match &found {
+            None => self.reply().null(),
+            Some(object) if object.meta.kind != Kind::String => return Err(error::UNKNOWN_KIND),
+            Some(object) if object.meta.generation.is_none() => {
+                self.reply().bulk(object.payload());
+            }
+            Some(object) => self.reply_string(key, object).await?,
+        }
+        Ok(())
     }
 
     pub async fn strlen(&mut self) -> Outcome {
