@@ -17,6 +17,8 @@ Recipes:
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
   cargo xtask bench [FLAGS]       the engine benchmark; --help shows its flags
+  cargo xtask loom                the rings between cores under the model checker: all orders of
+                                  a few threads
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff";
 
 /// The rules that a build may leave out (`atoll_lsm::mutants`); each absence must be noticed.
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             bench.args(rest);
             vec![bench]
         }
+        ("loom", true) => vec![loom()],
         ("golden", true) => vec![golden()],
         ("help" | "--help" | "-h", _) => {
             println!("{HELP}");
@@ -78,6 +81,13 @@ fn crash(args: Vec<String>) -> Vec<Command> {
         run
     };
     MUTANTS.into_iter().map(with).collect()
+}
+
+/// In a directory of its own: the flag is for every crate and would rebuild everything twice.
+fn loom() -> Command {
+    let mut test = cargo(["test", "-p", "atoll-env", "--release", "--lib", "ring::model"]);
+    test.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg atoll_loom");
+    test
 }
 
 fn golden() -> Command {
