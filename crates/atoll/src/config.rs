@@ -150,7 +150,8 @@ impl Settings {
 impl fmt::Debug for Settings {
     /// Leaves out the password: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { data, resp, http, durability, memory, cores, stores, pin, requirepass } = self;
+        let Settings { data, resp, http, durability, memory, cores, stores, pin, requirepass } =
+            self;
         f.debug_struct("Settings")
             .field("data", data)
             .field("resp", resp)

@@ -145,7 +145,8 @@ fn progress(line: &str) {
 
 fn must_exist(data: &Path) -> Result<()> {
     // A damaged directory may have lost any of its files; one that is left makes it ours.
-    if ["ATOLL", "store-0", "CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
+    if ["ATOLL", "store-0", "CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists())
+    {
         return Ok(());
     }
     Err(Failure::new(format!(

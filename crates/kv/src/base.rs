@@ -106,11 +106,7 @@ pub(crate) struct TreeBase<'a> {
 }
 
 impl<'a> TreeBase<'a> {
-    pub(crate) fn new(
-        tree: &'a Tree,
-        reads: &'a mut Reads,
-        name: &'a mut Vec<u8>,
-    ) -> TreeBase<'a> {
+    pub(crate) fn new(tree: &'a Tree, reads: &'a mut Reads, name: &'a mut Vec<u8>) -> TreeBase<'a> {
         TreeBase { tree, reads, name }
     }
 

@@ -49,10 +49,20 @@ pub(crate) enum Message<P: Program> {
     /// A shard was split.
     Split { left: Descriptor, right: Descriptor },
     /// Split a shard of yours.
-    PleaseSplit { shard: ShardId, at: RoutingKey, id: ShardId, done: oneshot::Sender<Result<(), String>> },
+    PleaseSplit {
+        shard: ShardId,
+        at: RoutingKey,
+        id: ShardId,
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Something for the layer above.
-    Note(Box<dyn FnOnce(&Core<P>) + Send>),
+    Note(Note<P>),
 }
+
+/// Something to be run on a core.
+type Note<P> = Box<dyn FnOnce(&Core<P>) + Send>;
+/// A shard and the store it is in.
+pub(crate) type Housed<P> = (Rc<StoreHost<P>>, Rc<Group<P>>);
 
 /// Tokens of requests; those of calls are the front end's and lie below.
 const REQUEST: u64 = 1 << 63;
@@ -263,11 +273,7 @@ impl<P: Program> Inner<P> {
     }
 
     /// Asks a shard, wherever it is.
-    pub(crate) async fn ask(
-        self: &Rc<Self>,
-        request: Request,
-        durability: Durability,
-    ) -> Response {
+    pub(crate) async fn ask(self: &Rc<Self>, request: Request, durability: Durability) -> Response {
         self.refresh();
         let token = self.draw_token();
         let reply_to = ReplyTo { core: self.index, token };
@@ -322,11 +328,8 @@ impl<P: Program> Inner<P> {
     /// Serves the other cores' messages until the node stops.
     pub(crate) async fn serve_mesh(self: Rc<Self>) {
         loop {
-            let arrived = {
-                // The port is borrowed only while it is polled.
-                std::future::poll_fn(|cx| self.port.borrow_mut().poll_arrived(cx)).await
-            };
-            let () = arrived;
+            // The port is borrowed only while it is polled.
+            std::future::poll_fn(|cx| self.port.borrow_mut().poll_arrived(cx)).await;
             self.refresh();
             let mut messages = Vec::new();
             self.port.borrow_mut().drain(|from, message| messages.push((from, message)));
@@ -412,7 +415,7 @@ impl<P: Program> Inner<P> {
     }
 
     /// Returns the groups of this core with their stores.
-    pub(crate) fn all_groups(&self) -> Vec<(Rc<StoreHost<P>>, Rc<Group<P>>)> {
+    pub(crate) fn all_groups(&self) -> Vec<Housed<P>> {
         let stores: Vec<_> = self.stores.borrow().values().cloned().collect();
         let mut all = Vec::new();
         for host in stores {
@@ -608,16 +611,14 @@ impl<P: Program> Shards for CoreShards<P> {
         let Some(keyspace) = atoll_mvcc::keys::placement::keyspace(&span.start) else {
             return Vec::new();
         };
-        let placement =
-            if is_slotted(keyspace) { Placement::Slots } else { Placement::Ordered };
+        let placement = if is_slotted(keyspace) { Placement::Slots } else { Placement::Ordered };
         let mut pieces = Vec::new();
         for route in table.routes() {
             let Some(part) = route.descriptor.range.span(keyspace, placement) else { continue };
             let start = part.start.max(span.start.clone());
             let end = part.end.min(span.end.clone());
             if start < end {
-                let shard =
-                    ShardRef { id: route.descriptor.id.0, epoch: route.descriptor.epoch };
+                let shard = ShardRef { id: route.descriptor.id.0, epoch: route.descriptor.epoch };
                 pieces.push((shard, Span { start, end }));
             }
         }

@@ -56,9 +56,8 @@ pub(crate) async fn read(env: &Env, root: &Path) -> Result<Option<Identity>> {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(Error::io("listing", root, e)),
             };
-            let ours = |name: &str| {
-                name == "LOCK" || name == "ATOLL.new" || name.starts_with("store-")
-            };
+            let ours =
+                |name: &str| name == "LOCK" || name == "ATOLL.new" || name.starts_with("store-");
             if let Some(other) = entries.iter().find(|e| !ours(&e.name)) {
                 return foreign(format!(
                     "this is no AtollDB directory and not empty (it holds '{}'): choose an empty \

@@ -19,9 +19,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use atoll_env::Env;
 use atoll_env::mesh::{Port, mesh};
 use atoll_env::sync::Notify;
-use atoll_env::Env;
 use atoll_lsm::driven::{self, Direction, Driver, OpenOptions, Tree};
 use atoll_lsm::{Error, Options, Result};
 use atoll_mvcc::keys::{Range, TreeKey, tree};
@@ -261,7 +261,8 @@ async fn open_directory(
     let identity =
         Identity { id: env.random.next_u64(), stores: options.stores, shards: options.shards };
     for store in 0..usize::from(identity.stores) {
-        let (driver, _) = driven::open(&store_path(root, store), store_options(options, identity)).await?;
+        let (driver, _) =
+            driven::open(&store_path(root, store), store_options(options, identity)).await?;
         driver.close().await?;
     }
     for above in root.ancestors().skip(1) {
@@ -358,7 +359,8 @@ async fn open_stores<P: Program>(
     let mut stores = Vec::new();
     for store in (index..usize::from(identity.stores)).step_by(shared.cores) {
         let path = store_path(&shared.options.path, store);
-        let (mut driver, tree) = driven::open(&path, store_options(&shared.options, identity)).await?;
+        let (mut driver, tree) =
+            driven::open(&path, store_options(&shared.options, identity)).await?;
         let descriptors = descriptors(&tree, identity, store).await?;
         let mut groups = Vec::new();
         let mut bound = read_bound(&tree).await?;

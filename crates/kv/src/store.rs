@@ -689,9 +689,11 @@ impl<P: Program> StoreHost<P> {
                     driver.apply(group.id.0, index, position, &[]).await?;
                 }
                 EntryKind::Change => {
-                    group.consensus.borrow_mut().apply_change(&entry).map_err(|e| {
-                        Error::Stopped(format!("shard {}: {e}", group.id))
-                    })?;
+                    group
+                        .consensus
+                        .borrow_mut()
+                        .apply_change(&entry)
+                        .map_err(|e| Error::Stopped(format!("shard {}: {e}", group.id)))?;
                     driver.apply(group.id.0, index, position, &[]).await?;
                 }
             }
@@ -700,7 +702,9 @@ impl<P: Program> StoreHost<P> {
                 let mut state = group.state.borrow_mut();
                 state.applied_index = index;
                 state.applied_entries += 1;
-                state.in_flight.pop_front_if(|e| e.index == index && e.term == term)
+                let is_ours = |e: &&InFlight| e.index == index && e.term == term;
+                let ours = state.in_flight.front().filter(is_ours).is_some();
+                if ours { state.in_flight.pop_front() } else { None }
             };
             if let Some(split) = split {
                 self.carry_out_split(core, driver, group, split).await?;
@@ -995,7 +999,11 @@ async fn read_tree(tree: &Tree, request: &Request) -> Result<Response, Error> {
 async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
     let mut loaded = Loaded { horizon: Timestamp(tree.horizon()), ..Loaded::default() };
     let broken = |key: &[u8], e: atoll_encoding::Malformed| {
-        Error::Stopped(format!("a record of shard {} at \"{}\": {e}", descriptor.id, key.escape_ascii()))
+        Error::Stopped(format!(
+            "a record of shard {} at \"{}\": {e}",
+            descriptor.id,
+            key.escape_ascii()
+        ))
     };
     for area in [Area::Intent, Area::Record, Area::Fence] {
         // All keyspaces of the area in key order; those of other shards are passed by.

@@ -41,7 +41,10 @@ impl Table {
         for route in &self.routes {
             let range = &route.descriptor.range;
             if range.start != end {
-                return Err(format!("shard {} begins at {}, not at {end}", route.descriptor.id, range.start));
+                return Err(format!(
+                    "shard {} begins at {}, not at {end}",
+                    route.descriptor.id, range.start
+                ));
             }
             end = range.end.clone();
         }

@@ -32,7 +32,6 @@ fn draw(prng: &mut Prng, key: &mut [u8; 16]) {
 
 /// Returns how long the calling thread has been on a processor, in nanoseconds; 0 where the system
 /// does not say.
-#[expect(clippy::disallowed_methods, reason = "measured is this thread, not the engine's world")]
 fn on_processor() -> u64 {
     let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     told.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0)

@@ -34,7 +34,9 @@ pub async fn run(
 ) -> Reply {
     let done = core
         .coordinator()
-        .run(Isolation::Serializable, async |txn| attempt(core, txn, items, watched, protocol, touch).await)
+        .run(Isolation::Serializable, async |txn| {
+            attempt(core, txn, items, watched, protocol, touch).await
+        })
         .await;
     match done {
         Ok((replies, _)) => Reply::Unit(replies),

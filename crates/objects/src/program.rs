@@ -43,12 +43,10 @@ impl ObjectProgram {
             last_reads: &self.last_reads,
             generation: &self.generation,
         };
-        let mut tx =
-            ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key: Vec::new() };
+        let mut tx = ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key: Vec::new() };
         // A command on a shard's state ends at its first poll or is interrupted: there is nothing
         // else it could wait for.
-        let polled =
-            pin!(body(&mut tx)).poll(&mut Context::from_waker(Waker::noop()));
+        let polled = pin!(body(&mut tx)).poll(&mut Context::from_waker(Waker::noop()));
         match polled {
             Poll::Ready(output) => Ok(output),
             Poll::Pending => Err(interrupt.take().unwrap_or(Interrupt::Miss)),

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use atoll_kv::{CoreShards, NodeOracle};
 use atoll_mvcc::Value;
 use atoll_mvcc::request::Key;
+use atoll_redis::StoreError;
 use atoll_redis::object::{Meta, Object};
 use atoll_redis::tx::{Facts, Looked, Tx};
-use atoll_redis::StoreError;
 use atoll_txn::{Error, Transaction};
 
 use crate::databases;

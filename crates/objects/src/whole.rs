@@ -130,10 +130,7 @@ pub async fn swap(core: &Core<ObjectProgram>, a: usize, b: usize) -> Result<(), 
 /// Changes the map of the databases on all shards.
 async fn renumber(
     core: &Core<ObjectProgram>,
-    mut change: impl AsyncFnMut(
-        &mut NodeTxn,
-        &[u32; DATABASES],
-    ) -> Result<[u32; DATABASES], Error>,
+    mut change: impl AsyncFnMut(&mut NodeTxn, &[u32; DATABASES]) -> Result<[u32; DATABASES], Error>,
 ) -> Result<(), Error> {
     // A shard that is split while the transaction runs would leave its right half behind with the
     // old map: then it is done once more, for the shards as they are.

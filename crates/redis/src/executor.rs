@@ -31,9 +31,9 @@ use crate::session::{ClientId, MAX_OUTPUT, Replies, Session};
 use crate::stats::Stats;
 use crate::store::{DATABASES, Durability, Store, StoreError};
 use crate::table::{Class, Command, Id};
+use crate::task::Watched;
 use crate::turn::Turn;
 use crate::tx::{Keyspaces, Tx};
-use crate::task::Watched;
 use crate::unit::{Queue, Queued, Unit};
 
 /// Most commands of one client in a turn.

@@ -319,7 +319,10 @@ impl<B: Backend> Front<B> {
             }
         };
         let queues = session.queue.is_some()
-            && !matches!(command.id, Id::Exec | Id::Discard | Id::Multi | Id::Quit | Id::Reset | Id::Watch);
+            && !matches!(
+                command.id,
+                Id::Exec | Id::Discard | Id::Multi | Id::Quit | Id::Reset | Id::Watch
+            );
         if queues {
             self.advance_replies(session);
             self.queue(session, command, &request);
@@ -364,13 +367,7 @@ impl<B: Backend> Front<B> {
         true
     }
 
-    fn start(
-        &mut self,
-        session: &mut Session,
-        command: &'static Command,
-        task: Task,
-        then: Then,
-    ) {
+    fn start(&mut self, session: &mut Session, command: &'static Command, task: Task, then: Then) {
         self.advance_replies(session);
         session.command = command.name;
         let token = self.next_token;

@@ -18,6 +18,12 @@ pub struct LastReads {
 /// Bits of a slot that hold the time: enough for 500 years.
 const TIME_BITS: u32 = 44;
 
+impl Default for LastReads {
+    fn default() -> LastReads {
+        LastReads::new()
+    }
+}
+
 impl LastReads {
     /// Returns an empty table.
     pub fn new() -> LastReads {

@@ -61,9 +61,9 @@ mod writes;
 
 pub use config::Config;
 pub use error::{CommandError, Outcome};
-pub use last_reads::LastReads;
 pub use executor::{Commit, Executor, Progress, Request};
 pub use front::Front;
+pub use last_reads::LastReads;
 pub use server::Identity;
 pub use session::{ClientId, MAX_OUTPUT};
 pub use stats::Stats;

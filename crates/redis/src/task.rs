@@ -124,4 +124,3 @@ pub trait Backend {
     /// Returns the bytes of memory held: caches, memtables.
     fn memory_bytes(&self) -> u64;
 }
-

@@ -437,4 +437,3 @@ impl Watches {
         self.last_version
     }
 }
-

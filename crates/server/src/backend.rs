@@ -16,13 +16,13 @@ use atoll_kv::{Core, Signal};
 use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
 use atoll_objects::{Call, ObjectProgram, Reply, Work, distributed, whole};
+use atoll_redis::StoreError;
 use atoll_redis::cursors::Cursors;
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
 use atoll_redis::task::{Backend, Done, Item, Manner, Task, Watched};
 use atoll_redis::tx::{Counts, Keyspaces};
-use atoll_redis::StoreError;
 
 /// Tokens of calls that a task of this core waits for.
 const INNER: u64 = 1 << 62;
@@ -186,9 +186,7 @@ impl Tasks {
             Task::One(item) => {
                 let items = std::slice::from_ref(&item);
                 match self.spread(items, &[], manner).await {
-                    Reply::Unit(Some(mut replies)) => {
-                        Done::One(replies.pop().unwrap_or_default())
-                    }
+                    Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
                     other => done(other),
                 }
             }
@@ -342,4 +340,3 @@ impl Keyspaces for Whole<'_> {
         random.next_u64() % bound.max(1)
     }
 }
-

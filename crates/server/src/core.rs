@@ -17,8 +17,8 @@ use atoll_kv::Signal;
 use atoll_redis::task::Done;
 use atoll_redis::{ClientId, Front, Progress};
 
-use crate::connection::{self, OUTPUT_SOFT_LIMIT, Pipe};
 use crate::backend::{ShardBackend, Tasks};
+use crate::connection::{self, OUTPUT_SOFT_LIMIT, Pipe};
 
 /// Time a client has to finish a request it has begun.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);

@@ -14,6 +14,12 @@
 //! there is no shared index. The usual ring shares its head and its tail, and every message moves both
 //! between the cores' caches; here a message and the permission to read it travel in one line.
 //!
+//! # Bursts
+//! A sender *puts* the messages of a turn and *flushes* once. The first of them keeps its mark until the
+//! flush; the receiver stops there, so that the others may have theirs at once and all of them appear
+//! together, by one store. Without this a receiver that finds the first message follows the sender
+//! from slot to slot, and each message costs the two of them a fight for a cache line.
+//!
 //! # Sleeping
 //! A receiver with nothing to do *listens* to its [`Bell`]; whoever sends afterwards rings it, which
 //! wakes the task. While the receiver is awake ringing is a fence and a look. One bell serves all
@@ -71,28 +77,31 @@ pub enum Unsent<T> {
 }
 
 impl<T> Sender<T> {
-    /// Sends a message and wakes the receiver if it sleeps.
+    /// Sends a message, and with it everything that was put before.
     pub fn send(&mut self, message: T) -> Result<(), Unsent<T>> {
         self.put(message)?;
-        self.wake();
+        self.flush();
         Ok(())
     }
 
-    /// Sends a message without a look whether the receiver sleeps: [`Sender::wake`] must follow, once
-    /// for many of them.
+    /// Writes a message that goes out with the next [`Sender::flush`].
     pub fn put(&mut self, message: T) -> Result<(), Unsent<T>> {
         if self.producer.is_closed() {
             return Err(Unsent::Closed(message));
         }
         let Err(message) = self.producer.put(message) else { return Ok(()) };
+        // What was put so far may be what fills the ring.
+        self.flush();
         // Said first, looked at again afterwards: a receiver that makes room meanwhile sees it.
         self.producer.want_room();
         self.producer.put(message).map_err(Unsent::Full)
     }
 
-    /// Wakes the receiver if it sleeps.
-    pub fn wake(&self) {
-        self.bell.ring();
+    /// Sends what was put, and wakes the receiver if it sleeps.
+    pub fn flush(&mut self) {
+        if self.producer.publish() {
+            self.bell.ring();
+        }
     }
 }
 

@@ -46,6 +46,38 @@ fn messages_arrive_once_in_order_and_nobody_sleeps_over_them() {
 }
 
 #[test]
+fn a_burst_is_seen_whole_and_in_order() {
+    model(|| {
+        let mut ports = mesh(2, 4);
+        let (mut b, mut a) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let sender = thread::spawn(move || {
+            (1..=3).for_each(|n| a.put(1, n));
+            a.flush();
+        });
+        let mut got = Vec::new();
+        block_on(b.arrived());
+        b.drain(|_, message| got.push(message));
+        assert_eq!(got, [1, 2, 3]);
+        sender.join().unwrap();
+    });
+}
+
+#[test]
+fn a_burst_longer_than_its_ring_goes_through() {
+    model(|| {
+        let mut ports = mesh(2, 2);
+        let (mut b, mut a) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let sender = thread::spawn(move || {
+            (1..=3).for_each(|n| a.put(1, n));
+            assert_eq!(receive(&mut a, 1), [9]);
+        });
+        assert_eq!(receive(&mut b, 3), [1, 2, 3]);
+        b.send(0, 9);
+        sender.join().unwrap();
+    });
+}
+
+#[test]
 fn a_full_ring_wakes_its_sender_when_there_is_room() {
     model(|| {
         let mut ports = mesh(2, 1);
@@ -119,8 +151,9 @@ fn every_message_is_dropped_once_whoever_goes_first() {
         let dropped = Arc::new(AtomicUsize::new(0));
         let count = dropped.clone();
         let thread = thread::spawn(move || {
-            for _ in 0..3 {
-                match sender.send(Counted(count.clone())) {
+            for n in 0..3 {
+                match sender.put(Counted(count.clone())) {
+                    Ok(()) if n == 1 => sender.flush(),
                     Ok(()) => {}
                     Err(Unsent::Full(unsent) | Unsent::Closed(unsent)) => drop(unsent),
                 }

@@ -54,11 +54,16 @@ struct Ring<T> {
     slots: Box<[Slot<T>]>,
     /// Capacity - 1.
     mask: usize,
-    /// The producer found it full and waits.
-    wants_room: AtomicBool,
+    /// The producer found it full and waits. Padded: the fields around it are read for each message
+    /// by both sides.
+    wants_room: Padded<AtomicBool>,
     /// The consumer is gone.
     closed: AtomicBool,
 }
+
+/// Has its cache lines (processors fetch them in pairs) for itself.
+#[repr(align(128))]
+struct Padded<T>(T);
 
 struct Slot<T> {
     /// Counts writes and reads of this slot.
@@ -80,10 +85,10 @@ pub(super) fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
     let ring = Arc::new(Ring {
         slots: (0..capacity).map(slot).collect(),
         mask: capacity - 1,
-        wants_room: AtomicBool::new(false),
+        wants_room: Padded(AtomicBool::new(false)),
         closed: AtomicBool::new(false),
     });
-    (Producer { ring: ring.clone(), position: 0 }, Consumer { ring, position: 0 })
+    (Producer { ring: ring.clone(), position: 0, held: None }, Consumer { ring, position: 0 })
 }
 
 impl<T> Ring<T> {
@@ -111,33 +116,56 @@ pub(super) struct Producer<T> {
     ring: Arc<Ring<T>>,
     /// Messages written.
     position: usize,
+    /// Where the first message lies whose mark still says that the slot is free. The consumer takes
+    /// messages in order, so it sees none of those behind it either.
+    held: Option<usize>,
 }
 
 impl<T> Producer<T> {
-    /// Writes a message if its slot is free.
+    /// Writes a message if its slot is free. The consumer sees it after [`Producer::publish`].
     pub(super) fn put(&mut self, message: T) -> Result<(), T> {
         let (slot, free) = self.ring.at(self.position);
+        // With a message that is held back in it, the mark of the slot says "free", but for its lap.
         if slot.mark.load(Acquire) != free {
             return Err(message);
         }
-        // SAFETY: the mark is even, so the slot is the producer's, which is `&mut self`; the acquire
-        // load saw the consumer's last read of it complete, which left it without a message.
+        // SAFETY: the mark is even and of this lap, so the slot is the producer's, which is `&mut
+        // self`, and nothing was written to it in this lap; the acquire load saw the consumer's last
+        // read of it complete, which left it without a message.
         slot.message.with_mut(|place| unsafe { (*place).write(message) });
-        slot.mark.store(free + 1, Release);
+        match self.held {
+            Some(_) => slot.mark.store(free + 1, Release),
+            None => self.held = Some(self.position),
+        }
         self.position += 1;
         Ok(())
+    }
+
+    /// Shows the consumer all messages written; returns whether there was a new one.
+    pub(super) fn publish(&mut self) -> bool {
+        let Some(held) = self.held.take() else { return false };
+        let (slot, free) = self.ring.at(held);
+        slot.mark.store(free + 1, Release);
+        true
     }
 
     /// Says that the next room made is waited for. What the producer sees of the slots afterwards is
     /// as new as what a consumer that does not hear of it has left.
     pub(super) fn want_room(&self) {
-        self.ring.wants_room.store(true, Relaxed);
+        self.ring.wants_room.0.store(true, Relaxed);
         fence(SeqCst);
     }
 
     /// Returns whether the consumer is gone.
     pub(super) fn is_closed(&self) -> bool {
         self.ring.closed.load(Relaxed)
+    }
+}
+
+impl<T> Drop for Producer<T> {
+    fn drop(&mut self) {
+        // A message without its mark would never be dropped.
+        self.publish();
     }
 }
 
@@ -173,7 +201,7 @@ impl<T> Consumer<T> {
     /// Returns whether the producer waits for the room that was made, once for each time.
     pub(super) fn room_is_wanted(&self) -> bool {
         fence(SeqCst);
-        self.ring.wants_room.load(Relaxed) && self.ring.wants_room.swap(false, Relaxed)
+        self.ring.wants_room.0.load(Relaxed) && self.ring.wants_room.0.swap(false, Relaxed)
     }
 
     /// Says that nobody will read any more.

@@ -48,6 +48,23 @@ fn messages_come_out_in_order_over_many_laps() {
 }
 
 #[test]
+fn a_burst_appears_at_once() {
+    let (mut sender, mut receiver) = ring(4, bell().0, bell().0);
+    (0..3).for_each(|n| sender.put(n).unwrap());
+    assert!(!receiver.is_ready());
+    assert_eq!(drain(&mut receiver), []);
+    sender.flush();
+    assert_eq!(drain(&mut receiver), [0, 1, 2]);
+    // One that is longer than the ring appears as far as it came.
+    (3..7).for_each(|n| sender.put(n).unwrap());
+    assert_eq!(sender.put(7), Err(Unsent::Full(7)));
+    assert_eq!(drain(&mut receiver), [3, 4, 5, 6]);
+    sender.put(7).unwrap();
+    drop(sender);
+    assert_eq!(drain(&mut receiver), [7], "a sender that goes has flushed");
+}
+
+#[test]
 fn what_does_not_fit_is_given_back_and_fits_later() {
     let (mut sender, mut receiver) = ring(3, bell().0, bell().0); // rounded up to 4
     for n in 0..4 {
@@ -131,6 +148,12 @@ fn unread_messages_go_with_the_receiver() {
     assert!(receiver.is_ready(), "the sender's end takes nothing back");
     drop(receiver);
     assert_eq!(Arc::strong_count(&message), 1);
+    let (mut sender, receiver) = ring(4, bell().0, bell().0);
+    (0..2).for_each(|_| sender.put(message.clone()).unwrap());
+    drop(receiver);
+    assert_eq!(Arc::strong_count(&message), 3, "with their sender, which may still put");
+    drop(sender);
+    assert_eq!(Arc::strong_count(&message), 1);
 }
 
 #[test]
@@ -148,7 +171,10 @@ fn two_threads_pass_a_million_messages_without_losing_one() {
                         // Sleeps whenever the ring is full: that wake-up is tried as well.
                         for listens in [false, true] {
                             match sender.send(message.take().expect("given back if not sent")) {
-                                Ok(()) => return Poll::Ready(sender_listener.stop()),
+                                Ok(()) => {
+                                    sender_listener.stop();
+                                    return Poll::Ready(());
+                                }
                                 Err(Unsent::Full(back)) => message = Some(back),
                                 Err(Unsent::Closed(_)) => panic!("the receiver waits for more"),
                             }

@@ -125,10 +125,8 @@ where
 }
 
 /// The same on the real machine, from a thread that has no runtime.
-pub fn run_node<F>(
-    options: NodeOptions,
-    script: impl Fn(Core<Toy>) -> F + Send + Sync + 'static,
-) where
+pub fn run_node<F>(options: NodeOptions, script: impl Fn(Core<Toy>) -> F + Send + Sync + 'static)
+where
     F: Future<Output = ()> + 'static,
 {
     atoll_env::block_on(open(options, script)).expect("a node that runs to its end");
@@ -145,10 +143,7 @@ pub fn stop_all(core: &Core<Toy>) {
     *core.program().stop.lock() = true;
 }
 
-pub fn spawn(
-    core: &Core<Toy>,
-    task: impl Future<Output = ()> + 'static,
-) -> oneshot::Receiver<()> {
+pub fn spawn(core: &Core<Toy>, task: impl Future<Output = ()> + 'static) -> oneshot::Receiver<()> {
     let (done, receiver) = oneshot::channel();
     core.env().tasks.spawn_local(
         "test",
