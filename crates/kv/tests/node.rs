@@ -200,7 +200,7 @@ fn load_until_cut(
     });
     let outcome = sim.block_on(node, run);
     if let Outcome::Done(result) = outcome {
-        result.unwrap();
+        result.expect("the run ends in order unless the power is cut");
     }
 }
 

@@ -16,18 +16,13 @@ Recipes:
                                   atoll-sim crash (--points N --seed S)
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
-<<<<<<< HEAD
+  cargo xtask loom                the rings between cores under the model checker: all orders of
+                                  a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
                                   size; flags are those of atoll-bench engine (--workload NAME,...)
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff
   cargo xtask corpus              records what a real Redis answers to the sequences of the
                                   differential test; needs a redis-server; read the diff";
-=======
-  cargo xtask bench [FLAGS]       the engine benchmark; --help shows its flags
-  cargo xtask loom                the rings between cores under the model checker: all orders of
-                                  a few threads
-  cargo xtask golden              rewrites the expected output of golden scripts; read the diff";
->>>>>>> mvcc
 
 /// The rules that a build may leave out (`atoll_lsm::mutants`); each absence must be noticed.
 const MUTANTS: [&str; 5] =
@@ -37,7 +32,6 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let recipe = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
-<<<<<<< HEAD
     if matches!(recipe.as_str(), "help" | "--help" | "-h") {
         println!("{HELP}");
         return ExitCode::SUCCESS;
@@ -46,30 +40,6 @@ fn main() -> ExitCode {
         let asked = [&[recipe], &rest[..]].concat().join(" ");
         eprintln!("xtask: there is no recipe '{asked}'\n{HELP}");
         return ExitCode::from(2);
-=======
-    let steps = match (recipe.as_str(), rest.is_empty()) {
-        ("ci", true) => vec![Command::new(root().join(".ci/run"))],
-        ("e2e", true) => e2e(),
-        ("crash", _) => crash(rest),
-        ("bench", _) => {
-            let mut bench = cargo(["run", "--release", "-p", "atoll-bench", "--"]);
-            bench.args(rest);
-            vec![bench]
-        }
-        ("loom", true) => vec![loom()],
-        ("golden", true) => vec![golden()],
-        ("help" | "--help" | "-h", _) => {
-            println!("{HELP}");
-            return ExitCode::SUCCESS;
-        }
-        _ => {
-            eprintln!(
-                "xtask: there is no recipe '{}'\n{HELP}",
-                [&[recipe], &rest[..]].concat().join(" ")
-            );
-            return ExitCode::from(2);
-        }
->>>>>>> mvcc
     };
     steps.into_iter().map(run).find(|&code| code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
 }
@@ -80,6 +50,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("ci", true) => vec![Command::new(root().join(".ci/run"))],
         ("e2e", true) => e2e(),
         ("crash", _) => crash(flags),
+        ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
         ("golden", true) => vec![golden()],
         ("corpus", true) => vec![corpus()],
@@ -115,7 +86,13 @@ fn crash(args: &[String]) -> Vec<Command> {
     MUTANTS.into_iter().map(with).collect()
 }
 
-<<<<<<< HEAD
+/// In a directory of its own: the flag is for every crate and would rebuild everything twice.
+fn loom() -> Command {
+    let mut test = cargo(["test", "-p", "atoll-env", "--release", "--lib", "ring::model"]);
+    test.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg atoll_loom");
+    test
+}
+
 fn bench(flags: &[String]) -> Command {
     let mut run = cargo([
         "run",
@@ -129,13 +106,6 @@ fn bench(flags: &[String]) -> Command {
     ]);
     run.args(flags);
     run
-=======
-/// In a directory of its own: the flag is for every crate and would rebuild everything twice.
-fn loom() -> Command {
-    let mut test = cargo(["test", "-p", "atoll-env", "--release", "--lib", "ring::model"]);
-    test.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg atoll_loom");
-    test
->>>>>>> mvcc
 }
 
 fn golden() -> Command {
