@@ -14,8 +14,9 @@
 
 /// Number of slots.
 pub const SLOTS: u16 = 16_384;
-/// Longest user key, in bytes: the engine's 64 KiB less what lies around the key.
-pub const MAX_KEY: usize = 65_536 - 64;
+/// Longest user key, in bytes: a record of a transaction carries the key with each zero byte doubled,
+/// and has to fit the engine's 64 KiB.
+pub const MAX_KEY: usize = 32 * 1024 - 64;
 /// Longest string.
 pub const MAX_STRING: usize = 512 << 20;
 /// Longest string in one record: the engine's longest value less what lies around the string.

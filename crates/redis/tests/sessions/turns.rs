@@ -188,7 +188,7 @@ fn keys_and_values_beyond_the_limits_are_refused_before_anything_is_staged() {
         atoll_resp::request(&mut request, args);
     }
     let (_, output, _) = bench.turn(&[(1, request)]).remove(0);
-    let error = "-ERR the key is 65500 bytes long; a key may have 65472 at most";
+    let error = "-ERR the key is 65500 bytes long; a key may have 32704 at most";
     assert_eq!(replies_of(&output), [error, error, error, error, ":0"]);
 }
 
