@@ -112,8 +112,12 @@ pub(crate) struct State<P: Program> {
     pub(crate) unanswered: HashMap<Lane, EntrySeq>,
     /// Entries that were closed before their turn ended.
     pub(crate) closed: VecDeque<Closed>,
-    /// Something in the open entry is to survive a power cut before it is answered.
-    pub(crate) sync: bool,
+    /// The last entry that is to survive a power cut before it is answered.
+    pub(crate) sync_to: EntrySeq,
+    /// The last own entry that does.
+    pub(crate) synced: EntrySeq,
+    /// Answers whose entries were applied without a sync, because they came to them too late.
+    pub(crate) late: Vec<(Job<P>, Answer<P>)>,
     pub(crate) in_flight: VecDeque<InFlight>,
     /// Lane positions of entries that are not applied, by index.
     pub(crate) positions: BTreeMap<u64, u64>,
@@ -141,7 +145,9 @@ impl<P: Program> State<P> {
             stalled: BTreeMap::new(),
             unanswered: HashMap::default(),
             closed: VecDeque::new(),
-            sync: false,
+            sync_to: 0,
+            synced: 0,
+            late: Vec::new(),
             in_flight: VecDeque::new(),
             positions: BTreeMap::new(),
             splitting: None,
@@ -155,6 +161,12 @@ impl<P: Program> State<P> {
     /// Returns whether the leader has something to log.
     pub(crate) fn has_entries(&self) -> bool {
         !self.closed.is_empty() || self.leader.as_ref().is_some_and(Leader::is_open)
+    }
+
+    /// Returns whether somebody waits for a sync of what is logged.
+    pub(crate) fn wants_sync(&self) -> bool {
+        let logged = self.in_flight.back().map_or(0, |entry| entry.seq);
+        !self.late.is_empty() || self.sync_to.min(logged) > self.synced
     }
 
     /// Takes everybody who waits for something that was not applied.

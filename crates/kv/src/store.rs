@@ -188,7 +188,9 @@ impl<P: Program> StoreHost<P> {
                     return Some((job, answer));
                 }
                 Outcome::At(entry, answer) => {
-                    state.sync |= job.durability == Durability::Synced;
+                    if job.durability == Durability::Synced {
+                        state.sync_to = state.sync_to.max(entry);
+                    }
                     if let Some(lane) = job.lane {
                         state.unanswered.insert(lane, entry);
                     }
@@ -465,7 +467,7 @@ impl<P: Program> StoreHost<P> {
         let groups = self.groups.borrow();
         groups.values().all(|group| {
             let state = group.state.borrow();
-            state.in_flight.is_empty() && !state.has_entries()
+            state.in_flight.is_empty() && state.late.is_empty() && !state.has_entries()
         })
     }
 
@@ -474,7 +476,14 @@ impl<P: Program> StoreHost<P> {
         self.stopped.borrow_mut().get_or_insert_with(|| failure.to_string());
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
         for group in groups {
-            let waiters = group.state.borrow_mut().take_all();
+            let (waiters, late) = {
+                let mut state = group.state.borrow_mut();
+                (state.take_all(), std::mem::take(&mut state.late))
+            };
+            for (job, _) in late {
+                let answer = refuse(core, &job, &Failure::Unknown);
+                core.deliver(job.reply_to, answer);
+            }
             for waiter in waiters {
                 let (job, failure) = match waiter {
                     Waiter::Answered { job, .. } => (job, Failure::Unknown),
@@ -512,6 +521,7 @@ impl<P: Program> StoreHost<P> {
         let mut arena = 0;
         let mut lens = Vec::new();
         let mut entries: Vec<(Rc<Group<P>>, Closed)> = Vec::new();
+        let bound_before = *self.bound.borrow();
         for group in groups {
             let mut state = group.state.borrow_mut();
             state.listed = false;
@@ -541,6 +551,8 @@ impl<P: Program> StoreHost<P> {
             return Ok(());
         }
         if let Err(refusal) = driver.reserve(arena, &lens).await {
+            // None of these entries records the bound that was meant for it.
+            *self.bound.borrow_mut() = bound_before;
             return self.refuse_turn(core, entries, refusal).await;
         }
         for (group, closed) in entries {
@@ -594,7 +606,7 @@ impl<P: Program> StoreHost<P> {
                 state.leader = Some(leader);
                 state.unlocks = 0;
                 state.frozen = false;
-                state.sync = false;
+                state.sync_to = state.synced;
             }
             for waiter in waiters {
                 let job = match waiter {
@@ -642,13 +654,13 @@ impl<P: Program> StoreHost<P> {
                         committed.push((group.clone(), effects.committed));
                     }
                 }
-                sync |= std::mem::take(&mut group.state.borrow_mut().sync);
+                sync |= group.state.borrow().wants_sync();
             }
             if !batches.is_empty() {
                 task::inline(driver.write()).await?;
-                if sync {
-                    driver.sync().await?;
-                }
+            }
+            if sync {
+                self.sync(core, driver, &more).await?;
             }
             for (group, entries) in committed {
                 self.apply(core, driver, &group, entries).await?;
@@ -660,6 +672,38 @@ impl<P: Program> StoreHost<P> {
             }
         }
         Ok(())
+    }
+
+    /// Makes durable what is written. What is evaluated meanwhile belongs to the next turn, and so
+    /// does its wish for a sync: both are told apart by the number of the entry.
+    async fn sync(
+        &self,
+        core: &Inner<P>,
+        driver: &mut Driver,
+        groups: &[Rc<Group<P>>],
+    ) -> Result<(), Error> {
+        let mut late = Vec::new();
+        let mut covered = Vec::with_capacity(groups.len());
+        for group in groups {
+            let mut state = group.state.borrow_mut();
+            late.append(&mut state.late);
+            covered.push(state.in_flight.back().map_or(state.synced, |entry| entry.seq));
+        }
+        let synced = driver.sync().await;
+        for (group, seq) in groups.iter().zip(covered) {
+            let mut state = group.state.borrow_mut();
+            if synced.is_ok() {
+                state.synced = state.synced.max(seq);
+            }
+        }
+        for (job, answer) in late {
+            let answer = match &synced {
+                Ok(_) => answer,
+                Err(_) => refuse(core, &job, &Failure::Unknown),
+            };
+            core.deliver(job.reply_to, answer);
+        }
+        synced.map(|_| ())
     }
 
     /// Applies committed entries and answers whoever waited for them.
@@ -763,6 +807,13 @@ impl<P: Program> StoreHost<P> {
                             state.unanswered.remove(&lane);
                         }
                     }
+                    let mut state = group.state.borrow_mut();
+                    if job.durability == Durability::Synced && state.synced < seq {
+                        state.late.push((*job, answer));
+                        self.list(group, &mut state);
+                        continue;
+                    }
+                    drop(state);
                     core.deliver(job.reply_to, answer);
                 }
                 Waiter::Again(job) => self.again(core, group, *job),
@@ -869,8 +920,9 @@ impl<P: Program> StoreHost<P> {
     fn close_split(&self, core: &Inner<P>, state: &mut State<P>) -> Option<Closed> {
         let split = state.splitting.as_ref()?.split.clone();
         let leader = state.leader.as_mut()?;
-        state.sync = true;
-        Some(leader.close_split(split, || core.fresh_epoch()))
+        let closed = leader.close_split(split, || core.fresh_epoch());
+        state.sync_to = state.sync_to.max(closed.seq);
+        Some(closed)
     }
 
     /// Divides what is in memory after the entry was applied.

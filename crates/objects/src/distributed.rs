@@ -23,11 +23,26 @@ use crate::databases::{self, DATABASES};
 use crate::program::{ObjectProgram, is_unchanged};
 use crate::shard_tx::ABSENT;
 use crate::txn_tx::{NodeTxn, TxnTx};
+use crate::whole::{self, Change, Map};
 
-/// Runs commands as one transaction; they see each other's writes.
+/// A part of a transaction.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A command of named keys.
+    Keys(Item),
+    /// A command that changes which databases mean what, with its reply.
+    Databases {
+        /// What it changes.
+        changes: Vec<Change>,
+        /// Its reply, encoded.
+        reply: Vec<u8>,
+    },
+}
+
+/// Runs commands as one transaction; they see each other's effects.
 pub async fn run(
     core: &Core<ObjectProgram>,
-    items: &[Item],
+    steps: &[Step],
     watched: &[Watched],
     protocol: Protocol,
     touch: bool,
@@ -35,11 +50,22 @@ pub async fn run(
     let done = core
         .coordinator()
         .run(Isolation::Serializable, async |txn| {
-            attempt(core, txn, items, watched, protocol, touch).await
+            attempt(core, txn, steps, watched, protocol, touch).await
         })
         .await;
-    match done {
-        Ok((replies, _)) => Reply::Unit(replies),
+    let settled = match done {
+        Ok((None, _)) => return Reply::Unit(None),
+        Ok((Some(ran), _)) => {
+            let settled = match ran.renumbered {
+                Some((map, shards)) => whole::settle(core, &map, shards).await,
+                None => Ok(()),
+            };
+            settled.map(|()| ran.replies)
+        }
+        Err(error) => Err(error),
+    };
+    match settled {
+        Ok(replies) => Reply::Unit(Some(replies)),
         Err(error) => Reply::Failed(explain(protocol, &error)),
     }
 }
@@ -53,32 +79,55 @@ pub fn explain(protocol: Protocol, error: &Error) -> Vec<u8> {
     encode_text(protocol, text.as_bytes())
 }
 
+/// What a transaction came to.
+struct Ran {
+    replies: Vec<Vec<u8>>,
+    /// The map of the databases if it was changed, and on how many shards.
+    renumbered: Option<(Map, usize)>,
+}
+
 async fn attempt(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
-    items: &[Item],
+    steps: &[Step],
     watched: &[Watched],
     protocol: Protocol,
     touch: bool,
-) -> Result<Option<Vec<Vec<u8>>>, Error> {
-    let first = items.iter().flat_map(Item::keys).next().map_or(0, slot);
-    let keyspaces = keyspaces(core, txn, first).await?;
+) -> Result<Option<Ran>, Error> {
+    let first = steps.iter().find_map(|step| match step {
+        Step::Keys(item) => item.keys().next().map(slot),
+        Step::Databases { .. } => None,
+    });
+    let before = keyspaces(core, txn, first.unwrap_or(0)).await?;
+    // What the databases mean from each step on.
+    let mut maps = Vec::with_capacity(steps.len());
+    let mut map = before;
     let mut names: Vec<Key> = Vec::new();
-    let name = |db: usize, key: &[u8]| {
+    let name = |map: &Map, db: usize, key: &[u8]| {
         let mut name = Vec::new();
-        databases::put_key(&mut name, keyspaces[db], key);
+        databases::put_key(&mut name, map[db], key);
         name
     };
-    for item in items {
-        for key in item.keys() {
-            names.push(name(item.db, key));
-            if let Some(other) = other_database(item) {
-                names.push(name(other, key));
+    for step in steps {
+        match step {
+            Step::Keys(item) => {
+                for key in item.keys() {
+                    names.push(name(&map, item.db, key));
+                    if let Some(other) = other_database(item) {
+                        names.push(name(&map, other, key));
+                    }
+                }
+            }
+            Step::Databases { changes, .. } => {
+                for change in changes {
+                    whole::plan(txn, &mut map, change).await?;
+                }
             }
         }
+        maps.push(map);
     }
     for watched in watched {
-        names.push(name(watched.db, &watched.key));
+        names.push(name(&before, watched.db, &watched.key));
     }
     // The moment is drawn when everybody else has to wait: nothing that is there is newer.
     let locked = txn.lock_versions(names, true).await?;
@@ -96,16 +145,26 @@ async fn attempt(
         values.insert(key, value);
     }
     for watched in watched {
-        let seen = versions.get(&name(watched.db, &watched.key)).copied().unwrap_or(ABSENT);
+        let seen =
+            versions.get(&name(&before, watched.db, &watched.key)).copied().unwrap_or(ABSENT);
         if !is_unchanged(watched.version, seen) {
             return Ok(None);
         }
     }
     let (writes, generation) = (BTreeMap::new(), 0);
     let epoch_us = now.0;
+    let keyspaces = before;
     let mut tx = TxnTx { txn, epoch_us, keyspaces, values, writes, generation, failure: None };
-    let mut replies = Vec::with_capacity(items.len());
-    for item in items {
+    let mut replies = Vec::with_capacity(steps.len());
+    for (step, map) in steps.iter().zip(maps) {
+        tx.keyspaces = map;
+        let item = match step {
+            Step::Keys(item) => item,
+            Step::Databases { reply, .. } => {
+                replies.push(reply.clone());
+                continue;
+            }
+        };
         let call = DataCall {
             command: item.command,
             request: item.request.as_request(),
@@ -128,7 +187,11 @@ async fn attempt(
             None => txn.delete(&key).await?,
         }
     }
-    Ok(Some(replies))
+    let mut renumbered = None;
+    if map != before {
+        renumbered = Some((map, whole::renumber(core, txn, &before, &map).await?));
+    }
+    Ok(Some(Ran { replies, renumbered }))
 }
 
 /// Returns the database that MOVE and COPY write to, if it is another one.
@@ -151,7 +214,7 @@ pub(crate) async fn keyspaces(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
     slot: u16,
-) -> Result<[u32; DATABASES], Error> {
+) -> Result<Map, Error> {
     let first = {
         let table = core.table();
         let route = table.find(atoll_mvcc::keys::RoutingKey::Slot(slot));

@@ -89,85 +89,98 @@ async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABAS
     Ok(sums)
 }
 
-/// Empties databases: each gets a fresh keyspace, on all shards in one transaction.
+/// A change of the map from databases to keyspaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Databases are emptied: each gets a fresh keyspace.
+    Flush(Vec<usize>),
+    /// Two databases are exchanged.
+    Swap(usize, usize),
+}
+
+/// The map from databases to keyspaces.
+pub(crate) type Map = [u32; DATABASES];
+
+/// Changes databases, on all shards in one transaction.
 ///
 /// # Errors
 /// Those of a transaction.
-pub async fn flush(core: &Core<ObjectProgram>, dbs: &[usize]) -> Result<(), Error> {
-    renumber(core, async |txn, before| {
-        let mut after = *before;
-        let counter = Placement::Ordered.key(SYSTEM, b"keyspaces/next");
-        let next = txn.get(&counter).await?;
-        let mut next = databases::keyspace(0, next.as_deref()).max(databases::FIRST_FRESH);
-        for db in dbs {
-            let dropped = after[*db];
-            after[*db] = next;
-            next += 1;
-            let mut name = b"keyspaces/dropped/".to_vec();
-            name.extend_from_slice(&dropped.to_be_bytes());
-            let name = Placement::Ordered.key(SYSTEM, &name);
-            txn.put(&name, &Value { deadline_ms: None, payload: b"" }.encode()).await?;
+pub async fn change(core: &Core<ObjectProgram>, changes: &[Change]) -> Result<(), Error> {
+    let coordinator = core.coordinator();
+    let done = coordinator.run(Isolation::Serializable, async |txn| {
+        let before = keyspaces(core, txn, 0).await?;
+        let mut after = before;
+        for change in changes {
+            plan(txn, &mut after, change).await?;
         }
-        txn.put(&counter, &databases::entry(next)).await?;
-        Ok(after)
-    })
-    .await
+        let shards = renumber(core, txn, &before, &after).await?;
+        Ok::<_, Error>((after, shards))
+    });
+    let ((after, shards), _) = done.await?;
+    settle(core, &after, shards).await
 }
 
-/// Exchanges two databases.
-///
-/// # Errors
-/// Those of a transaction.
-pub async fn swap(core: &Core<ObjectProgram>, a: usize, b: usize) -> Result<(), Error> {
-    renumber(core, async |_, before| {
-        let mut after = *before;
-        after.swap(a, b);
-        Ok(after)
-    })
-    .await
-}
-
-/// Changes the map of the databases on all shards.
-async fn renumber(
-    core: &Core<ObjectProgram>,
-    mut change: impl AsyncFnMut(&mut NodeTxn, &[u32; DATABASES]) -> Result<[u32; DATABASES], Error>,
-) -> Result<(), Error> {
-    // A shard that is split while the transaction runs would leave its right half behind with the
-    // old map: then it is done once more, for the shards as they are.
-    let mut carried: Option<[u32; DATABASES]> = None;
-    loop {
-        let table = core.table();
-        let firsts: Vec<u16> = table
-            .routes()
-            .iter()
-            .map(|route| route.descriptor.range.slots())
-            .filter(|slots| !slots.is_empty())
-            .map(|slots| slots.start)
-            .collect();
-        let (after, _) = core
-            .coordinator()
-            .run(Isolation::Serializable, async |txn| {
-                let before = keyspaces(core, txn, 0).await?;
-                let after = match carried {
-                    Some(after) => after,
-                    None => change(txn, &before).await?,
-                };
-                for (db, (old, new)) in before.iter().zip(&after).enumerate() {
-                    if old != new || carried.is_some() {
-                        for first in &firsts {
-                            let name = local_key(*first, &databases::name(db));
-                            txn.put(&name, &databases::entry(*new)).await?;
-                        }
-                    }
-                }
-                Ok::<_, Error>(after)
-            })
-            .await?;
-        if core.table().routes().len() == table.routes().len() {
+/// Changes a map as `change` says, and notes in the transaction what that uses up and leaves behind.
+pub(crate) async fn plan(txn: &mut NodeTxn, map: &mut Map, change: &Change) -> Result<(), Error> {
+    let dbs = match change {
+        Change::Swap(a, b) => {
+            map.swap(*a, *b);
             return Ok(());
         }
-        carried = Some(after);
+        Change::Flush(dbs) => dbs,
+    };
+    let counter = Placement::Ordered.key(SYSTEM, b"keyspaces/next");
+    let next = txn.get(&counter).await?;
+    let mut next = databases::keyspace(0, next.as_deref()).max(databases::FIRST_FRESH);
+    for db in dbs {
+        let dropped = std::mem::replace(&mut map[*db], next);
+        next += 1;
+        let mut name = b"keyspaces/dropped/".to_vec();
+        name.extend_from_slice(&dropped.to_be_bytes());
+        let name = Placement::Ordered.key(SYSTEM, &name);
+        txn.put(&name, &Value { deadline_ms: None, payload: b"" }.encode()).await?;
     }
+    txn.put(&counter, &databases::entry(next)).await
+}
+
+/// Writes what is different in the map on all shards. Returns how many there are.
+pub(crate) async fn renumber(
+    core: &Core<ObjectProgram>,
+    txn: &mut NodeTxn,
+    before: &Map,
+    after: &Map,
+) -> Result<usize, Error> {
+    let table = core.table();
+    let slots = table.routes().iter().map(|route| route.descriptor.range.slots());
+    for first in slots.filter(|slots| !slots.is_empty()).map(|slots| slots.start) {
+        for (db, (old, new)) in before.iter().zip(after).enumerate() {
+            if old != new {
+                let name = local_key(first, &databases::name(db));
+                txn.put(&name, &databases::entry(*new)).await?;
+            }
+        }
+    }
+    Ok(table.routes().len())
+}
+
+/// Makes up for a split during a change that saw `shards` shards: the right half was left behind
+/// with the old map. It gets the new one, until the shards stay as they are.
+pub(crate) async fn settle(
+    core: &Core<ObjectProgram>,
+    after: &Map,
+    mut shards: usize,
+) -> Result<(), Error> {
+    // No map has keyspace 0, so all of the map is written.
+    const NONE: Map = [0; DATABASES];
+    while core.table().routes().len() != shards {
+        let coordinator = core.coordinator();
+        let done = coordinator.run(Isolation::Serializable, async |txn| {
+            keyspaces(core, txn, 0).await?;
+            renumber(core, txn, &NONE, after).await
+        });
+        shards = done.await?.0;
+    }
+    Ok(())
 }
 
 /// A stored key on a walk: its user key and its deadline.

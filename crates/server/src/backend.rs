@@ -15,6 +15,8 @@ use atoll_env::sync::oneshot;
 use atoll_kv::{Core, Signal};
 use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
+use atoll_objects::distributed::Step;
+use atoll_objects::whole::Change;
 use atoll_objects::{Call, ObjectProgram, Reply, Work, distributed, whole};
 use atoll_redis::StoreError;
 use atoll_redis::cursors::Cursors;
@@ -183,20 +185,14 @@ impl Tasks {
                 Ok(reply) => Done::One(reply),
                 Err(error) => Done::Failed(error),
             },
-            Task::One(item) => {
-                let items = std::slice::from_ref(&item);
-                match self.spread(items, &[], manner).await {
-                    Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
-                    other => done(other),
-                }
-            }
-            Task::Unit { items, watched } => {
-                if items.iter().any(Item::is_whole) {
-                    self.sequence(items, watched, manner).await
-                } else {
-                    done(self.spread(&items, &watched, manner).await)
-                }
-            }
+            Task::One(item) => match self.spread(&[Step::Keys(item)], &[], manner).await {
+                Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
+                other => done(other),
+            },
+            Task::Unit { items, watched } => match self.steps(&items, manner).await {
+                Some(steps) => done(self.spread(&steps, &watched, manner).await),
+                None => self.sequence(items, watched, manner).await,
+            },
             Task::Versions { db, keys } => {
                 let mut versions = Vec::with_capacity(keys.len());
                 for key in keys {
@@ -226,11 +222,35 @@ impl Tasks {
         }
     }
 
-    async fn spread(&self, items: &[Item], watched: &[Watched], manner: Manner) -> Reply {
+    /// Returns the steps of a transaction; `None` if a command asks what is in whole databases,
+    /// which transactions of this kind cannot do.
+    async fn steps(&self, items: &[Item], manner: Manner) -> Option<Vec<Step>> {
+        let mut steps = Vec::with_capacity(items.len());
+        for item in items {
+            if !item.is_whole() {
+                steps.push(Step::Keys(item.clone()));
+                continue;
+            }
+            let mut databases = Whole { core: &self.core, after: Vec::new(), refuses: true };
+            let mut reply = Vec::new();
+            let call = data_call(item, manner);
+            let outcome = keyspace::run(&call, &mut databases, &self.cursors, &mut reply).await;
+            if !databases.refuses {
+                return None;
+            }
+            if let Err(error) = outcome {
+                reply = encode_error(manner.protocol, &error);
+            }
+            steps.push(Step::Databases { changes: databases.after, reply });
+        }
+        Some(steps)
+    }
+
+    async fn spread(&self, items: &[Step], watched: &[Watched], manner: Manner) -> Reply {
         distributed::run(&self.core, items, watched, manner.protocol, manner.touch).await
     }
 
-    /// Executes a unit with commands on whole databases: one command after the other.
+    /// Executes a unit that asks what is in whole databases: one command after the other.
     async fn sequence(&self, items: Vec<Item>, watched: Vec<Watched>, manner: Manner) -> Done {
         if !watched.is_empty() {
             match self.spread(&[], &watched, manner).await {
@@ -243,7 +263,7 @@ impl Tasks {
             let one = if item.is_whole() {
                 self.whole(&item, manner).await
             } else {
-                match self.spread(std::slice::from_ref(&item), &[], manner).await {
+                match self.spread(&[Step::Keys(item)], &[], manner).await {
                     Reply::Unit(Some(mut one)) => Ok(one.pop().unwrap_or_default()),
                     Reply::Failed(error) => Err(error),
                     _ => Ok(Vec::new()),
@@ -257,40 +277,47 @@ impl Tasks {
     /// Executes a command on whole databases.
     async fn whole(&self, item: &Item, manner: Manner) -> Result<Vec<u8>, Vec<u8>> {
         self.core.refresh();
-        let call = DataCall {
-            command: item.command,
-            request: item.request.as_request(),
-            protocol: manner.protocol,
-            db: item.db,
-            touch: manner.touch,
-        };
-        let mut keyspaces = Whole { core: &self.core, after: Vec::new() };
+        let call = data_call(item, manner);
+        let mut keyspaces = Whole { core: &self.core, after: Vec::new(), refuses: false };
         let mut out = Vec::new();
         let outcome = keyspace::run(&call, &mut keyspaces, &self.cursors, &mut out).await;
         if let Err(error) = outcome {
             return Err(encode_error(manner.protocol, &error));
         }
-        for change in keyspaces.after {
-            let changed = match change {
-                Change::Flush(dbs) => whole::flush(&self.core, &dbs).await,
-                Change::Swap(a, b) => whole::swap(&self.core, a, b).await,
-            };
+        if !keyspaces.after.is_empty() {
+            let changed = whole::change(&self.core, &keyspaces.after).await;
             changed.map_err(|error| distributed::explain(manner.protocol, &error))?;
         }
         Ok(out)
     }
 }
 
-/// What is to be changed when the command has had its say.
-enum Change {
-    Flush(Vec<usize>),
-    Swap(usize, usize),
+fn data_call(item: &Item, manner: Manner) -> DataCall<'_> {
+    DataCall {
+        command: item.command,
+        request: item.request.as_request(),
+        protocol: manner.protocol,
+        db: item.db,
+        touch: manner.touch,
+    }
 }
 
 /// The databases as wholes.
 struct Whole<'c> {
     core: &'c Core<ObjectProgram>,
+    /// What is to be changed when the command has had its say.
     after: Vec<Change>,
+    /// Whether questions are refused. One that was clears it.
+    refuses: bool,
+}
+
+impl Whole<'_> {
+    fn answers(&mut self) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.refuses) {
+            return Err(StoreError("a question in a step of a transaction".into()));
+        }
+        Ok(())
+    }
 }
 
 impl Keyspaces for Whole<'_> {
@@ -304,6 +331,7 @@ impl Keyspaces for Whole<'_> {
         from: Bound<&[u8]>,
         visitor: Visitor<'_>,
     ) -> Result<(), StoreError> {
+        self.answers()?;
         let (start, behind) = match from {
             Bound::Unbounded => (&[][..], None),
             Bound::Included(place) => (place, None),
@@ -319,6 +347,7 @@ impl Keyspaces for Whole<'_> {
     }
 
     async fn count(&mut self, db: usize) -> Result<Counts, StoreError> {
+        self.answers()?;
         let counts = whole::counts(self.core).await;
         let (keys, expiring) = counts.map_err(|error| StoreError(error.to_string()))?[db];
         Ok(Counts { keys, expiring, mean_ttl_ms: 0 })
