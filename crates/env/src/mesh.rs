@@ -238,16 +238,15 @@ mod tests {
     #[test]
     fn every_core_reaches_every_core_and_itself() {
         let mut ports = mesh(3, 4);
-        for from in 0..3 {
-            for to in 0..3 {
-                ports[from].send(to, (from * 10 + to) as u64);
-            }
+        for port in &mut ports {
+            let from = port.index();
+            (0..3).for_each(|to| port.send(to, (from * 10 + to) as u64));
         }
-        for to in 0..3 {
+        for (to, port) in ports.iter_mut().enumerate() {
             let expected: Vec<_> = (0..3).map(|from| (from, (from * 10 + to) as u64)).collect();
-            assert!(ports[to].is_ready());
-            assert_eq!(drain(&mut ports[to]), expected);
-            assert!(!ports[to].is_ready());
+            assert!(port.is_ready());
+            assert_eq!(drain(port), expected);
+            assert!(!port.is_ready());
         }
     }
 

@@ -171,7 +171,10 @@ fn two_threads_pass_a_million_messages_without_losing_one() {
                         // Sleeps whenever the ring is full: that wake-up is tried as well.
                         for listens in [false, true] {
                             match sender.send(message.take().expect("given back if not sent")) {
-                                Ok(()) => return Poll::Ready(sender_listener.stop()),
+                                Ok(()) => {
+                                    sender_listener.stop();
+                                    return Poll::Ready(());
+                                }
                                 Err(Unsent::Full(back)) => message = Some(back),
                                 Err(Unsent::Closed(_)) => panic!("the receiver waits for more"),
                             }
