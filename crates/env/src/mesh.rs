@@ -238,9 +238,10 @@ mod tests {
     #[test]
     fn every_core_reaches_every_core_and_itself() {
         let mut ports = mesh(3, 4);
-        for port in &mut ports {
-            let from = port.index();
-            (0..3).for_each(|to| port.send(to, (from * 10 + to) as u64));
+        for (from, port) in ports.iter_mut().enumerate() {
+            for to in 0..3 {
+                port.send(to, (from * 10 + to) as u64);
+            }
         }
         for (to, port) in ports.iter_mut().enumerate() {
             let expected: Vec<_> = (0..3).map(|from| (from, (from * 10 + to) as u64)).collect();
