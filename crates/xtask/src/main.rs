@@ -88,7 +88,7 @@ fn crash(args: &[String]) -> Vec<Command> {
 
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.
 fn loom() -> Command {
-    let mut test = cargo(["test", "-p", "atoll-env", "--release", "--lib", "ring::model"]);
+    let mut test = cargo(["test", "-p", "atoll-env", "--lib", "ring::model"]);
     test.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg atoll_loom");
     test
 }
