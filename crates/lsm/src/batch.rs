@@ -49,6 +49,8 @@ pub(crate) const REMOVE_VERSION: u8 = 6;
 pub struct Batch {
     bytes: Vec<u8>,
     records: usize,
+    /// The most arena bytes that the records take.
+    arena: usize,
     removes_range: bool,
     /// First mistake, reported when the batch is written: a builder that fails half-way would
     /// tempt callers into writing the rest.
@@ -64,7 +66,7 @@ impl Default for Batch {
 impl Batch {
     /// Returns an empty batch.
     pub fn new() -> Batch {
-        Batch { bytes: vec![VERSION], records: 0, removes_range: false, mistake: None }
+        Batch { bytes: vec![VERSION], records: 0, arena: 0, removes_range: false, mistake: None }
     }
 
     /// Sets `key` to `value`.
@@ -148,6 +150,7 @@ impl Batch {
         }
         varint::put_bytes(&mut self.bytes, value);
         self.records += 1;
+        self.arena += value_arena_bytes(4 + key.len(), value.len());
         self
     }
 
@@ -156,6 +159,7 @@ impl Batch {
         self.bytes.push(REMOVE);
         self.push_key(keyspace, key);
         self.records += 1;
+        self.arena += Memtable::record_bytes(4 + key.len(), 0);
         self
     }
 
@@ -178,6 +182,7 @@ impl Batch {
         varint::put_bytes(&mut self.bytes, start);
         varint::put_bytes(&mut self.bytes, end);
         self.records += 1;
+        self.arena += Memtable::range_bytes(start.len(), end.len());
         self.removes_range = true;
         self
     }
@@ -205,7 +210,10 @@ impl Batch {
     pub(crate) fn into_payload(self) -> Result<Payload> {
         match self.mistake {
             Some(mistake) => Err(mistake),
-            None => Ok(Payload { bytes: self.bytes, removes_range: self.removes_range }),
+            None => {
+                let Batch { bytes, arena, removes_range, .. } = self;
+                Ok(Payload { bytes, arena, removes_range })
+            }
         }
     }
 }
@@ -214,6 +222,8 @@ impl Batch {
 #[derive(Debug)]
 pub(crate) struct Payload {
     pub(crate) bytes: Vec<u8>,
+    /// The most arena bytes that its records take.
+    pub(crate) arena: usize,
     /// Whether a range is removed: the crash harness counts such entries apart.
     pub(crate) removes_range: bool,
 }
@@ -339,6 +349,7 @@ mod tests {
         batch.clear_raw(9);
         let mut payload = batch.into_payload().unwrap();
         assert!(payload.removes_range);
+        assert_eq!(payload.arena, crate::store::arena_bytes(&payload.bytes).unwrap());
         payload.bytes.extend_from_slice(&[
             INSERT_VERSION,
             1,

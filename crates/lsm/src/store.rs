@@ -494,7 +494,7 @@ impl Store {
         let mut payload_lens = Vec::with_capacity(group.len());
         for request in group {
             if let Work::Write { payload, .. } = &request.work {
-                arena += arena_bytes(&payload.bytes)?;
+                arena += payload.arena;
                 payload_lens.push(payload.bytes.len());
             }
         }
@@ -563,7 +563,8 @@ impl Store {
             self.stats.synced(self.options.env.clock.now().since(started));
             self.unsynced.store(false, Ordering::Release);
         } else {
-            self.unsynced.store(true, Ordering::Release);
+            let unsynced = writer.log.end() > writer.log.synced();
+            self.unsynced.store(unsynced, Ordering::Release);
         }
         Ok(())
     }
@@ -730,7 +731,7 @@ impl Store {
                 payload.bytes.len()
             )));
         }
-        self.check_arena(arena_bytes(&payload.bytes)?)
+        self.check_arena(payload.arena)
     }
 
     /// Refuses records that could not be held in memory together.

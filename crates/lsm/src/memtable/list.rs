@@ -52,6 +52,7 @@ use crate::key::{InternalKey, Trailer};
 const HEIGHT_MAX: usize = 20;
 
 const PREFIX_LEN: usize = 24;
+const PREFIX_WORDS: usize = PREFIX_LEN / 4;
 const TRAILER: usize = 6;
 const KEY_AT: usize = 8;
 const KEY_LEN: usize = 9;
@@ -201,8 +202,12 @@ impl List {
 
     #[inline]
     fn cmp_user_key(&self, node: Node, probe: &Probe) -> Ordering {
+        // One check of the bounds for all words: nearly all of a search is this function.
+        let words = self.words[node as usize..].first_chunk::<PREFIX_WORDS>();
+        let words = words.expect("a node has all its words");
         for (i, expected) in probe.prefix.iter().enumerate() {
-            match self.pair(node as usize + 2 * i).cmp(expected) {
+            let high = u64::from(words[2 * i].load(Relaxed)) << 32;
+            match (high | u64::from(words[2 * i + 1].load(Relaxed))).cmp(expected) {
                 Ordering::Equal => {}
                 different => return different,
             }
@@ -325,12 +330,15 @@ impl Splice {
         Inserted::New
     }
 
-    /// Moves the splice around the key: from the lowest level whose gap contains it.
+    /// Moves the splice around the key: from a low level whose gap contains it. The lowest ones are
+    /// tried one by one, for keys that arrive in order, and of the others every third: for a key
+    /// that may be anywhere, trying them all would cost as much as the search.
     fn search(&mut self, list: &List, probe: &Probe) {
+        const ONE_BY_ONE: usize = 2;
         let height = list.height.load(Relaxed) as usize;
         let mut level = 0;
         while level < height && !self.contains(list, level, probe) {
-            level += 1;
+            level += if level < ONE_BY_ONE { 1 } else { 3 };
         }
         // Above `height` there is nothing but the head, and the splice says so.
         let (mut at, mut beyond) =
