@@ -193,12 +193,7 @@ impl Edge {
             let Some(edge) = self.keys.get_mut(&key) else { continue };
             let Some(open) = edge.open.take() else { continue };
             let value = open.value.clone();
-            edge.pending.push_back(EdgeValue {
-                value,
-                entry,
-                stamp: Some(stamp),
-                resolved: false,
-            });
+            edge.pending.push_back(EdgeValue { value, entry, stamp: Some(stamp), resolved: false });
             self.note(entry, key.clone());
             changes.push(Change { key, value: open.value, before: open.before });
         }

@@ -15,8 +15,8 @@
 //! The writes are physical and unconditional, in the encoding of the tree's batches, so that
 //! applying an entry is one call with a part of its bytes. The page is docs/formats/shard.md.
 
-use std::collections::BTreeSet;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use atoll_encoding::{Malformed, Reader, varint};
 use atoll_lsm::driven::Writes;

@@ -68,9 +68,11 @@ mod tests {
 
     #[test]
     fn intents_round_trip() {
-        for (value, exists, deadline_ms) in
-            [(None, true, Some(5)), (Some(b"v".to_vec()), false, None), (Some(Vec::new()), true, None)]
-        {
+        for (value, exists, deadline_ms) in [
+            (None, true, Some(5)),
+            (Some(b"v".to_vec()), false, None),
+            (Some(Vec::new()), true, None),
+        ] {
             let intent = Intent {
                 txn: TxnId(7),
                 primary: b"p".to_vec(),

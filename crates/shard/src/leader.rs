@@ -330,8 +330,7 @@ impl Leader {
             return;
         }
         self.horizon = horizon;
-        let old =
-            |written: Timestamp| written < horizon || mutants::is("records-dropped-early");
+        let old = |written: Timestamp| written < horizon || mutants::is("records-dropped-early");
         // No intent is older than the horizon, so nobody will ask for these records any more.
         let ended = |record: &Record| !matches!(record, Record::Staged { .. });
         let records: Vec<TxnId> = self
@@ -363,11 +362,8 @@ impl Leader {
         }
         let mut stamp = self.edge_max;
         if self.edge.open_len() > 0 {
-            let mut above = if mutants::is("close-below-edge") {
-                Timestamp::ZERO
-            } else {
-                self.edge_max
-            };
+            let mut above =
+                if mutants::is("close-below-edge") { Timestamp::ZERO } else { self.edge_max };
             if !mutants::is("close-below-commits") {
                 above = above.max(self.open.above());
             }
@@ -680,19 +676,12 @@ impl Leader {
             return None;
         }
         let within = self.intents.range(span.start.clone()..span.end.clone());
-        let mut in_way = within.filter(|(_, held)| {
-            Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at
-        });
+        let mut in_way = within
+            .filter(|(_, held)| Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at);
         in_way.next().map(|(key, held)| self.obstacle(key, held))
     }
 
-    fn read_at(
-        &mut self,
-        txn: Option<TxnId>,
-        keys: &[Key],
-        spans: &[Span],
-        at: Timestamp,
-    ) -> Step {
+    fn read_at(&mut self, txn: Option<TxnId>, keys: &[Key], spans: &[Span], at: Timestamp) -> Step {
         let mine = keys.iter().all(|key| self.owns(key))
             && spans.iter().all(|span| self.descriptor.contains_span(span));
         if !mine {
@@ -828,11 +817,7 @@ impl Leader {
     }
 
     /// Checks the writes of a transaction; `None` if nothing is in their way.
-    fn check_writes(
-        &self,
-        claim: &Claim<'_>,
-        base: &mut impl Base,
-    ) -> Result<Option<Step>, Miss> {
+    fn check_writes(&self, claim: &Claim<'_>, base: &mut impl Base) -> Result<Option<Step>, Miss> {
         for write in claim.writes {
             let key = &write.key;
             if !self.fences.is_empty()
@@ -1110,7 +1095,9 @@ impl Leader {
         // values are read by every command, which is noted nowhere: theirs above everything.
         let below_open = |write: &Write| {
             self.edge.is_open(&write.key)
-                || (self.is_local(&write.key) && self.is_open() && !mutants::is("local-below-commands"))
+                || (self.is_local(&write.key)
+                    && self.is_open()
+                    && !mutants::is("local-below-commands"))
         };
         if claim.writes.iter().any(below_open) && !mutants::is("intent-below-open") {
             return Ok(Step::CloseFirst);
@@ -1436,3 +1423,6 @@ fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
         min_commit_ts: intent.min_commit_ts,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -205,9 +205,9 @@ impl Host {
                     }
                 }
             }
-            Work::Fast(fast) => self
-                .command(job, fast, &mut view, now)
-                .unwrap_or_else(Outcome::Interrupted),
+            Work::Fast(fast) => {
+                self.command(job, fast, &mut view, now).unwrap_or_else(Outcome::Interrupted)
+            }
         }
     }
 

@@ -125,7 +125,8 @@ impl Applied {
         }
         let slots = of.range.slots();
         if !slots.is_empty() {
-            let own = Span { start: local_key(slots.start, b""), end: local_key(slots.start + 1, b"") };
+            let own =
+                Span { start: local_key(slots.start, b""), end: local_key(slots.start + 1, b"") };
             for (key, found) in self.rows(&own, Timestamp::MAX) {
                 let value = found.value.map(|value| value.to_vec()).unwrap_or_default();
                 loaded.locals.push((key, value));
