@@ -520,8 +520,14 @@ impl Leader {
         (!slots.is_empty()).then(|| local_key(slots.start, name))
     }
 
+    /// Returns whether a key is one of the shard's own values.
+    fn is_local(&self, key: &[u8]) -> bool {
+        let first_slot = || self.descriptor.range.slots().start.to_be_bytes();
+        key.starts_with(&LOCAL.to_be_bytes()) && key[4..].starts_with(&first_slot())
+    }
+
     fn note_local(&mut self, key: &[u8], value: Option<&[u8]>) {
-        if is_local(key) {
+        if self.is_local(key) {
             let name = key[LOCAL_HEAD..].to_vec();
             self.locals.insert(name, (value.map(Rc::from), self.seq));
         }
@@ -1092,7 +1098,9 @@ impl Leader {
         // values are read by every command, which is noted nowhere: theirs above everything.
         let below_open = |write: &Write| {
             self.edge.is_open(&write.key)
-                || (is_local(&write.key) && self.is_open() && !mutants::is("local-below-commands"))
+                || (self.is_local(&write.key)
+                    && self.is_open()
+                    && !mutants::is("local-below-commands"))
         };
         if claim.writes.iter().any(below_open) && !mutants::is("intent-below-open") {
             return Ok(Step::CloseFirst);
@@ -1106,7 +1114,7 @@ impl Leader {
             if !mutants::is("intent-below-reads") {
                 above = above.max(self.max_read.get(&write.key));
             }
-            if is_local(&write.key) && !mutants::is("local-below-commands") {
+            if self.is_local(&write.key) && !mutants::is("local-below-commands") {
                 above = above.max(self.edge_max);
             }
             if above >= min {
@@ -1373,6 +1381,19 @@ impl Leader {
     }
 }
 
+#[cfg(test)]
+impl Leader {
+    /// Returns the largest timestamp of a version in an entry.
+    pub(crate) fn edge_max(&self) -> Timestamp {
+        self.edge_max
+    }
+
+    /// Returns all intents.
+    pub(crate) fn obstacles(&self) -> Vec<Obstacle> {
+        self.intents.iter().map(|(key, held)| obstacle(key, &held.intent)).collect()
+    }
+}
+
 /// Returns the key of a shard's own value, by the shard's first slot.
 pub fn local_key(first_slot: u16, name: &[u8]) -> Key {
     let mut key = Vec::with_capacity(LOCAL_HEAD + name.len());
@@ -1380,10 +1401,6 @@ pub fn local_key(first_slot: u16, name: &[u8]) -> Key {
     key.extend_from_slice(&first_slot.to_be_bytes());
     key.extend_from_slice(name);
     key
-}
-
-fn is_local(key: &[u8]) -> bool {
-    key.starts_with(&LOCAL.to_be_bytes()) && key.len() >= LOCAL_HEAD
 }
 
 /// A transaction's request to write.
@@ -1409,3 +1426,6 @@ fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
         min_commit_ts: intent.min_commit_ts,
     }
 }
+
+#[cfg(test)]
+mod tests;

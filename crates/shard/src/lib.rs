@@ -28,4 +28,6 @@ pub mod eval;
 pub mod intent;
 pub mod leader;
 mod mutants;
+#[cfg(test)]
+mod proof;
 pub mod state;

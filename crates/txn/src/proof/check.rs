@@ -12,26 +12,29 @@
 //! | what was read under a lock and written was the version just below | everybody |
 //! | of two that overlap one writes a key | snapshot |
 //! | who begins after another was told comes after it | all but stale reads and the fast lane |
-//! | the same per key | the fast lane |
-//! | a key has one version per timestamp, a value is there once | versions |
+//! | the same per key, also after those of the same client that were not told yet | the fast lane |
+//! | one write of a key per moment, a value is there once | all writes |
+//!
+//! What was written and overwritten at the same timestamp was there for nobody but the commands in
+//! between; the order of moments has a place for it.
 
 use std::collections::BTreeMap;
 
-use atoll_mvcc::Timestamp;
-use atoll_mvcc::request::{Isolation, Key, Span, Version};
+use atoll_mvcc::request::{Isolation, Key, Span};
 
 use super::journal::{Entry, Journal, Kind, Own, Read, Told, Value};
+use super::{Moment, Written};
 
 /// Looks for something that cannot be.
 ///
 /// # Errors
 /// It is there; the sentence says what.
-pub fn check(journal: &Journal, versions: &BTreeMap<Key, Vec<Version>>) -> Result<(), String> {
+pub fn check(journal: &Journal, history: &BTreeMap<Key, Vec<Written>>) -> Result<(), String> {
     if let Some(wrong) = journal.wrongs().into_iter().next() {
         return Err(wrong);
     }
     let mut entries = journal.entries();
-    let history = History::new(versions)?;
+    let history = History::new(history)?;
     for (number, entry) in entries.iter_mut().enumerate() {
         history.settle(entry).map_err(|what| format!("{what}: transaction {number} {entry:?}"))?;
     }
@@ -55,11 +58,8 @@ pub fn check(journal: &Journal, versions: &BTreeMap<Key, Vec<Version>>) -> Resul
 
 impl Entry {
     /// Returns when it committed, if it did, as was told or found out.
-    fn committed(&self) -> Option<Timestamp> {
-        match self.told {
-            Told::Committed(ts) => Some(ts),
-            _ => None,
-        }
+    fn committed(&self) -> Option<Moment> {
+        self.moment.filter(|_| matches!(self.told, Told::Committed(_)))
     }
 
     fn is_serializable(&self) -> bool {
@@ -69,56 +69,71 @@ impl Entry {
 
 struct History {
     /// Ascending.
-    versions: BTreeMap<Key, Vec<Version>>,
+    written: BTreeMap<Key, Vec<Written>>,
     /// Where each value is.
-    values: BTreeMap<Value, (Key, Timestamp)>,
+    values: BTreeMap<Value, (Key, Moment)>,
 }
 
 impl History {
-    fn new(versions: &BTreeMap<Key, Vec<Version>>) -> Result<History, String> {
-        let mut versions = versions.clone();
+    fn new(written: &BTreeMap<Key, Vec<Written>>) -> Result<History, String> {
+        let mut written = written.clone();
         let mut values = BTreeMap::new();
-        for (key, of_key) in &mut versions {
-            of_key.sort_by_key(|version| version.ts);
-            if of_key.windows(2).any(|pair| pair[0].ts == pair[1].ts) {
-                return Err(format!("two versions at one timestamp: {key:?} {of_key:?}"));
+        for (key, of_key) in &mut written {
+            of_key.sort_by_key(|write| write.at);
+            if of_key.windows(2).any(|pair| pair[0].at == pair[1].at) {
+                return Err(format!("two writes at one moment: {key:?} {of_key:?}"));
             }
-            for version in of_key.iter() {
-                if let Some(value) = &version.value
-                    && let Some(before) = values.insert(value.clone(), (key.clone(), version.ts))
+            for write in of_key.iter() {
+                if let Some(value) = &write.value
+                    && let Some(before) = values.insert(value.clone(), (key.clone(), write.at))
                 {
-                    return Err(format!("a write happened twice: {before:?}, {key:?} {version:?}"));
+                    return Err(format!("a write happened twice: {before:?}, {key:?} {write:?}"));
                 }
             }
         }
-        Ok(History { versions, values })
+        Ok(History { written, values })
     }
 
-    fn has_at(&self, key: &Key, ts: Timestamp, value: &Option<Value>) -> bool {
-        let of_key = self.versions.get(key).into_iter().flatten();
-        of_key.into_iter().any(|version| version.ts == ts && version.value == *value)
+    fn has_at(&self, key: &Key, at: Moment, value: &Option<Value>) -> bool {
+        let of_key = self.written.get(key).into_iter().flatten();
+        of_key.into_iter().any(|write| write.at == at && write.value == *value)
     }
 
-    fn at(&self, key: &[u8], at: Timestamp) -> Option<&Value> {
-        let of_key = self.versions.get(key)?;
-        of_key.iter().rev().find(|version| version.ts <= at)?.value.as_ref()
+    /// Returns the value of a key at a moment, what happens then included.
+    fn at(&self, key: &[u8], at: Moment) -> Option<&Value> {
+        let of_key = self.written.get(key)?;
+        of_key.iter().rev().find(|write| write.at <= at)?.value.as_ref()
+    }
+
+    /// Returns the value of a key just before a moment.
+    fn before(&self, key: &[u8], at: Moment) -> Option<&Value> {
+        let of_key = self.written.get(key)?;
+        of_key.iter().rev().find(|write| write.at < at)?.value.as_ref()
     }
 
     /// Checks that all or nothing of a transaction is there, as told; finds out what was not told.
     fn settle(&self, entry: &mut Entry) -> Result<(), String> {
-        if entry.writes.is_empty() {
-            return Ok(());
-        }
-        let found: Vec<Timestamp> = entry
+        let is_fast = entry.kind == Kind::Fast;
+        let found: Vec<Moment> = entry
             .writes
             .values()
             .filter_map(|value| Some(self.values.get(value.as_ref()?)?.1))
             .collect();
+        let all_at = |at: Moment| {
+            entry.writes.iter().all(|(key, value)| {
+                // A command that removes what is not there leaves no trace.
+                let was_absent = is_fast && value.is_none() && self.before(key, at).is_none();
+                was_absent || self.has_at(key, at, value)
+            })
+        };
         match &entry.told {
             Told::Committed(ts) => {
-                if !entry.writes.iter().all(|(key, value)| self.has_at(key, *ts, value)) {
+                let told = entry.moment;
+                let at = told.or(found.first().copied()).unwrap_or(Moment::end_of(*ts));
+                if at.ts != *ts || !all_at(at) {
                     return Err("told committed, but not all of it is there".into());
                 }
+                entry.moment = Some(at);
             }
             Told::Aborted(_) | Told::GivenUp => {
                 if !found.is_empty() {
@@ -126,27 +141,31 @@ impl History {
                 }
             }
             Told::Nothing | Told::Unknown(_) | Told::Lost => {
-                let Some(ts) = found.first() else { return Ok(()) };
-                if !entry.writes.iter().all(|(key, value)| self.has_at(key, *ts, value)) {
+                let Some(&at) = found.first() else { return Ok(()) };
+                if !all_at(at) {
                     return Err("a part of it is there".into());
                 }
-                entry.told = Told::Committed(*ts);
+                entry.moment = Some(at);
+                entry.told = Told::Committed(at.ts);
                 entry.end = None;
             }
         }
         Ok(())
     }
 
-    /// Checks that every version is somebody's.
+    /// Checks that every write is somebody's.
     fn check_owners(&self, entries: &[Entry]) -> Result<(), String> {
-        for (key, of_key) in &self.versions {
-            for version in of_key {
+        for (key, of_key) in &self.written {
+            for write in of_key {
                 let is_owner = |entry: &Entry| {
-                    entry.committed() == Some(version.ts)
-                        && entry.writes.get(key) == Some(&version.value)
+                    let wrote = entry.writes.get(key) == Some(&write.value);
+                    // Removals cannot be told from each other: one whose end nobody knows may be it.
+                    let unknown = matches!(entry.told, Told::Lost | Told::Nothing);
+                    let may_be = entry.kind == Kind::Fast && unknown && write.value.is_none();
+                    wrote && (entry.committed() == Some(write.at) || may_be)
                 };
                 if !entries.iter().any(is_owner) {
-                    return Err(format!("nobody committed {key:?} {version:?}"));
+                    return Err(format!("nobody committed {key:?} {write:?}"));
                 }
             }
         }
@@ -156,29 +175,29 @@ impl History {
     fn check_reads(&self, entry: &Entry) -> Result<(), String> {
         // What a serializable transaction read must hold just before its own writes.
         let commit = entry.committed().filter(|_| entry.is_serializable());
-        let before = |key: &Key| {
-            let ts = entry.committed()?;
-            Some(if entry.writes.contains_key(key) { ts.prev() } else { ts })
+        let held = |key: &Key, at: Moment| {
+            if entry.writes.contains_key(key) { self.before(key, at) } else { self.at(key, at) }
         };
         for read in &entry.reads {
             match read {
                 Read::Key { at, key, value } => {
-                    if entry.kind != Kind::Fast && self.at(key, *at) != value.as_ref() {
+                    let at = Moment::end_of(*at);
+                    if entry.kind != Kind::Fast && self.at(key, at) != value.as_ref() {
                         return Err(format!("a read is not of its moment: {read:?}"));
                     }
-                    if commit.is_some()
-                        && let Some(ts) = before(key)
-                        && self.at(key, ts) != value.as_ref()
+                    if let Some(at) = commit
+                        && held(key, at) != value.as_ref()
                     {
                         return Err(format!("a read does not hold at the commit: {read:?}"));
                     }
                 }
                 Read::Scan { at, .. } => {
-                    if !self.scan_holds(read, |_| *at) {
+                    let at = Moment::end_of(*at);
+                    if !self.scan_holds(read, |key| self.at(key, at)) {
                         return Err(format!("a scan is not of its moment: {read:?}"));
                     }
-                    if let Some(ts) = commit
-                        && !self.scan_holds(read, |key| before(key).unwrap_or(ts))
+                    if let Some(at) = commit
+                        && !self.scan_holds(read, |key| held(key, at))
                     {
                         return Err(format!("a scan does not hold at the commit: {read:?}"));
                     }
@@ -186,8 +205,8 @@ impl History {
                 Read::Locked { key, value } => {
                     let matters = commit.is_some() || entry.writes.contains_key(key);
                     if matters
-                        && let Some(ts) = before(key)
-                        && self.at(key, ts) != value.as_ref()
+                        && let Some(at) = entry.committed()
+                        && held(key, at) != value.as_ref()
                     {
                         return Err(format!("an update was lost: {read:?}"));
                     }
@@ -197,25 +216,30 @@ impl History {
         Ok(())
     }
 
-    /// Returns whether a scan finds what it found, with each key at its moment.
-    fn scan_holds(&self, read: &Read, at: impl Fn(&Key) -> Timestamp) -> bool {
+    /// Returns whether a scan finds what it found, in this state.
+    fn scan_holds<'a>(&'a self, read: &Read, state: impl Fn(&Key) -> Option<&'a Value>) -> bool {
         let Read::Scan { span, reverse, rows, complete, own, .. } = read else { return true };
-        let mut expected = self.rows(span, own, at);
+        let mut expected = self.rows(span, own, state);
         if *reverse {
             expected.reverse();
         }
         if *complete { *rows == expected } else { expected.starts_with(rows) }
     }
 
-    fn rows(&self, span: &Span, own: &Own, at: impl Fn(&Key) -> Timestamp) -> Vec<(Key, Value)> {
+    fn rows<'a>(
+        &'a self,
+        span: &Span,
+        own: &Own,
+        state: impl Fn(&Key) -> Option<&'a Value>,
+    ) -> Vec<(Key, Value)> {
         let inside = span.start.clone()..span.end.clone();
-        let stored = self.versions.range(inside.clone()).map(|(key, _)| key);
+        let stored = self.written.range(inside.clone()).map(|(key, _)| key);
         let mut keys: Vec<&Key> = stored.chain(own.range(inside).map(|(key, _)| key)).collect();
         keys.sort_unstable();
         keys.dedup();
         let value = |key: &Key| match own.get(key) {
             Some(value) => value.clone(),
-            None => self.at(key, at(key)).cloned(),
+            None => state(key).cloned(),
         };
         keys.into_iter().filter_map(|key| Some((key.clone(), value(key)?))).collect()
     }
@@ -229,11 +253,15 @@ fn looked_at(read: &Read, key: &Key) -> bool {
     span.contains(key) && (*complete || rows.last().is_some_and(before_the_end))
 }
 
-/// Checks that `b` comes after `a` if it began after `a` was told, and that snapshots do not
-/// overwrite each other.
+/// Checks that `b` comes after `a` if it began after `a` was told, or is a later command of the same
+/// client, and that snapshots do not overwrite each other.
 fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
-    let (Some(ts), Some(end)) = (a.committed(), a.end) else { return Ok(()) };
-    if end < b.start {
+    let Some(moment) = a.committed() else { return Ok(()) };
+    let follows = match (a.place, b.place) {
+        (Some((of, before)), Some((client, number))) => of == client && before < number,
+        _ => false,
+    };
+    if follows || a.end.is_some_and(|end| end < b.start) {
         let in_oracle_order = a.kind != Kind::Fast && b.kind != Kind::Fast;
         let writes = !a.writes.is_empty();
         for read in &b.reads {
@@ -242,8 +270,10 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
                 Read::Scan { at, .. } => (*at, a.writes.keys().any(|key| looked_at(read, key))),
                 Read::Locked { .. } => continue,
             };
-            let late = b.committed().filter(|_| b.is_serializable()).unwrap_or(at).max(at);
-            if b.kind != Kind::Stale && writes && (in_oracle_order || shares) && ts > late {
+            let at = if b.kind == Kind::Fast { b.moment } else { Some(Moment::end_of(at)) };
+            let late = b.committed().filter(|_| b.is_serializable()).max(at);
+            let Some(late) = late else { continue };
+            if b.kind != Kind::Stale && writes && (in_oracle_order || shares) && moment > late {
                 return Err("a read of something older than what was told before".into());
             }
         }
@@ -255,7 +285,14 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
                     Read::Scan { .. } => b.writes.keys().any(|key| looked_at(read, key)),
                 });
             let has_moment = a.kind != Kind::Stale && (writes || !a.reads.is_empty());
-            if ((in_oracle_order && has_moment) || shares_write || shares_read) && ts >= later {
+            let matters = (in_oracle_order && has_moment) || shares_write || shares_read;
+            // A command that has removed nothing has written nothing: others may share its moment.
+            let removes = b.kind == Kind::Fast && b.writes.values().all(Option::is_none);
+            let behind = match in_oracle_order {
+                true => moment.ts >= later.ts,
+                false => moment > later || (moment == later && !removes),
+            };
+            if matters && behind {
                 return Err("it began after the other was told, and comes before it".into());
             }
         }
@@ -265,8 +302,8 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
         && is_snapshot(b)
         && let (Some(other), Some(a_read), Some(b_read)) = (b.committed(), a.read_ts, b.read_ts)
         && a.writes.keys().any(|key| b.writes.contains_key(key))
-        && a_read < other
-        && b_read < ts
+        && a_read < other.ts
+        && b_read < moment.ts
     {
         return Err("two snapshots that overlap wrote one key".into());
     }

@@ -1,18 +1,12 @@
-//! Reference shards behind a network that delays, reorders and loses.
+//! Reference shards behind a network.
 //!
 //! ```text
-//!   send --delay--> shard that has the key --> flight --delay--> applied --> answer --delay--> back
-//!             |
-//!             +-- the connection may break: the sender is told Unknown, and the request arrives
-//!                 later, perhaps much later, or never; or it was only the answer that was lost,
-//!                 perhaps because the leader went down after it was applied
+//!   a client's Net --> shard that has the key --> flight --delay--> applied --> answer
 //! ```
-//!
-//! A request is a task of the cluster's node, so it arrives although its sender died meanwhile.
-//! Every client routes by a table of its own, which is brought up to date when it was wrong.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,8 +17,8 @@ use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
 
 use super::reference::{Fast, FastAnswer, Shard};
-use super::{Cluster, Weather};
-use crate::{LocalOracle, ShardRef, Shards};
+use super::{Cluster, Ground, Moment, Net, Weather, Written};
+use crate::LocalOracle;
 
 /// A few reference shards. Clones share them.
 #[derive(Clone)]
@@ -32,7 +26,8 @@ pub struct ReferenceCluster {
     world: Rc<World>,
 }
 
-struct World {
+/// The shards.
+pub struct World {
     env: Env,
     oracle: LocalOracle,
     shards: RefCell<Vec<Shard>>,
@@ -47,18 +42,7 @@ struct World {
 }
 
 /// How one client sees the cluster.
-#[derive(Clone)]
-pub struct ReferenceShards {
-    world: Rc<World>,
-    routes: Rc<RefCell<Routes>>,
-}
-
-#[derive(Clone, Default)]
-struct Routes {
-    epoch: u64,
-    /// By start of the range.
-    shards: BTreeMap<Key, (usize, Key)>,
-}
+pub type ReferenceShards = Net<World>;
 
 impl ReferenceCluster {
     /// Returns a cluster whose ranges start at `starts`, and starts its tasks.
@@ -122,19 +106,6 @@ impl World {
         );
     }
 
-    /// Draws a delay of up to about `us`, seldom much more.
-    fn draw(&self, us: u64) -> Duration {
-        let mut prng = self.prng.borrow_mut();
-        let most = if prng.chance(self.weather.tail) { us * 20 } else { us };
-        Duration::from_nanos(prng.below(most * 1_000 + 1))
-    }
-
-    fn find(&self, key: &[u8]) -> usize {
-        let shards = self.shards.borrow();
-        let found = shards.iter().position(|shard| shard.span.contains(key));
-        found.expect("invariant: the ranges cover all keys of a schedule")
-    }
-
     fn change_leader(&self, index: usize, keep: usize) {
         let now = self.env.clock.now();
         self.shards.borrow_mut()[index].change_leader(keep, now);
@@ -144,16 +115,30 @@ impl World {
     fn wake(&self, index: usize) {
         self.proposed.borrow()[index].notify();
     }
+}
 
-    fn routes(&self) -> Routes {
-        let shards = self.shards.borrow();
-        let route =
-            |(at, shard): (usize, &Shard)| (shard.span.start.clone(), (at, shard.span.end.clone()));
-        let shards = shards.iter().enumerate().map(route).collect();
-        Routes { epoch: self.epoch.get(), shards }
+impl Ground for World {
+    fn env(&self) -> &Env {
+        &self.env
     }
 
-    async fn ask(&self, shard: usize, request: Request) -> Response {
+    fn prng(&self) -> &RefCell<Prng> {
+        &self.prng
+    }
+
+    fn weather(&self) -> Weather {
+        self.weather
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    fn ranges(&self) -> Vec<Span> {
+        self.shards.borrow().iter().map(|shard| shard.span.clone()).collect()
+    }
+
+    async fn ask(self: &Rc<World>, shard: usize, request: Request) -> Response {
         let (sender, receiver) = oneshot::channel();
         let now = self.env.clock.now();
         let line = self.traces.then(|| format!("{request:?}"));
@@ -166,87 +151,9 @@ impl World {
         }
         response
     }
-}
 
-impl Shards for ReferenceShards {
-    fn shard_of(&self, key: &[u8]) -> ShardRef {
-        let routes = self.routes.borrow();
-        let upto = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
-        let (_, (at, _)) = (routes.shards.range::<[u8], _>(upto).next_back())
-            .expect("invariant: the ranges cover all keys of a schedule");
-        ShardRef { id: *at as u64, epoch: routes.epoch }
-    }
-
-    fn pieces(&self, span: &Span) -> Vec<(ShardRef, Span)> {
-        let routes = self.routes.borrow();
-        let piece = |(start, (at, end)): (&Key, &(usize, Key))| {
-            let start = start.max(&span.start).clone();
-            let end = end.min(&span.end).clone();
-            let shard = ShardRef { id: *at as u64, epoch: routes.epoch };
-            (start < end).then_some((shard, Span { start, end }))
-        };
-        routes.shards.iter().filter_map(piece).collect()
-    }
-
-    async fn send(&self, request: Request) -> Response {
-        let (world, routes) = (self.world.clone(), self.routes.clone());
-        let Weather { network_us, breaks, late_us, .. } = world.weather;
-        let there = world.draw(network_us);
-        let back = world.draw(network_us);
-        let breaks = world.prng.borrow_mut().chance(breaks);
-        let shard = self.shard_of(request.key()).id as usize;
-        let (sender, receiver) = oneshot::channel();
-        if breaks && world.prng.borrow_mut().chance(0.5) {
-            world.env.clock.sleep(there).await;
-            let receiver = {
-                let at = world.clone();
-                world.env.tasks.spawn_local(
-                    "answer lost",
-                    Box::pin(async move {
-                        at.ask(shard, request).await;
-                        drop(sender.send(Response::Unknown));
-                    }),
-                );
-                receiver
-            };
-            let response = receiver.await.unwrap_or(Response::Unknown);
-            if world.prng.borrow_mut().chance(0.5) {
-                world.change_leader(shard, usize::MAX);
-            }
-            return response;
-        }
-        if breaks {
-            let late = {
-                let mut prng = world.prng.borrow_mut();
-                (!prng.chance(0.2)).then(|| Duration::from_micros(prng.below(late_us)))
-            };
-            let at = world.clone();
-            world.env.tasks.spawn_local(
-                "late",
-                Box::pin(async move {
-                    let Some(late) = late else { return };
-                    at.env.clock.sleep(late).await;
-                    at.ask(shard, request).await;
-                }),
-            );
-            world.env.clock.sleep(there + back).await;
-            return Response::Unknown;
-        }
-        let at = world.clone();
-        world.env.tasks.spawn_local(
-            "request",
-            Box::pin(async move {
-                at.env.clock.sleep(there).await;
-                let response = at.ask(shard, request).await;
-                at.env.clock.sleep(back).await;
-                drop(sender.send(response));
-            }),
-        );
-        let response = receiver.await.unwrap_or(Response::Unknown);
-        if response == Response::NotMine {
-            *routes.borrow_mut() = world.routes();
-        }
-        response
+    fn lose_leader(self: &Rc<World>, shard: usize) {
+        self.change_leader(shard, usize::MAX);
     }
 }
 
@@ -254,23 +161,11 @@ impl Cluster for ReferenceCluster {
     type Shards = ReferenceShards;
 
     fn shards(&self) -> ReferenceShards {
-        let routes = Rc::new(RefCell::new(self.world.routes()));
-        ReferenceShards { world: self.world.clone(), routes }
+        Net::new(&self.world)
     }
 
-    async fn fast(&self, fast: Fast) -> FastAnswer {
-        let world = self.world.clone();
-        let us = world.weather.network_us;
-        world.env.clock.sleep(world.draw(us)).await;
-        let key = fast.reads.first().or_else(|| fast.writes.first().map(|write| &write.key));
-        let Some(shard) = key.map(|key| world.find(key)) else { return FastAnswer::NotNow };
-        let (sender, receiver) = oneshot::channel();
-        let now = world.env.clock.now();
-        world.shards.borrow_mut()[shard].fast(fast, sender, now);
-        world.wake(shard);
-        let answer = receiver.await.unwrap_or(FastAnswer::Unknown);
-        world.env.clock.sleep(world.draw(us)).await;
-        answer
+    fn fast(&self, commands: Vec<Fast>) -> Vec<impl Future<Output = FastAnswer>> {
+        commands.into_iter().map(|fast| self.clone().run_fast(fast)).collect()
     }
 
     fn change_leader(&self) {
@@ -324,9 +219,30 @@ impl Cluster for ReferenceCluster {
         self.world.shards.borrow().iter().flat_map(Shard::intents).collect()
     }
 
-    fn versions(&self) -> BTreeMap<Key, Vec<Version>> {
+    fn history(&self) -> BTreeMap<Key, Vec<Written>> {
         let shards = self.world.shards.borrow();
         let all = shards.iter().flat_map(|shard| shard.versions().clone());
-        all.collect()
+        let written = |version: Version| {
+            let Version { ts, value } = version;
+            Written { at: Moment::end_of(ts), value }
+        };
+        all.map(|(key, of_key)| (key, of_key.into_iter().map(written).collect())).collect()
+    }
+}
+
+impl ReferenceCluster {
+    async fn run_fast(self, fast: Fast) -> FastAnswer {
+        let world = self.world;
+        let us = world.weather.network_us;
+        world.env.clock.sleep(world.draw(us)).await;
+        let key = fast.reads.first().or_else(|| fast.writes.first().map(|write| &write.key));
+        let Some(shard) = key.map(|key| world.find(key)) else { return FastAnswer::NotNow };
+        let (sender, receiver) = oneshot::channel();
+        let now = world.env.clock.now();
+        world.shards.borrow_mut()[shard].fast(fast, sender, now);
+        world.wake(shard);
+        let answer = receiver.await.unwrap_or(FastAnswer::Unknown);
+        world.env.clock.sleep(world.draw(us)).await;
+        answer
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::{Isolation, Key, Span};
 
+use super::Moment;
 use crate::{Abort, Doubt};
 
 /// A value: unique in its schedule.
@@ -90,6 +91,11 @@ pub struct Entry {
     pub writes: Own,
     /// It locked all of its keys in one call and nothing else.
     pub locked_at_once: bool,
+    /// When it happened, in the end, as far as it is known.
+    pub moment: Option<Moment>,
+    /// For a command that did not wait for those of its client before it: which client, and which
+    /// of its commands it was.
+    pub place: Option<(usize, usize)>,
     /// When it began, by the journal's clock.
     pub start: u64,
     /// When its program was told.
@@ -116,6 +122,8 @@ impl Journal {
             reads: Vec::new(),
             writes: Own::new(),
             locked_at_once: false,
+            moment: None,
+            place: None,
             start: self.tick(),
             end: None,
             told: Told::Nothing,

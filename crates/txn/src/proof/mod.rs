@@ -28,13 +28,15 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use atoll_mvcc::Timestamp;
-use atoll_mvcc::request::{Key, Obstacle, Version};
+use atoll_mvcc::keys::{Placement, SLOTTED};
+use atoll_mvcc::request::{Key, Obstacle};
 
 use crate::Shards;
 
 pub mod check;
 mod cluster;
 pub mod journal;
+mod net;
 mod program;
 pub mod reference;
 mod schedule;
@@ -42,19 +44,77 @@ mod schedule;
 mod tests;
 
 pub use cluster::{ReferenceCluster, ReferenceShards};
+pub use net::{Ground, Net};
 pub use reference::{Fast, FastAnswer};
 pub use schedule::{Knobs, Report, run_reference, run_with};
+
+/// A place in the order of everything.
+///
+/// A shard may decide several things at one timestamp, one after the other: whoever reads at that
+/// timestamp sees the last of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Moment {
+    /// When.
+    pub ts: Timestamp,
+    /// In which order at that time.
+    pub order: u64,
+}
+
+impl Moment {
+    /// Returns the last moment of a timestamp.
+    pub fn end_of(ts: Timestamp) -> Moment {
+        Moment { ts, order: u64::MAX }
+    }
+}
+
+/// A write that took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// When.
+    pub at: Moment,
+    /// What, `None` if the key was deleted.
+    pub value: Option<Vec<u8>>,
+}
+
+/// How keys are placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// In an ordered keyspace.
+    Ordered,
+    /// By slots, each key at one of its own.
+    Slots,
+    /// By slots, in the keyspace of the shards' own values: each shard's first key is one.
+    Own,
+}
+
+impl Layout {
+    /// Returns the key of a number below 26; keys ascend with it.
+    pub fn key(self, number: u64) -> Key {
+        let keyspace = match self {
+            Layout::Ordered => return Placement::Ordered.key(7, &[b'a' + number as u8]),
+            Layout::Slots => SLOTTED + 3,
+            Layout::Own => SLOTTED,
+        };
+        let mut key = keyspace.to_be_bytes().to_vec();
+        key.extend_from_slice(&(number as u16 * 600).to_be_bytes());
+        key
+    }
+}
 
 /// A set of shards that a schedule runs against.
 pub trait Cluster: Clone + 'static {
     /// How a coordinator reaches them.
     type Shards: Shards;
 
+    /// Whether a client may have several commands of the fast lane under way. They take effect in
+    /// order, as long as no shard is split.
+    const PIPELINES: bool = false;
+
     /// Returns a new client's view.
     fn shards(&self) -> Self::Shards;
 
-    /// Runs a command of the fast lane: keys of one shard, no oracle.
-    fn fast(&self, fast: Fast) -> impl Future<Output = FastAnswer>;
+    /// Runs commands of the fast lane, of one client: each of keys of one shard, no oracle.
+    fn fast(&self, commands: Vec<Fast>) -> Vec<impl Future<Output = FastAnswer>>;
 
     /// Lets some shard change its leader; what was in flight may be lost, from some point on.
     fn change_leader(&self);
@@ -74,8 +134,13 @@ pub trait Cluster: Clone + 'static {
     /// Returns all intents.
     fn intents(&self) -> Vec<Obstacle>;
 
-    /// Returns all versions of all keys.
-    fn versions(&self) -> BTreeMap<Key, Vec<Version>>;
+    /// Returns everything that was written, what was overwritten at the same timestamp included.
+    fn history(&self) -> BTreeMap<Key, Vec<Written>>;
+
+    /// Returns what the cluster itself has found to be wrong.
+    fn wrongs(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What the network and the disks are like.

@@ -14,6 +14,7 @@ use atoll_mvcc::request::{Isolation, Key, Span, Write};
 
 use super::journal::{Journal, Kind, Own, Read, Told};
 use super::{Cluster, Fast, FastAnswer, Knobs, Weather};
+use crate::join::join_all;
 use crate::{Abort, Coordinator, Error, LocalOracle, ScanOptions, Shards, Transaction};
 
 /// One client.
@@ -157,7 +158,7 @@ impl<C: Cluster> Program<C> {
     }
 
     fn key(&mut self) -> Key {
-        vec![b'a' + self.prng.below(self.knobs.keys) as u8]
+        self.knobs.layout.key(self.prng.below(self.knobs.keys))
     }
 
     /// The steps of one transaction.
@@ -318,42 +319,76 @@ impl<C: Cluster> Program<C> {
         Ok(())
     }
 
-    /// A command of the fast lane.
+    /// One command of the fast lane, or several that do not wait for each other.
     async fn fast(&mut self) {
-        let key = self.key();
-        let shards = self.cluster.shards();
-        let other = self.key();
-        let same = shards.shard_of(&key) == shards.shard_of(&other);
-        let reads = if self.prng.chance(0.6) { vec![key.clone()] } else { Vec::new() };
-        let target = if same { other } else { key };
-        let value = self.journal.value();
-        let writes = if reads.is_empty() || self.prng.chance(0.4) {
-            vec![Write { key: target.clone(), value: Some(value.clone()) }]
-        } else {
-            Vec::new()
-        };
-        let entry = self.journal.begin(Kind::Fast);
-        self.journal.with(entry, |entry| {
-            entry.writes = writes.iter().map(|w| (w.key.clone(), w.value.clone())).collect();
-        });
+        let pipelines = C::PIPELINES && self.prng.chance(0.4);
+        let count = if pipelines { self.prng.range(2..5) } else { 1 };
+        let commands: Vec<Fast> = (0..count).map(|_| self.command()).collect();
+        let first = self.journal.begin(Kind::Fast);
+        let entries: Vec<usize> = (0..commands.len())
+            .map(|n| if n == 0 { first } else { self.journal.begin(Kind::Fast) })
+            .collect();
+        for (number, (entry, command)) in entries.iter().zip(&commands).enumerate() {
+            self.journal.with(*entry, |entry| {
+                let writes = command.writes.iter();
+                entry.writes = writes.map(|w| (w.key.clone(), w.value.clone())).collect();
+                entry.place = (pipelines && self.knobs.splits == 0).then_some((first, number));
+            });
+        }
         for _ in 0..20 {
-            let fast = Fast { reads: reads.clone(), writes: writes.clone() };
-            match self.cluster.fast(fast).await {
-                FastAnswer::Done { ts, values } => {
-                    for (key, value) in reads.iter().cloned().zip(values) {
-                        self.note(entry, Read::Key { at: ts, key, value });
+            let answers = self.cluster.fast(commands.clone());
+            let told = entries.iter().zip(&commands).zip(answers);
+            let told = told.map(async |((entry, command), answer)| {
+                let answer = answer.await;
+                match &answer {
+                    FastAnswer::Done { at, values } => {
+                        for (key, value) in command.reads.iter().cloned().zip(values.clone()) {
+                            self.note(*entry, Read::Key { at: at.ts, key, value });
+                        }
+                        self.journal.with(*entry, |entry| entry.moment = Some(*at));
+                        self.journal.tell(*entry, Told::Committed(at.ts));
                     }
-                    return self.journal.tell(entry, Told::Committed(ts));
+                    FastAnswer::Unknown => self.journal.tell(*entry, Told::Lost),
+                    _ if pipelines => self.journal.tell(*entry, Told::GivenUp),
+                    _ => {}
                 }
-                FastAnswer::Unknown => return self.journal.tell(entry, Told::Lost),
-                FastAnswer::Blocked(obstacles) => {
+                answer
+            });
+            let mut answers = join_all(told).await;
+            match answers.pop() {
+                _ if pipelines => return,
+                Some(FastAnswer::Blocked(obstacles)) => {
                     if self.coordinator.resolve(&obstacles).await.is_err() {
                         break;
                     }
                 }
-                FastAnswer::NotNow => self.env.clock.sleep(Duration::from_millis(1)).await,
+                Some(FastAnswer::NotNow) => self.env.clock.sleep(Duration::from_millis(1)).await,
+                _ => return,
             }
         }
-        self.journal.tell(entry, Told::GivenUp);
+        self.journal.tell(first, Told::GivenUp);
+    }
+
+    /// Draws a command: it reads, writes, reads and writes, or removes.
+    fn command(&mut self) -> Fast {
+        let key = self.key();
+        let shards = self.cluster.shards();
+        let other = self.key();
+        let same = shards.shard_of(&key) == shards.shard_of(&other);
+        let other = if same { other } else { key.clone() };
+        let mut reads = if self.prng.chance(0.6) { vec![key.clone()] } else { Vec::new() };
+        if !reads.is_empty() && other != key && self.prng.chance(0.4) {
+            reads.push(other.clone());
+        }
+        let mut writes = Vec::new();
+        if reads.is_empty() || self.prng.chance(0.4) {
+            let value = (!self.prng.chance(0.2)).then(|| self.journal.value());
+            writes.push(Write { key: other.clone(), value });
+            if other != key && self.prng.chance(0.3) {
+                let value = self.prng.chance(0.7).then(|| self.journal.value());
+                writes.push(Write { key, value });
+            }
+        }
+        Fast { reads, writes }
     }
 }

@@ -41,6 +41,7 @@ use atoll_mvcc::request::{
 };
 use atoll_mvcc::{Timestamp, TxnId};
 
+use super::Moment;
 use crate::LocalOracle;
 use crate::mutants;
 
@@ -62,10 +63,10 @@ pub struct Fast {
 /// What a fast command did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FastAnswer {
-    /// It happened at this timestamp and read this.
+    /// It happened at this moment and read this.
     Done {
         /// When.
-        ts: Timestamp,
+        at: Moment,
         /// The values of the keys read.
         values: Vec<Option<Vec<u8>>>,
     },
@@ -1029,7 +1030,7 @@ impl Shard {
             }
             values.push(self.edge.at(key, ts).and_then(|version| version.value));
         }
-        let answer = FastAnswer::Done { ts, values };
+        let answer = FastAnswer::Done { at: Moment::end_of(ts), values };
         if fast.writes.is_empty() {
             drop(reply.send(answer));
             return;

@@ -12,9 +12,9 @@ use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_mvcc::{Epoch, Timestamp};
 
 use super::check::check;
-use super::journal::{Journal, Told};
+use super::journal::{Journal, Kind, Told};
 use super::program::Program;
-use super::{Cluster, ReferenceCluster, Weather};
+use super::{Cluster, Layout, ReferenceCluster, Weather};
 use crate::{
     Coordinator, Deadlocks, LocalOracle, Options, Pace, Patience, ScanOptions, WhenAlive, resolve,
 };
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Knobs {
     /// Keys there are.
     pub keys: u64,
+    /// Where keys are.
+    pub layout: Layout,
     /// Transactions of a client, at most.
     pub transactions: u64,
     /// Steps of a transaction, at most.
@@ -83,6 +85,7 @@ impl Knobs {
         let late = prng.chance(0.3);
         Knobs {
             keys: prng.range(3..9),
+            layout: Layout::Ordered,
             transactions: prng.range(1..4),
             steps: prng.range(2..6),
             clients: prng.range(1..4),
@@ -120,6 +123,8 @@ pub struct Report {
     pub begun: u64,
     /// Told that they committed.
     pub committed: u64,
+    /// Of these, commands of the fast lane.
+    pub fast: u64,
     /// Told that they did not.
     pub aborted: u64,
     /// Left without word by a dead coordinator.
@@ -147,6 +152,7 @@ impl Report {
     pub fn add(&mut self, other: &Report) {
         self.begun += other.begun;
         self.committed += other.committed;
+        self.fast += other.fast;
         self.aborted += other.aborted;
         self.orphaned += other.orphaned;
         self.unknown += other.unknown;
@@ -184,13 +190,23 @@ pub fn run_with<C: Cluster>(
     let nodes: Vec<Node> = ["c0", "c1", "c2"].map(|name| sim.node(name)).into();
     let outcome = sim.try_block_on(&ground, async {
         let mut prng = Prng::new(seed).fork("schedule");
-        let knobs = Rc::new(Knobs::draw(&mut prng));
+        let mut knobs = Knobs::draw(&mut prng);
+        knobs.layout = match seed % 8 {
+            0..4 => Layout::Ordered,
+            4..6 => Layout::Slots,
+            _ => Layout::Own,
+        };
+        if knobs.layout == Layout::Own {
+            // The upper half of a split inherits what the first key of the lower one holds.
+            knobs.splits = 0;
+        }
+        let knobs = Rc::new(knobs);
         let env = ground.env();
         let oracle = LocalOracle::new(env.clock.clone());
         // Three shards, wherever their borders fall.
-        let mut starts = vec![vec![b'a']];
+        let mut starts = vec![knobs.layout.key(0)];
         for _ in 0..2 {
-            starts.push(vec![b'a' + prng.range(1..knobs.keys) as u8]);
+            starts.push(knobs.layout.key(prng.range(1..knobs.keys)));
         }
         starts.sort_unstable();
         starts.dedup();
@@ -290,7 +306,10 @@ impl<C: Cluster> Stage<C> {
         if coordinators.iter().any(|(_, coordinator)| coordinator.stats().broken.get() > 0) {
             return Err("a record contradicts what was told".into());
         }
-        check(&self.journal, &self.cluster.versions())?;
+        if let Some(wrong) = self.cluster.wrongs().into_iter().next() {
+            return Err(wrong);
+        }
+        check(&self.journal, &self.cluster.history())?;
         Ok(self.report(&coordinators))
     }
 
@@ -320,7 +339,7 @@ impl<C: Cluster> Stage<C> {
         }
         for index in 0..knobs.splits {
             let cluster = self.cluster.clone();
-            let border = vec![b'a' + ((index * 5 + knobs.keys) % knobs.keys) as u8];
+            let border = knobs.layout.key((index * 5 + knobs.keys) % knobs.keys);
             task("split", at(50_000), Box::new(move || cluster.split(&border)));
         }
         for node in self.nodes.iter().take(knobs.deaths) {
@@ -362,7 +381,8 @@ impl<C: Cluster> Stage<C> {
         );
         self.env.tasks.spawn_local("background", Box::pin(background.run()));
         let mut txn = coordinator.begin(Isolation::Snapshot);
-        let span = Span { start: vec![b'a'], end: vec![b'z'] };
+        let layout = self.knobs.layout;
+        let span = Span { start: layout.key(0), end: layout.key(25) };
         let all = ScanOptions { limit: usize::MAX, reverse: false };
         let rows = txn.scan(span, all).await.map_err(|e| format!("the last scan failed: {e}"))?;
         let _ = txn.commit().await;
@@ -381,13 +401,12 @@ impl<C: Cluster> Stage<C> {
         let Some((_, coordinator)) = coordinators.iter().find(|(node, _)| node.is_up()) else {
             return Ok(());
         };
-        let versions = self.cluster.versions();
+        let history = self.cluster.history();
         for entry in self.journal.entries() {
             let Told::Unknown(doubt) = &entry.told else { continue };
             let Ok(settled) = coordinator.settle(doubt).await else { continue };
             let is_there = entry.writes.iter().any(|(key, value)| {
-                value.is_some()
-                    && versions.get(key).into_iter().flatten().any(|v| v.value == *value)
+                value.is_some() && history.get(key).into_iter().flatten().any(|w| w.value == *value)
             });
             // Once the safepoint has passed, the record may be gone.
             if settled.is_some() != is_there && self.knobs.collections == 0 {
@@ -402,7 +421,10 @@ impl<C: Cluster> Stage<C> {
         for entry in self.journal.entries() {
             report.begun += 1;
             match entry.told {
-                Told::Committed(_) => report.committed += 1,
+                Told::Committed(_) => {
+                    report.committed += 1;
+                    report.fast += u64::from(entry.kind == Kind::Fast);
+                }
                 Told::Aborted(_) | Told::GivenUp => report.aborted += 1,
                 Told::Nothing => report.orphaned += 1,
                 Told::Unknown(_) | Told::Lost => report.unknown += 1,
