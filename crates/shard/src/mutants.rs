@@ -51,7 +51,6 @@ thread_local! {
 
 /// Chooses the rule that this thread leaves out, or none.
 #[cfg(test)]
-#[expect(dead_code, reason = "the random proof of the leader, which chooses, is not in yet")]
 pub(crate) fn choose(name: Option<&'static str>) {
     CHOSEN.set(name);
 }

@@ -582,7 +582,8 @@ impl World {
     }
 
     fn tick(self: &Rc<World>) {
-        for index in 0..self.hosts.borrow().len() {
+        let count = self.hosts.borrow().len();
+        for index in 0..count {
             {
                 let host = &mut self.hosts.borrow_mut()[index];
                 let now = now(host.known, self.oracle.last(), self.ms());
@@ -750,7 +751,8 @@ impl Cluster for Real {
     fn collect(&self) {
         let world = &self.world;
         world.horizon.set(world.safepoint.get());
-        for index in 0..world.hosts.borrow().len() {
+        let count = world.hosts.borrow().len();
+        for index in 0..count {
             let host = &mut world.hosts.borrow_mut()[index];
             host.leader.raise_horizon(world.horizon.get());
             if host.leader.is_open() {
@@ -769,7 +771,8 @@ impl Cluster for Real {
     }
 
     fn wrongs(&self) -> Vec<String> {
-        for index in 0..self.world.hosts.borrow().len() {
+        let count = self.world.hosts.borrow().len();
+        for index in 0..count {
             while !self.world.hosts.borrow()[index].leader.is_settled() {
                 self.world.close(index);
                 self.world.apply_one(index);

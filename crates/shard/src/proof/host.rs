@@ -329,7 +329,7 @@ pub(super) fn payload(stored: &[u8]) -> Vec<u8> {
 /// Returns the stored form of a client's value. Some have a deadline, far away.
 pub(super) fn stored(payload: &[u8]) -> Vec<u8> {
     let sum: u64 = payload.iter().map(|byte| u64::from(*byte)).sum();
-    let deadline_ms = (sum % 3 == 0).then_some(9_000_000_000_000 + sum % 5);
+    let deadline_ms = sum.is_multiple_of(3).then_some(9_000_000_000_000 + sum % 5);
     Value { deadline_ms, payload }.encode()
 }
 

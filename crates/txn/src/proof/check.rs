@@ -134,6 +134,9 @@ impl History {
                     return Err("told committed, but not all of it is there".into());
                 }
                 entry.moment = Some(at);
+                if is_fast {
+                    self.tell_reads(entry, at);
+                }
             }
             Told::Aborted(_) | Told::GivenUp => {
                 if !found.is_empty() {
@@ -151,6 +154,18 @@ impl History {
             }
         }
         Ok(())
+    }
+
+    /// Makes removals of what was not there what they are: reads.
+    fn tell_reads(&self, entry: &mut Entry, at: Moment) {
+        let Entry { writes, reads, .. } = entry;
+        writes.retain(|key, value| {
+            let wrote = self.has_at(key, at, value);
+            if !wrote {
+                reads.push(Read::Key { at: at.ts, key: key.clone(), value: None });
+            }
+            wrote
+        });
     }
 
     /// Checks that every write is somebody's.
@@ -286,12 +301,7 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
                 });
             let has_moment = a.kind != Kind::Stale && (writes || !a.reads.is_empty());
             let matters = (in_oracle_order && has_moment) || shares_write || shares_read;
-            // A command that has removed nothing has written nothing: others may share its moment.
-            let removes = b.kind == Kind::Fast && b.writes.values().all(Option::is_none);
-            let behind = match in_oracle_order {
-                true => moment.ts >= later.ts,
-                false => moment > later || (moment == later && !removes),
-            };
+            let behind = if in_oracle_order { moment.ts >= later.ts } else { moment >= later };
             if matters && behind {
                 return Err("it began after the other was told, and comes before it".into());
             }

@@ -964,11 +964,9 @@ impl Shard {
 
     fn blockers(&self, txn: TxnId, keys: &[Key]) -> Vec<TxnId> {
         let mut blockers = BTreeSet::new();
-        let mut seen = BTreeSet::new();
         for (at, queued) in self.queue.iter().enumerate() {
             let Some(key) = queued.keys.get(queued.taken) else { continue };
-            // Only the foremost of its questions counts: what that one gets, it has.
-            if queued.txn != txn || !keys.contains(key) || !seen.insert(key) {
+            if queued.txn != txn || !keys.contains(key) {
                 continue;
             }
             for (of, theirs) in self.locks.get(key).into_iter().flatten() {
