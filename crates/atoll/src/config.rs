@@ -244,6 +244,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     fn the_file_lies_under_the_flags() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("atoll.toml");

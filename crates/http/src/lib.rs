@@ -71,6 +71,7 @@ pub enum Health {
 /// Serves `pages` on `listener` until `stop` completes, then lets requests under way finish.
 ///
 /// Must be polled inside a [`tokio::task::LocalSet`]: connections are tasks of the calling core.
+#[expect(clippy::disallowed_methods, reason = "the pages are served on the machine's clock")]
 pub async fn serve(listener: TcpListener, pages: Rc<dyn Pages>, stop: impl Future<Output = ()>) {
     let (closing, closed) = watch::channel(false);
     let open = Rc::new(Cell::new(0_usize));
@@ -118,6 +119,7 @@ impl Drop for Slot {
 
 /// Serves one connection to its end. A peer that breaks the protocol or leaves is not an error of
 /// ours: there is nobody to tell.
+#[expect(clippy::disallowed_methods, reason = "the pages are served on the machine's clock")]
 async fn connection(stream: TcpStream, pages: Rc<dyn Pages>, mut closed: watch::Receiver<bool>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let response = respond(request.method(), request.uri().path(), pages.as_ref());

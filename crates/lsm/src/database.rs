@@ -319,6 +319,7 @@ impl Inner {
             return Err(stopped);
         }
         let durability = options.durability.unwrap_or(self.store.options.durability);
+        let _timer = self.store.stats.commit(self.store.clock());
         commit::submit(&self.store, Work::Write { payload, durability }).await
     }
 

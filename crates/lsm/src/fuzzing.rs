@@ -10,7 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::batch::{Records, arena_bytes_most};
-use crate::keyspace::decode_about;
+use crate::identity::{self, Unreadable};
+use crate::iter::scan::is_dead;
+use crate::key::{Kind, Trailer, stamp_of};
+use crate::keyspace::{decode_about, decode_last_id, encode_about, encode_last_id};
+use crate::read::{Chunked, Stored};
+use crate::slice::Slice;
 use crate::store::arena_bytes;
 use crate::version::{Edit, Garbage, manifest};
 use crate::{log, table};
@@ -19,8 +24,12 @@ use crate::{log, table};
 pub type Target = fn(&[u8]);
 
 /// All of them, with the names of the fuzz targets.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 13] = [
+    ("identity", identity),
+    ("current", current),
     ("batch", batch),
+    ("keyspace_record", keyspace_record),
+    ("stored_value", stored_value),
     ("manifest_edit", manifest_edit),
     ("manifest_file", manifest_file),
     ("log_header", log::fuzzing::headers),
@@ -40,9 +49,64 @@ pub fn run(name: &str, bytes: &[u8]) {
     target.expect("the name of a target").1(bytes);
 }
 
-/// Decodes the payload of an entry, and a record of the catalog.
+/// Decodes the file `ATOLL`: as it is, and with a right checksum behind it.
+fn identity(bytes: &[u8]) {
+    let _ = identity::decode(bytes);
+    let sealed = identity::sealed(&String::from_utf8_lossy(bytes));
+    match identity::decode(sealed.as_bytes()) {
+        Ok(identity) => {
+            let again = identity::decode(identity::encode(identity).as_bytes());
+            assert!(again.is_ok_and(|again| again == identity));
+        }
+        Err(Unreadable::Corrupt(what)) => assert!(!what.is_empty()),
+        Err(Unreadable::Foreign(what)) => assert!(what.contains("format")),
+    }
+}
+
+/// Decodes the file `CURRENT`: as it is, and with a right checksum behind it.
+fn current(bytes: &[u8]) {
+    let _ = manifest::decode_current(bytes);
+    let sealed = manifest::encode_current(&String::from_utf8_lossy(bytes));
+    if let Some(id) = manifest::decode_current(sealed.as_bytes()) {
+        let again = manifest::encode_current(&format!("manifest-{id:06}"));
+        assert_eq!(manifest::decode_current(again.as_bytes()), Some(id));
+    }
+}
+
+/// Decodes both records of the catalog of keyspaces.
+fn keyspace_record(bytes: &[u8]) {
+    let (name, value) = bytes.split_at(bytes.len().min(3));
+    for (name, value) in [(name, value), (&b"name"[..], bytes)] {
+        if let Ok(about) = decode_about(name, value) {
+            let again = decode_about(name, &encode_about(about.id, &about.options));
+            assert!(again.is_ok_and(|a| (a.id, a.options) == (about.id, about.options)));
+        }
+    }
+    if let Ok(id) = decode_last_id(bytes) {
+        assert_eq!(decode_last_id(&encode_last_id(id)), Ok(id));
+    }
+}
+
+/// Takes the bytes for a stored value of every kind: deadlines, stamps and the heads of values in
+/// chunks stand in front of it.
+fn stored_value(bytes: &[u8]) {
+    let _ = stamp_of(bytes);
+    if let Some(head) = Chunked::decode(bytes) {
+        assert!(head.chunks as usize <= head.len, "{} chunks of {} bytes", head.chunks, head.len);
+    }
+    for kind in (0..=u8::MAX).filter_map(Kind::from_u8) {
+        let stored = Stored { trailer: Trailer::new(1, kind), value: Slice::from(bytes) };
+        let len = stored.len();
+        assert!(len <= bytes.len() || Chunked::decode(bytes).is_some_and(|head| head.len == len));
+        match stored.deadline() {
+            Some(deadline) => assert!(is_dead(kind, bytes, deadline)),
+            None => assert_eq!(is_dead(kind, bytes, 0), is_dead(kind, bytes, u64::MAX)),
+        }
+    }
+}
+
+/// Decodes the payload of an entry.
 fn batch(bytes: &[u8]) {
-    let _ = decode_about(b"name", bytes);
     let Ok(records) = Records::new(bytes) else { return };
     let (mut seqnos, mut len) = (0, 0);
     for record in records {
@@ -76,10 +140,13 @@ fn manifest_file(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use atoll_env::random::Prng;
 
     use super::*;
     use crate::batch::Batch;
+    use crate::options::KeyspaceOptions;
     use crate::version::edit::tests::desc;
     use crate::version::{Flushed, TableDesc};
 
@@ -122,8 +189,38 @@ mod tests {
         let mut payload = batch.into_payload().unwrap().bytes;
         payload.extend_from_slice(&[5, 1, b'k', 9, 0, 0, 0, 0, 0, 0, 0, 2, b'v', b'v']);
         payload.extend_from_slice(&[6, 1, b'k', 9, 0, 0, 0, 0, 0, 0, 0]);
-        let about = vec![1, 5, 0, 0];
-        smoke("batch", 20_000, &[payload, about]);
+        smoke("batch", 20_000, &[payload]);
+    }
+
+    #[test]
+    fn mutated_names_and_identities_are_refused_or_decode() {
+        let identities = ["atoll-lsm 1 5f0c21e9a7b3d846", "atoll-store 1 07", "atoll-lsm 9 x"];
+        let seeds = identities.map(|body| body.as_bytes().to_vec());
+        smoke("identity", 10_000, &seeds);
+        smoke("current", 10_000, &[b"manifest-000003".to_vec(), b"manifest-1234567".to_vec()]);
+    }
+
+    #[test]
+    fn mutated_records_of_keyspaces_and_values_are_refused_or_decode() {
+        let options = KeyspaceOptions { ttl: Some(Duration::from_secs(9)), filter_prefix_len: 3 };
+        let about = [&b"abc"[..], &encode_about(300, &options)].concat();
+        smoke("keyspace_record", 20_000, &[about, encode_last_id(300)]);
+        let mut head = 77u64.to_le_bytes().to_vec();
+        head.extend_from_slice(&(3u64 << 20).to_le_bytes());
+        head.extend_from_slice(&12u32.to_le_bytes());
+        assert!(Chunked::decode(&head).is_some());
+        smoke("stored_value", 20_000, &[head, b"12345678".to_vec()]);
+    }
+
+    #[test]
+    fn every_target_has_a_file_that_is_built_under_its_name() {
+        let manifest = include_str!("../../../fuzz/Cargo.toml");
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+        for (name, _) in TARGETS {
+            assert!(manifest.contains(&format!("name = \"{name}\"\n")), "{name}");
+            let file = std::fs::read_to_string(folder.join(format!("fuzz_targets/{name}.rs")));
+            assert!(file.is_ok_and(|text| text.contains(&format!("run(\"{name}\""))), "{name}");
+        }
     }
 
     fn edits() -> Vec<Vec<u8>> {

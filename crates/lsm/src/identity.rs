@@ -87,14 +87,29 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
         }
         Err(e) => return Err(e),
     };
-    let text = String::from_utf8_lossy(&bytes);
+    match decode(&bytes) {
+        Ok(identity) => Ok(Some(identity)),
+        Err(Unreadable::Corrupt(what)) => Err(Error::corruption(&path, 0, what)),
+        Err(Unreadable::Foreign(what)) => foreign(&what),
+    }
+}
+
+/// Why the content of the file says nothing.
+pub(crate) enum Unreadable {
+    Corrupt(&'static str),
+    Foreign(String),
+}
+
+/// Decodes the content of the file.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Identity, Unreadable> {
+    let text = String::from_utf8_lossy(bytes);
     // The checksum comes first, so that a flipped bit is not taken for another program's version.
     let verified = text
         .trim_end()
         .rsplit_once(' ')
         .filter(|(body, sum)| text.ends_with('\n') && *sum == format!("{:08x}", sum_of(body)));
     if verified.is_none() {
-        return Err(Error::corruption(&path, 0, "the identity does not verify"));
+        return Err(Unreadable::Corrupt("the identity does not verify"));
     }
     let mut words = text.trim_end().split(' ');
     let name = words.next().unwrap_or("");
@@ -102,20 +117,29 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
     let kind = match (kind, words.next().and_then(|w| w.parse().ok())) {
         (Some(kind), Some(FORMAT)) => kind,
         (Some(_), Some(newer)) if newer > FORMAT => {
-            return foreign(&format!(
+            return Err(Unreadable::Foreign(format!(
                 "the directory has format {newer}, this program reads {FORMAT}: use a newer one"
-            ));
+            )));
         }
         (Some(_), Some(old)) => {
-            return foreign(&format!("format {old} of the directory is not known"));
+            let what = format!("format {old} of the directory is not known");
+            return Err(Unreadable::Foreign(what));
         }
-        _ => {
-            return Err(Error::corruption(&path, 0, "the file does not say what the directory is"));
-        }
+        _ => return Err(Unreadable::Corrupt("the file does not say what the directory is")),
     };
     let id = words.next().and_then(|word| u64::from_str_radix(word, 16).ok());
-    let id = id.ok_or_else(|| Error::corruption(&path, 0, "the identity is not a number"))?;
-    Ok(Some(Identity { kind, id }))
+    let id = id.ok_or(Unreadable::Corrupt("the identity is not a number"))?;
+    Ok(Identity { kind, id })
+}
+
+/// Returns the content of the file that says `identity`.
+pub(crate) fn encode(Identity { kind, id }: Identity) -> String {
+    sealed(&format!("{} {FORMAT} {id:016x}", kind.name()))
+}
+
+/// Returns `body` with its checksum behind it.
+pub(crate) fn sealed(body: &str) -> String {
+    format!("{body} {:08x}\n", sum_of(body))
 }
 
 /// Reads the identity as [`read`] does, and refuses a directory of another kind.
@@ -140,8 +164,7 @@ pub(crate) async fn read_as(env: &Env, paths: &Paths, wanted: Kind) -> Result<Op
 /// Writes the identity of a new directory, durably.
 pub(crate) async fn write(env: &Env, paths: &Paths, kind: Kind, id: u64) -> Result<()> {
     let (path, temp) = (paths.identity(), paths.root.join("ATOLL.new"));
-    let body = format!("{} {FORMAT} {id:016x}", kind.name());
-    let text = format!("{body} {:08x}\n", sum_of(&body));
+    let text = encode(Identity { kind, id });
     let context = |e| Error::io("writing", &temp, e);
     let disk = &env.disk;
     let _ = disk.remove(CREATE, &temp).await;

@@ -35,6 +35,8 @@ pub struct Cursor {
     met: bool,
     /// A step was begun and has not ended: its future was dropped, unless it is the present one.
     stepping: bool,
+    /// Steps that were begun.
+    steps: u64,
     error: Option<Error>,
 }
 
@@ -65,6 +67,7 @@ impl Cursor {
             back: None,
             met,
             stepping: false,
+            steps: 0,
             error,
         }
     }
@@ -87,7 +90,10 @@ impl Cursor {
             let what = "an earlier step of this cursor was dropped half-way: make a new cursor";
             return Err(Error::InvalidInput(what.to_owned()));
         }
+        let began = self.pinned.keyspace.db.store.begin_step(self.steps);
         let step = self.try_step(direction).await;
+        self.pinned.keyspace.db.store.end_step(self.steps, began);
+        self.steps += 1;
         self.stepping = false;
         if let Err(e) = &step {
             let Pinned { keyspace, view } = &*self.pinned;

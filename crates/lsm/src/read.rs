@@ -87,7 +87,7 @@ impl Inner {
     ) -> Result<Option<Record>> {
         self.check_open()?;
         check_key(key)?;
-        self.store.stats.read();
+        let _timer = self.store.stats.read(self.store.clock());
         // Keys are short: most fit a buffer on the stack.
         let mut short = [0; 64];
         let long;

@@ -1,13 +1,20 @@
 //! What the engine did: counters and latency histograms.
+//!
+//! Two looks at the clock cost as much as a tenth of a read from memory. So reads, steps of scans and
+//! commits are counted all and timed one in [`SAMPLED`]; syncs, flushes and merges are timed all.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use atoll_env::{Clock, Instant};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 use crate::pool::PoolStats;
 use crate::version::LEVELS;
+
+/// One in so many short operations is timed: the first, and each that comes so many later.
+const SAMPLED: u64 = 64;
 
 /// Counters and histograms as the engine keeps them.
 pub(crate) struct Recorder {
@@ -23,6 +30,12 @@ pub(crate) struct Recorder {
     stall_micros: AtomicU64,
     delay_micros: AtomicU64,
     gets: AtomicU64,
+    get_nanos: Mutex<Histogram<u64>>,
+    scans: AtomicU64,
+    seek_nanos: Mutex<Histogram<u64>>,
+    step_nanos: Mutex<Histogram<u64>>,
+    commits: AtomicU64,
+    commit_nanos: Mutex<Histogram<u64>>,
 }
 
 impl Default for Recorder {
@@ -40,6 +53,12 @@ impl Default for Recorder {
             stall_micros: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
             gets: AtomicU64::new(0),
+            get_nanos: Mutex::new(nanos()),
+            scans: AtomicU64::new(0),
+            seek_nanos: Mutex::new(nanos()),
+            step_nanos: Mutex::new(nanos()),
+            commits: AtomicU64::new(0),
+            commit_nanos: Mutex::new(nanos()),
         }
     }
 }
@@ -49,8 +68,39 @@ fn micros() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 600_000_000, 2).expect("constant bounds")
 }
 
+/// A histogram of nanoseconds up to ten minutes, to two digits.
+fn nanos() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 600_000_000_000, 2).expect("constant bounds")
+}
+
+/// Times what it lives for.
+pub(crate) struct Timer<'s> {
+    clock: &'s dyn Clock,
+    histogram: &'s Mutex<Histogram<u64>>,
+    since: Instant,
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        record_nanos(self.histogram, self.clock.now().since(self.since));
+    }
+}
+
+fn record_nanos(histogram: &Mutex<Histogram<u64>>, took: Duration) {
+    histogram.lock().saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1));
+}
+
 fn record(histogram: &Mutex<Histogram<u64>>, took: Duration) {
     histogram.lock().saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+}
+
+/// Returns a timer for operation number `n`, if it is one to be timed.
+fn sample<'s>(
+    n: u64,
+    histogram: &'s Mutex<Histogram<u64>>,
+    clock: &'s dyn Clock,
+) -> Option<Timer<'s>> {
+    n.is_multiple_of(SAMPLED).then(|| Timer { clock, histogram, since: clock.now() })
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -62,8 +112,25 @@ impl Recorder {
         add(&self.batches, 1);
         add(&self.batch_bytes, bytes as u64);
     }
-    pub(crate) fn read(&self) {
-        add(&self.gets, 1);
+    /// Counts a point read. What is returned, if it is one to be timed, is to be kept to its end.
+    #[must_use]
+    pub(crate) fn read<'s>(&'s self, clock: &'s dyn Clock) -> Option<Timer<'s>> {
+        sample(self.gets.fetch_add(1, Ordering::Relaxed), &self.get_nanos, clock)
+    }
+    /// Counts a commit, as [`Recorder::read`] does a read.
+    #[must_use]
+    pub(crate) fn commit<'s>(&'s self, clock: &'s dyn Clock) -> Option<Timer<'s>> {
+        sample(self.commits.fetch_add(1, Ordering::Relaxed), &self.commit_nanos, clock)
+    }
+    /// Counts a scan at its step 0; returns whether the step is to be timed.
+    #[inline]
+    pub(crate) fn times_step(&self, step: u64) -> bool {
+        let n = if step == 0 { self.scans.fetch_add(1, Ordering::Relaxed) } else { step };
+        n.is_multiple_of(SAMPLED)
+    }
+    pub(crate) fn stepped(&self, step: u64, took: Duration) {
+        let histogram = if step == 0 { &self.seek_nanos } else { &self.step_nanos };
+        record_nanos(histogram, took);
     }
     pub(crate) fn synced(&self, took: Duration) {
         record(&self.syncs, took);
@@ -91,6 +158,11 @@ impl Recorder {
             batches: get(&self.batches),
             batch_bytes: get(&self.batch_bytes),
             gets: get(&self.gets),
+            get_nanos: Latency::of(&self.get_nanos),
+            scans: get(&self.scans),
+            seek_nanos: Latency::of(&self.seek_nanos),
+            step_nanos: Latency::of(&self.step_nanos),
+            commit_nanos: Latency::of(&self.commit_nanos),
             syncs: Latency::of(&self.syncs),
             flushes: Latency::of(&self.flushes),
             flushed_bytes: get(&self.flushed_bytes),
@@ -105,10 +177,10 @@ impl Recorder {
     }
 }
 
-/// A summary of a latency histogram, in microseconds.
+/// A summary of a latency histogram, in microseconds unless its field says nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Latency {
-    /// Operations.
+    /// Operations that were timed.
     pub count: u64,
     /// Median.
     pub p50: u64,
@@ -153,6 +225,16 @@ pub struct Stats {
     pub batch_bytes: u64,
     /// Point reads.
     pub gets: u64,
+    /// Of one in 64 of them, how long it took, in nanoseconds.
+    pub get_nanos: Latency,
+    /// Scans that took a first step.
+    pub scans: u64,
+    /// Of one in 64 of them, how long the first step took, in nanoseconds.
+    pub seek_nanos: Latency,
+    /// Of each 64th later step of a scan, how long it took, in nanoseconds.
+    pub step_nanos: Latency,
+    /// Of one in 64 batches, the time from its hand-over to its answer, in nanoseconds.
+    pub commit_nanos: Latency,
     /// Syncs of the log.
     pub syncs: Latency,
     /// Flushes of memtables.
@@ -203,6 +285,11 @@ impl Stats {
         self.batches += other.batches;
         self.batch_bytes += other.batch_bytes;
         self.gets += other.gets;
+        worse(&mut self.get_nanos, &other.get_nanos);
+        self.scans += other.scans;
+        worse(&mut self.seek_nanos, &other.seek_nanos);
+        worse(&mut self.step_nanos, &other.step_nanos);
+        worse(&mut self.commit_nanos, &other.commit_nanos);
         worse(&mut self.syncs, &other.syncs);
         worse(&mut self.flushes, &other.flushes);
         self.flushed_bytes += other.flushed_bytes;

@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use atoll_env::Instant;
 use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::sync::Notify;
+use atoll_env::{Clock, Instant};
 use event_listener::Event;
 use parking_lot::Mutex;
 
@@ -222,6 +222,25 @@ impl Store {
         let view = self.view.load();
         let visible = self.visible.load(Ordering::Acquire);
         (view, visible)
+    }
+
+    /// Returns the clock.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.options.env.clock.as_ref()
+    }
+
+    /// Begins step number `step` of a scan, from 0. What is returned is for [`Store::end_step`].
+    #[inline]
+    pub(crate) fn begin_step(&self, step: u64) -> Option<Instant> {
+        self.stats.times_step(step).then(|| self.clock().now())
+    }
+
+    /// Ends a step of a scan.
+    #[inline]
+    pub(crate) fn end_step(&self, step: u64, began: Option<Instant>) {
+        if let Some(began) = began {
+            self.stats.stepped(step, self.clock().now().since(began));
+        }
     }
 
     /// Returns the wall clock, in milliseconds since the Unix epoch.

@@ -194,6 +194,32 @@ fn removals_are_answered_under_the_durability_they_ask_for() {
 }
 
 #[test]
+fn reads_steps_and_commits_are_counted_and_one_in_64_is_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Database::builder(dir.path()).durability(Durability::Buffered).open().unwrap();
+    let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
+    for n in 0..200u32 {
+        ks.insert(n.to_be_bytes(), "value").unwrap();
+        ks.get(n.to_be_bytes()).unwrap();
+        assert!(ks.iter().next().is_some());
+    }
+    let before = db.stats();
+    assert_eq!(ks.iter().count(), 200);
+    let stats = db.stats();
+    assert_eq!((stats.gets, stats.get_nanos.count), (200, 4));
+    assert_eq!((stats.scans, stats.seek_nanos.count), (201, 4));
+    assert_eq!(stats.step_nanos.count - before.step_nanos.count, 3, "of 200 later steps");
+    assert_eq!(
+        (stats.batches, stats.commit_nanos.count),
+        (201, 4),
+        "one of them names the keyspace"
+    );
+    for timed in [stats.get_nanos, stats.seek_nanos, stats.step_nanos, stats.commit_nanos] {
+        assert!(0 < timed.p50 && timed.p50 <= timed.p99 && timed.p99 <= timed.max, "{timed:?}");
+    }
+}
+
+#[test]
 fn keys_and_values_beyond_the_limits_are_refused_and_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(dir.path());

@@ -27,6 +27,8 @@ pub struct Cursor {
     on_row: bool,
     /// A step was begun and has not ended.
     stepping: bool,
+    /// Steps that were begun.
+    steps: u64,
     error: Option<Error>,
 }
 
@@ -44,6 +46,7 @@ impl Cursor {
             scan: None,
             on_row: false,
             stepping: false,
+            steps: 0,
             error,
         }
     }
@@ -58,7 +61,10 @@ impl Cursor {
             return Err(Error::InvalidInput(what.to_owned()));
         }
         self.on_row = false;
+        let began = self.tree.store.begin_step(self.steps);
         let step = self.step().await;
+        self.tree.store.end_step(self.steps, began);
+        self.steps += 1;
         self.stepping = false;
         match step {
             Ok(found) => {

@@ -375,19 +375,26 @@ pub(crate) async fn read_current(env: &Env, paths: &Paths) -> Result<Option<u64>
         }
         Err(e) => return Err(e),
     };
-    let id = std::str::from_utf8(&bytes).ok().and_then(|text| {
-        let (name, sum) = text.strip_suffix('\n')?.split_once(' ')?;
-        (sum == format!("{:08x}", name_sum(name)))
-            .then(|| name.strip_prefix("manifest-")?.parse().ok())
-            .flatten()
-    });
+    let id = decode_current(&bytes);
     id.map(Some).ok_or_else(|| Error::corruption(&path, 0, "it does not name a manifest"))
+}
+
+/// Returns the number of the manifest that the content of `CURRENT` names.
+pub(crate) fn decode_current(bytes: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (name, sum) = text.strip_suffix('\n')?.split_once(' ')?;
+    let verified = sum == format!("{:08x}", name_sum(name));
+    verified.then(|| name.strip_prefix("manifest-")?.parse().ok()).flatten()
+}
+
+/// Returns the content of `CURRENT` that says `name`.
+pub(crate) fn encode_current(name: &str) -> String {
+    format!("{name} {:08x}\n", name_sum(name))
 }
 
 async fn write_current(env: &Env, paths: &Paths, id: u64) -> Result<()> {
     let (path, temp) = (paths.current(), paths.root.join("CURRENT.new"));
-    let name = format!("manifest-{id:06}");
-    let text = format!("{name} {:08x}\n", name_sum(&name));
+    let text = encode_current(&format!("manifest-{id:06}"));
     let disk = &env.disk;
     let context = |e| Error::io("writing", &temp, e);
     let _ = disk.remove(SWAP, &temp).await;

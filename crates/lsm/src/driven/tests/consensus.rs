@@ -34,11 +34,25 @@ async fn open(env: &Env) -> Result<(Driver, Tree)> {
 struct Believed {
     /// Term and lane position of each entry, by index - 1.
     entries: Vec<(u64, u64)>,
-    commit: u64,
+    /// Every state that was set, and how many of them a completed sync made durable.
+    states: Vec<GroupState>,
+    durable_states: usize,
     /// Commit index and last index that a completed sync made durable.
     durable_commit: u64,
     durable_last: u64,
     applied: u64,
+}
+
+impl Believed {
+    /// The state that was set last.
+    fn state(&self) -> GroupState {
+        self.states.last().copied().unwrap_or_default()
+    }
+
+    /// The states that may be there after a power cut: the last durable one, and later ones.
+    fn possible_states(&self) -> &[GroupState] {
+        &self.states[self.durable_states.saturating_sub(1)..]
+    }
 }
 
 /// The owner's view of all groups, where the test can see it when the power is gone.
@@ -76,15 +90,25 @@ impl Owner {
     }
 
     fn commit(&mut self, driver: &mut Driver, at: usize, index: u64) -> Result<()> {
-        let known = &mut self.0[at];
-        known.commit = index;
-        let term = known.entries.last().map_or(0, |(term, _)| *term);
-        driver.set_state(GROUPS[at], GroupState { term, vote: 3, commit: index })
+        let term = self.0[at].entries.last().map_or(0, |(term, _)| *term);
+        self.set_state(driver, at, GroupState { commit: index, term, ..self.0[at].state() })
+    }
+
+    /// Votes in a term of which there is no entry yet.
+    fn vote(&mut self, driver: &mut Driver, at: usize, term: u64) -> Result<()> {
+        let vote = 1 + term % 5;
+        self.set_state(driver, at, GroupState { term, vote, ..self.0[at].state() })
+    }
+
+    fn set_state(&mut self, driver: &mut Driver, at: usize, state: GroupState) -> Result<()> {
+        self.0[at].states.push(state);
+        driver.set_state(GROUPS[at], state)
     }
 
     fn synced(&mut self) {
         for known in &mut self.0 {
-            known.durable_commit = known.commit;
+            known.durable_commit = known.state().commit;
+            known.durable_states = known.states.len();
             known.durable_last = known.entries.len() as u64;
         }
     }
@@ -128,6 +152,7 @@ async fn script(env: &Env, shared: &Shared) -> Result<()> {
         owner.apply(&mut driver, a).await?;
         // A new leader overwrites the suffix; the old entry 3 was never committed.
         driver.reserve(4 << 10, &[1000; 4]).await?;
+        owner.vote(&mut driver, a, 2 * round + 2)?;
         owner.append(&mut driver, a, base + 3, 2 * round + 2)?;
         owner.append(&mut driver, a, base + 4, 2 * round + 2)?;
         *shared.lock() = owner.clone();
@@ -199,8 +224,9 @@ async fn check(env: &Env, known: &Owner) {
             };
             let commit = summary.state.commit;
             let applied_max = if round == 0 { known.applied } else { commit };
+            let nothing = known.durable_states == 0 && summary.state == GroupState::default();
             assert!(
-                (known.durable_commit..=known.commit).contains(&commit)
+                (nothing || known.possible_states().contains(&summary.state))
                     && applied <= applied_max
                     && summary.first <= applied + 1
                     && summary.next > known.durable_last,
