@@ -30,6 +30,7 @@ pub mod disk;
 pub mod mesh;
 pub mod net;
 pub mod os;
+pub mod probe;
 pub mod random;
 pub mod ring;
 pub mod sim;

@@ -16,7 +16,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
@@ -313,7 +313,7 @@ impl<P: Program> Inner<P> {
     }
 
     pub(crate) fn make_coordinator(self: &Rc<Self>) {
-        let shards = CoreShards { core: self.clone() };
+        let shards = CoreShards { core: Rc::downgrade(self) };
         let oracle = NodeOracle { oracle: self.oracle.clone(), env: self.env.clone() };
         let options = atoll_txn::Options::default();
         let deadlocks = self.shared.deadlocks.clone();
@@ -588,8 +588,10 @@ impl<P: Program> Core<P> {
 }
 
 /// The shards of the node, as transactions of one core see them.
+///
+/// The core has the coordinator, which has this: it does not own the core in turn.
 pub struct CoreShards<P: Program> {
-    core: Rc<Inner<P>>,
+    core: Weak<Inner<P>>,
 }
 
 impl<P: Program> Clone for CoreShards<P> {
@@ -600,14 +602,19 @@ impl<P: Program> Clone for CoreShards<P> {
 
 impl<P: Program> Shards for CoreShards<P> {
     fn shard_of(&self, key: &[u8]) -> ShardRef {
-        let table = self.core.table.borrow();
+        // Who asks for a core that is gone learns so when he sends.
+        let Some(core) = self.core.upgrade() else { return ShardRef { id: 0, epoch: 0 } };
+        let table = core.table.borrow();
         let place = place_of(key).unwrap_or(RoutingKey::Slot(0));
         let descriptor = &table.find(place).descriptor;
         ShardRef { id: descriptor.id.0, epoch: descriptor.epoch }
     }
 
     fn pieces(&self, span: &Span) -> Vec<(ShardRef, Span)> {
-        let table = self.core.table.borrow();
+        let Some(core) = self.core.upgrade() else {
+            return vec![(ShardRef { id: 0, epoch: 0 }, span.clone())];
+        };
+        let table = core.table.borrow();
         let Some(keyspace) = atoll_mvcc::keys::placement::keyspace(&span.start) else {
             return Vec::new();
         };
@@ -627,7 +634,10 @@ impl<P: Program> Shards for CoreShards<P> {
     }
 
     async fn send(&self, request: Request) -> Response {
-        self.core.ask(request, Durability::Synced).await
+        match self.core.upgrade() {
+            Some(core) => core.ask(request, Durability::Synced).await,
+            None => Response::Unavailable("the engine has stopped".to_owned()),
+        }
     }
 }
 

@@ -164,7 +164,9 @@ impl<P: Program> Node<P> {
             cores,
             identity,
             deadlocks: Deadlocks::new(),
-            floors: (0..cores).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            // Until every core has said what it needs, everything is needed: an intent of one core
+            // leans on the record of another's.
+            floors: (0..cores).map(|_| AtomicU64::new(0)).collect(),
             next_shard: AtomicU64::new(u64::from(identity.shards) + 1),
             assembly: Mutex::new(Assembly {
                 routes: Vec::new(),
@@ -479,13 +481,14 @@ impl<P: Program> Inner<P> {
         self.stores.borrow().values().any(|host| host.stopped.borrow().is_some())
     }
 
-    /// Returns the oldest moment that this core still needs: intents, readers.
+    /// Returns the oldest moment that this core still needs: intents, readers. A shard whose leader
+    /// is being made does not know its intents, and may need everything.
     pub(crate) fn floor(self: &Rc<Self>) -> Timestamp {
         let mut floor = self.coordinator().oldest_read().unwrap_or(Timestamp::MAX);
         for (_, group) in self.all_groups() {
             let state = group.state.borrow();
-            let oldest = state.leader.as_ref().and_then(|leader| leader.oldest_intent());
-            floor = floor.min(oldest.unwrap_or(Timestamp::MAX));
+            let Some(leader) = &state.leader else { return Timestamp::default() };
+            floor = floor.min(leader.oldest_intent().unwrap_or(Timestamp::MAX));
         }
         floor
     }

@@ -1,5 +1,7 @@
-//! Crash tests of the storage engine: does it keep its promises when the power goes?
+//! The simulator's campaigns: does the storage engine keep its promises when the power goes, and does
+//! a whole server keep its own under random faults ([`engine`])?
 //!
+//! # Crash tests of the storage engine
 //! ```text
 //!   seed --> script --> a database in the simulator --> power cut at disk operation n
 //!              |             |                               |
@@ -66,6 +68,7 @@
 
 pub mod campaign;
 pub mod check;
+pub mod engine;
 pub mod life;
 pub mod model;
 pub mod oracle;

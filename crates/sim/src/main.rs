@@ -1,20 +1,30 @@
-//! `atoll-sim`: crash tests from the command line.
+//! `atoll-sim`: the simulator's campaigns from the command line.
+
+mod cli {
+    pub mod crash;
+    pub mod engine;
+}
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use atoll_sim::campaign::{Plan, REQUIRED_SITES, Report, campaign};
-use atoll_sim::point::{Point, Violation, run};
-use atoll_sim::script::Script;
-
-const USAGE: &str = "\
-atoll-sim: cuts the power under the storage engine, in a simulator, and checks what is left
+/// What `--help` prints.
+pub const USAGE: &str = "\
+atoll-sim: runs AtollDB in a simulator, breaks what is below it, and checks what is left
 
 Usage:
+  atoll-sim engine [--seed N | --seeds COUNT] [--from N] [--seconds S] [--threads T] [--trace]
   atoll-sim crash [--points N] [--seed S] [--threads T] [--json] [--mutant NAME]
   atoll-sim crash --replay SEED[:POINT[/DRAW]] [--trace] [--mutant NAME]
 
+engine: a whole server and its clients under random faults
+  --seed N       runs one seed
+  --seeds COUNT  runs so many seeds (default 100)
+  --from N       the first of them (default 1)
+  --seconds S    simulated seconds of each (default 60)
+  --threads T    threads (default: one per core)
+  --trace        prints every event; for one seed
+
+crash: the storage engine, with the power cut at every disk operation
   --points N     crash points to run (default 100000)
   --seed S       where the histories come from (default 1)
   --threads T    threads (default: one per core)
@@ -24,174 +34,26 @@ Usage:
   --mutant NAME  leaves out a rule of the engine and succeeds only if that is noticed
                  (builds with --features mutants)
 
-Example:
+Examples:
+  cargo run --release -p atoll-sim -- engine --seeds 1000
   cargo run --release -p atoll-sim -- crash --points 20000 --seed 7
 ";
 
-/// What the arguments say.
-struct Arguments {
-    plan: Plan,
-    json: bool,
-    replay: Option<Point>,
-    trace: bool,
-    mutant: Option<String>,
-}
-
 fn main() -> ExitCode {
-    let arguments = match parse(std::env::args().skip(1)) {
-        Ok(Some(arguments)) => arguments,
-        Ok(None) => {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        Some("crash") => cli::crash::main(words),
+        Some("engine") => cli::engine::main(words),
+        None | Some("help" | "--help" | "-h") => {
             print!("{USAGE}");
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
-        Err(what) => return refuse(&what),
-    };
-    if let Some(name) = &arguments.mutant
-        && let Err(what) = choose_mutant(name)
-    {
-        return refuse(&what);
-    }
-    match arguments.replay {
-        Some(point) => replay(point, arguments.trace),
-        None => crash(&arguments),
+        Some(other) => refuse(&format!("there is no command '{other}': see atoll-sim --help")),
     }
 }
 
-fn refuse(what: &str) -> ExitCode {
+/// Complains about the arguments.
+pub fn refuse(what: &str) -> ExitCode {
     eprintln!("atoll-sim: {what}");
     ExitCode::from(2)
-}
-
-fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
-    match words.next().as_deref() {
-        Some("crash") => {}
-        None | Some("help" | "--help" | "-h") => return Ok(None),
-        Some(other) => return Err(format!("there is no command '{other}': see atoll-sim --help")),
-    }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut arguments = Arguments {
-        plan: Plan { points: 100_000, seed: 1, threads: cores },
-        json: false,
-        replay: None,
-        trace: false,
-        mutant: None,
-    };
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
-        fn number<T: std::str::FromStr>(text: String) -> Result<T, String> {
-            text.parse().map_err(|_| format!("'{text}' is no number"))
-        }
-        match word.as_str() {
-            "--points" => arguments.plan.points = number(value()?)?,
-            "--seed" => arguments.plan.seed = number(value()?)?,
-            "--threads" => arguments.plan.threads = number::<usize>(value()?)?.max(1),
-            "--json" => arguments.json = true,
-            "--replay" => arguments.replay = Some(value()?.parse()?),
-            "--trace" => arguments.trace = true,
-            "--mutant" => arguments.mutant = Some(value()?),
-            "--help" | "-h" => return Ok(None),
-            other => return Err(format!("there is no option '{other}': see atoll-sim --help")),
-        }
-    }
-    Ok(Some(arguments))
-}
-
-#[cfg(feature = "mutants")]
-fn choose_mutant(name: &str) -> Result<(), String> {
-    use atoll_lsm::mutants;
-    let known = mutants::ALL.into_iter().find(|known| *known == name);
-    let known = known.ok_or_else(|| {
-        format!("there is no mutant '{name}': choose one of {}", mutants::ALL.join(", "))
-    })?;
-    mutants::choose(known);
-    Ok(())
-}
-
-#[cfg(not(feature = "mutants"))]
-fn choose_mutant(_name: &str) -> Result<(), String> {
-    Err("this build has no mutants: add --features mutants to the cargo command".to_owned())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the rate of the harness is real time")]
-fn crash(arguments: &Arguments) -> ExitCode {
-    let plan = arguments.plan;
-    let started = Instant::now();
-    let told = AtomicU64::new(0);
-    let report = campaign(plan, &|points| {
-        let seconds = started.elapsed().as_secs();
-        if told.fetch_max(seconds, Ordering::Relaxed) < seconds {
-            let rate = points as f64 / started.elapsed().as_secs_f64();
-            eprint!("\r{points} of {} points, {rate:.0}/s ", plan.points);
-        }
-    });
-    eprintln!();
-    let seconds = started.elapsed().as_secs_f64();
-    if arguments.json {
-        println!("{}", report.json(seconds));
-    } else {
-        println!("{report}");
-        let rate = report.points as f64 / seconds;
-        println!("{} points in {seconds:.1} s: {rate:.0} per second", report.points);
-    }
-    conclude(arguments, &report)
-}
-
-fn conclude(arguments: &Arguments, report: &Report) -> ExitCode {
-    match (&report.violation, &arguments.mutant) {
-        (Some(violation), Some(mutant)) => {
-            eprintln!("{mutant} was caught after {} points: {}", report.points, violation.trouble);
-            ExitCode::SUCCESS
-        }
-        (None, Some(mutant)) => {
-            eprintln!("{mutant} was NOT caught in {} points", report.points);
-            ExitCode::FAILURE
-        }
-        (Some(violation), None) => {
-            complain(violation);
-            ExitCode::FAILURE
-        }
-        (None, None) => {
-            // Eight sites, and none of them so rare that it falls below a hundredth of the points.
-            let missing = report.missing_sites(arguments.plan.points / 100);
-            if missing.is_empty() {
-                return ExitCode::SUCCESS;
-            }
-            let of = REQUIRED_SITES.len();
-            eprintln!(
-                "no violation, but too few crashes at {} of {of} sites: {missing:?}",
-                missing.len()
-            );
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn complain(violation: &Violation) {
-    eprintln!("VIOLATION at {}: {}", violation.point, violation.trouble);
-    eprintln!(
-        "replay: cargo run --release -p atoll-sim -- crash --replay {} --trace",
-        violation.point
-    );
-}
-
-fn replay(point: Point, trace: bool) -> ExitCode {
-    if trace {
-        print!("{}", Script::of(point.seed));
-    }
-    match run(point, trace) {
-        Ok(told) => {
-            let crashes: Vec<_> =
-                told.crashes.iter().map(|c| format!("{:?} {}", c.op, c.site)).collect();
-            println!(
-                "no violation at {point}; crashes: {crashes:?}; rot: {:?}; trace {:016x}",
-                told.rot, told.trace
-            );
-            ExitCode::SUCCESS
-        }
-        Err(violation) => {
-            violation.lines.iter().for_each(|line| println!("{line}"));
-            complain(&violation);
-            ExitCode::FAILURE
-        }
-    }
 }

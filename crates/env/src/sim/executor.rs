@@ -70,6 +70,8 @@ pub(super) struct NodeState {
     /// How often it has crashed.
     pub(super) epoch: u64,
     pub(super) up: bool,
+    /// Its tasks do not run before.
+    pub(super) paused_until: Instant,
     /// Added to virtual time to give the node's wall time.
     pub(super) wall_offset_ms: i64,
     pub(super) prng: Prng,
@@ -145,6 +147,7 @@ impl Shared {
             }
             node_state.up = false;
             node_state.epoch += 1;
+            node_state.paused_until = Instant::default();
             state.trace.record(
                 state.now,
                 &node_state.name,
@@ -161,6 +164,22 @@ impl Shared {
         drop(events);
         disk.power_cut(mode);
         Wires::crash(self, node);
+    }
+
+    /// Keeps a node's tasks from running for a while.
+    pub(super) fn pause(self: &Arc<Self>, node: NodeId, duration: std::time::Duration) {
+        let handle = {
+            let mut state = self.state.lock();
+            let state = &mut *state;
+            let node_state = &mut state.nodes[node];
+            let until = state.now.after(duration).max(node_state.paused_until);
+            node_state.paused_until = until;
+            let name = &node_state.name;
+            state.trace.record(state.now, name, "pause", &[until.0], || format!("{duration:?}"));
+            Handle { shared: self.clone(), node, epoch: node_state.epoch }
+        };
+        // Time moves to the end of the pause even if nothing else happens.
+        handle.schedule(self.now().after(duration), Action::Call(Box::new(|| ())));
     }
 
     /// Puts a woken task among those that can be drawn.
@@ -187,6 +206,21 @@ impl State {
         self.tasks.insert(id, TaskState { name, node, epoch, queued: true });
         self.ready.push(id);
         id
+    }
+
+    /// Draws a task that may run, as its place in `ready`.
+    fn draw(&mut self) -> Option<usize> {
+        let State { nodes, tasks, ready, schedule, now, .. } = self;
+        if ready.is_empty() {
+            return None;
+        }
+        if nodes.iter().all(|node| node.paused_until <= *now) {
+            return Some(schedule.index(ready.len()));
+        }
+        let runs =
+            |id: &TaskId| tasks.get(id).is_none_or(|task| nodes[task.node].paused_until <= *now);
+        let may: Vec<usize> = (0..ready.len()).filter(|at| runs(&ready[*at])).collect();
+        if may.is_empty() { None } else { Some(may[schedule.index(may.len())]) }
     }
 
     fn remove_task(&mut self, id: TaskId) {
@@ -389,8 +423,10 @@ impl Futures {
         let state = &mut *guard;
         let first = state.events.keys().next().copied();
         let due = first.is_some_and(|(at, _)| at <= state.now);
-        if !due && !state.ready.is_empty() && state.now < limit {
-            let drawn = state.schedule.index(state.ready.len());
+        if !due
+            && state.now < limit
+            && let Some(drawn) = state.draw()
+        {
             let id = state.ready.swap_remove(drawn);
             let task = state.tasks.get_mut(&id).expect("invariant: ready tasks exist");
             task.queued = false;

@@ -112,6 +112,7 @@ impl Sim {
             name: name.into(),
             epoch: 0,
             up: true,
+            paused_until: Instant::default(),
             wall_offset_ms: 0,
             prng,
             disk: disk.clone(),
@@ -178,6 +179,11 @@ impl Sim {
     /// Returns the hash of everything that has happened: equal for equal runs only.
     pub fn trace_hash(&self) -> u64 {
         self.shared.state.lock().trace.hash()
+    }
+
+    /// Returns how much has happened: polls, disk operations, deliveries, crashes.
+    pub fn events(&self) -> u64 {
+        self.shared.state.lock().trace.events()
     }
 
     /// Keeps a line of text per event from now on.
@@ -259,6 +265,12 @@ impl Node {
     /// Powers the node up after a crash. Nothing happens if it is up.
     pub fn restart(&self) {
         self.shared.state.lock().nodes[self.id].up = true;
+    }
+
+    /// Stops the node for a while, as a frozen virtual machine or a machine that swaps: none of its
+    /// tasks runs. Its disk and the network go on, its clock too. A crash ends the pause.
+    pub fn pause(&self, duration: Duration) {
+        self.shared.pause(self.id, duration);
     }
 
     /// Returns whether the node is up.

@@ -49,6 +49,31 @@ mod executor {
     use super::*;
 
     #[test]
+    fn a_paused_node_does_nothing_and_its_time_goes_on() {
+        let sim = Sim::new(1);
+        let (frozen, other) = (sim.node("frozen"), sim.node("other"));
+        let ticks = Rc::new(RefCell::new(Vec::new()));
+        let (seen, clock) = (ticks.clone(), frozen.env().clock);
+        let watched = other.env();
+        sim.block_on(&other, async {
+            frozen.env().tasks.spawn_local(
+                "tick",
+                Box::pin(async move {
+                    loop {
+                        clock.sleep(Duration::from_millis(100)).await;
+                        seen.borrow_mut().push(clock.now().0 / 1_000_000);
+                    }
+                }),
+            );
+            watched.clock.sleep(Duration::from_millis(250)).await;
+            frozen.pause(Duration::from_secs(2));
+            watched.clock.sleep(Duration::from_millis(2200)).await;
+        })
+        .done();
+        assert_eq!(*ticks.borrow(), [100, 200, 2250, 2350]);
+    }
+
+    #[test]
     fn sleepers_wake_in_the_order_of_virtual_time() {
         let (sim, _, order) = on_node(1, |env| async move {
             let order = Rc::new(RefCell::new(Vec::new()));

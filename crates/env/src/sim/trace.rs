@@ -13,12 +13,17 @@ use crate::time::Instant;
 #[derive(Default)]
 pub(super) struct Trace {
     hash: u64,
+    events: u64,
     lines: Option<Vec<String>>,
 }
 
 impl Trace {
     pub(super) fn hash(&self) -> u64 {
         self.hash
+    }
+
+    pub(super) fn events(&self) -> u64 {
+        self.events
     }
 
     /// Starts to keep lines.
@@ -46,6 +51,7 @@ impl Trace {
             hash = mix(hash ^ number);
         }
         self.hash = hash;
+        self.events += 1;
         if let Some(lines) = &mut self.lines {
             let micros = now.0 / 1000;
             lines.push(format!("{micros:>10}us {node:<8} {event:<9} {}", text()));
