@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use atoll_env::sometimes;
 use atoll_lsm::driven::Direction;
 use atoll_mvcc::keys::{TreeKey, tree};
 use atoll_mvcc::{Epoch, Timestamp};
@@ -67,6 +68,7 @@ pub(crate) async fn reap<P: Program>(
         // An index that cannot be read says so to whoever reads keys.
         let Ok(Some(row)) = cursor.next().await else { break };
         if let Ok(TreeKey::Expiry { deadline_ms, key }) = TreeKey::decode(row.key()) {
+            sometimes!(true, "a key is reaped at its deadline");
             core.reap(key.to_vec(), deadline_ms);
         }
         due += 1;
@@ -81,6 +83,7 @@ fn expire_locks<P: Program>(core: &Rc<Inner<P>>) {
             let mut state = group.state.borrow_mut();
             state.leader.as_mut().map(|leader| leader.expire_locks(now)).unwrap_or_default()
         };
+        sometimes!(!dead.is_empty(), "locks of a silent transaction are given back");
         if !dead.is_empty() {
             host.give_up_locks(core, &group, |txn, _| dead.contains(&txn));
             host.wake_lock_waiters(core, &group);

@@ -19,6 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use atoll_env::sometimes;
 use atoll_env::sync::{oneshot, select_biased};
 use atoll_env::task;
 use atoll_lsm::driven::{Direction, Driver, Tree};
@@ -127,10 +128,12 @@ impl<P: Program> StoreHost<P> {
             && !state.stalled.is_empty()
             && let Some(behind) = state.stalled.get_mut(&lane)
         {
+            sometimes!(true, "a job waits behind one of its connection");
             behind.push_back(job);
             return None;
         }
         if state.leader.is_none() || state.frozen {
+            sometimes!(true, "a job waits for its shard to serve");
             state.queue.push_back(job);
             return None;
         }
@@ -218,15 +221,21 @@ impl<P: Program> StoreHost<P> {
                     }
                     match interrupt {
                         Interrupt::Hindered(Step::AwaitEntry(entry)) => {
+                            sometimes!(true, "a job waits for an entry in flight");
                             let waiter = Waiter::Again(Box::new(job));
                             state.waiters.entry(entry).or_default().push(waiter);
                         }
-                        Interrupt::Hindered(Step::AwaitLock) => state.for_locks.push(job),
+                        Interrupt::Hindered(Step::AwaitLock) => {
+                            sometimes!(true, "a job waits for a lock");
+                            state.for_locks.push(job);
+                        }
                         Interrupt::Hindered(Step::Answer(Response::Blocked(obstacles))) => {
+                            sometimes!(true, "a job meets an intent");
                             drop(guard);
                             self.resolve(core, group, job, obstacles);
                         }
                         Interrupt::Miss => {
+                            sometimes!(true, "a job waits for a block of a table");
                             drop(guard);
                             self.catch_up(core, group, job);
                         }
@@ -586,6 +595,7 @@ impl<P: Program> StoreHost<P> {
         if matches!(refusal, Error::Stopped(_)) {
             return Err(refusal);
         }
+        sometimes!(true, "a turn is refused for lack of room");
         let mut groups: Vec<Rc<Group<P>>> = entries.into_iter().map(|(group, _)| group).collect();
         groups.dedup_by_key(|group| group.id);
         for group in groups {
@@ -809,6 +819,7 @@ impl<P: Program> StoreHost<P> {
                     }
                     let mut state = group.state.borrow_mut();
                     if job.durability == Durability::Synced && state.synced < seq {
+                        sometimes!(true, "an answer comes too late for its turn's sync");
                         state.late.push((*job, answer));
                         self.list(group, &mut state);
                         continue;

@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_env::sim::{CrashTiming, Outcome, Sim};
 use atoll_kv::Core;
@@ -247,6 +248,76 @@ fn a_power_cut_anywhere_leaves_every_acknowledged_write() {
         }
     }
     assert!(cuts >= 100);
+}
+
+/// Transactions over two cores are cut off at many disk operations. Their intents then wait for a
+/// reader, however long it takes, and the record that each leans on must wait with them: the core
+/// that has the record learns from the other one what is still needed.
+#[test]
+fn a_record_outlives_every_restart_while_an_intent_of_another_core_leans_on_it() {
+    let mut halves = 0;
+    for cut in 0..60u64 {
+        let sim = Sim::new(cut);
+        let node = sim.node("n");
+        node.disk().crash_at(60 + cut * 2, CrashTiming::Any);
+        let acknowledged: Arc<Mutex<u64>> = Arc::default();
+        let progress = acknowledged.clone();
+        let writing = open(options(node.env(), 2, 4), move |core: Core<Toy>| {
+            let progress = progress.clone();
+            async move {
+                if core.index() != 0 {
+                    support::until_stopped(&core).await;
+                    return;
+                }
+                for n in 1..100 {
+                    let mut txn = core.begin(Isolation::Serializable);
+                    for name in ["a", "b", "c", "d", "e", "f"] {
+                        txn.put(&key(name), &support::stored(n)).await.unwrap();
+                    }
+                    txn.commit().await.unwrap();
+                    *progress.lock() = n;
+                }
+                support::stop_all(&core);
+            }
+        });
+        if matches!(sim.block_on(&node, writing), Outcome::Done(_)) {
+            continue;
+        }
+        let low = *acknowledged.lock();
+        for life in 0..3 {
+            node.disk().cancel_crash();
+            node.restart();
+            let found: Arc<Mutex<Vec<u64>>> = Arc::default();
+            let results = found.clone();
+            let waiting = open(options(node.env(), 2, 4), move |core: Core<Toy>| {
+                let results = results.clone();
+                async move {
+                    if core.index() != 0 {
+                        support::until_stopped(&core).await;
+                        return;
+                    }
+                    // Nobody reads in the first lives; the horizon moves on.
+                    core.env().clock.sleep(Duration::from_secs(8)).await;
+                    if life == 2 {
+                        let mut client = Client::new(&core, 1);
+                        for name in ["a", "b", "c", "d", "e", "f"] {
+                            results.lock().push(client.get(name).await.unwrap_or(0));
+                        }
+                    }
+                    support::stop_all(&core);
+                }
+            });
+            let outcome = sim.block_on(&node, waiting);
+            assert!(matches!(outcome, Outcome::Done(Ok(()))), "cut {cut}: {outcome:?}");
+            let found = found.lock();
+            if life == 2 {
+                assert!(found.iter().all(|n| *n == found[0]), "cut {cut}: half is gone: {found:?}");
+                assert!(found[0] >= low, "cut {cut}: {low} was acknowledged, {} is there", found[0]);
+                halves += 1;
+            }
+        }
+    }
+    assert!(halves > 30, "only {halves} runs were cut");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
 use atoll_kv::Core;
 use atoll_mvcc::Value;
@@ -256,6 +257,7 @@ pub async fn reclaim(core: &Core<ObjectProgram>) -> Result<usize, Error> {
                 Ok::<_, Error>(())
             })
             .await?;
+        sometimes!(true, "a dropped database is reclaimed");
         reclaimed += 1;
     }
     Ok(reclaimed)

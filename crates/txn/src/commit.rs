@@ -52,6 +52,7 @@
 
 use std::sync::Arc;
 
+use atoll_env::sometimes;
 use atoll_mvcc::request::{Isolation, Key, Outcome, ReadSet, Record, Request, Response, Write};
 use atoll_mvcc::{Timestamp, TxnId};
 
@@ -228,6 +229,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
                 ts = commit_ts;
             }
         } else if highest > commit_ts {
+            sometimes!(true, "a transaction is moved to a later time");
             core.stats.pushed.add(1);
             let all = self.parts(true);
             if !mutants::is("no-refresh")
@@ -336,6 +338,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         if mutants::is("lost-is-aborted") {
             return Ok(Outcome::Aborted);
         }
+        sometimes!(true, "a commit's answer is lost and its outcome asked for");
         core.stats.settled.add(1);
         let Staged { primary, commit_ts, .. } = staged;
         let mut backoff = core.backoff(core.options.commit);

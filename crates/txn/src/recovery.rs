@@ -39,6 +39,7 @@
 
 use std::time::Duration;
 
+use atoll_env::sometimes;
 use atoll_mvcc::request::{Fate, Isolation, Key, Obstacle, Outcome, Record, Request, Response};
 use atoll_mvcc::{Timestamp, TxnId};
 
@@ -187,7 +188,10 @@ pub(crate) async fn recover<S: Shards>(
         let (expect, outcome, stamp) = match record {
             Some(Record::Committed(ts)) => return Ok(Outcome::Committed(ts)),
             Some(Record::Aborted) => return Ok(Outcome::Aborted),
-            None => (None, Outcome::Aborted, stamp),
+            None => {
+                sometimes!(true, "a transaction without a record is recovered");
+                (None, Outcome::Aborted, stamp)
+            }
             Some(Record::Staged { commit_ts, isolation, keys }) => {
                 let stamp = stamp.max(commit_ts);
                 let ready = probe(shards, backoff, txn, keys, stamp).await?;
@@ -203,6 +207,9 @@ pub(crate) async fn recover<S: Shards>(
                     }
                     Some(_) | None => Outcome::Aborted,
                 };
+                let committed = matches!(outcome, Outcome::Committed(_));
+                sometimes!(committed, "a staged transaction is recovered as committed");
+                sometimes!(!committed, "a staged transaction is recovered as aborted");
                 (Some(commit_ts), outcome, stamp)
             }
         };

@@ -16,6 +16,8 @@ Recipes:
                                   atoll-sim crash (--points N --seed S)
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
+  cargo xtask sim [FLAGS]         a whole server under random faults, 1,000 seeds of a minute; flags
+                                  are those of atoll-sim engine (--seed N, --seeds COUNT)
   cargo xtask loom                the rings between cores under the model checker: all orders of
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
@@ -50,6 +52,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("ci", true) => vec![Command::new(root().join(".ci/run"))],
         ("e2e", true) => e2e(),
         ("crash", _) => crash(flags),
+        ("sim", _) => vec![sim(flags)],
         ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
         ("golden", true) => vec![golden()],
@@ -84,6 +87,15 @@ fn crash(args: &[String]) -> Vec<Command> {
         run
     };
     MUTANTS.into_iter().map(with).collect()
+}
+
+fn sim(flags: &[String]) -> Command {
+    let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--", "engine"]);
+    if flags.is_empty() {
+        run.args(["--seeds", "1000"]);
+    }
+    run.args(flags);
+    run
 }
 
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.

@@ -13,7 +13,33 @@ const ACKNOWLEDGED_MIN: u64 = 200;
 const FAULTS_MIN: u64 = 3;
 /// States that a campaign of any size worth its name reaches; the names are those of the probes
 /// ([`atoll_env::probe`]).
-pub const STATES: [&str; 0] = [];
+pub const STATES: [&str; 18] = [
+    "a commit's answer is lost and its outcome asked for",
+    "a dropped database is reclaimed",
+    "a job meets an intent",
+    "a job waits behind one of its connection",
+    "a job waits for a block of a table",
+    "a job waits for a lock",
+    "a job waits for an entry in flight",
+    "a job waits for its shard to serve",
+    "a key is reaped at its deadline",
+    "a staged transaction is recovered as aborted",
+    "a staged transaction is recovered as committed",
+    "a torn tail of the log is cut",
+    "a transaction is moved to a later time",
+    "a turn is refused for lack of room",
+    SITES[0],
+    SITES[1],
+    SITES[2],
+    SITES[3],
+];
+/// States that show as operations of the disk: each ends with the name of a site.
+pub const SITES: [&str; 4] = [
+    "disk: flush install",
+    "disk: compaction install",
+    "disk: manifest swap",
+    "disk: segment reuse",
+];
 
 /// Which seeds to run.
 #[derive(Clone, Copy, Debug)]

@@ -14,7 +14,7 @@ use atoll_lsm::{Compression, Durability};
 use atoll_redis::{Config, Identity};
 use atoll_server::{Engine, Server};
 
-use super::campaign::Told;
+use super::campaign::{SITES, Told};
 use super::client::Connection;
 use super::load::{Client, FAMILIES};
 use super::op::{End, Op};
@@ -127,12 +127,19 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
     let checked = judge::judge(&history, world.jumps).inspect_err(|_| {
         failed.history = history.to_string();
     })?;
+    let mut reached = probe::take();
+    // The engine's own doings show as operations of the disk.
+    for (site, times) in world.server.disk().sites() {
+        if let Some(state) = SITES.iter().find(|state| state.ends_with(site)) {
+            reached.insert(state, times);
+        }
+    }
     Ok(Told {
         events: sim.events(),
         faults: world.faults.take(),
         acknowledged: history.acknowledged() as u64,
         checked: checked.calls as u64,
-        reached: probe::take(),
+        reached,
         trace: sim.trace_hash(),
         simulated_s: run.seconds,
     })
