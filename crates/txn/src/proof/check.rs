@@ -174,6 +174,9 @@ impl History {
                 entry.moment = Some(at);
                 entry.told = Told::Committed(at.ts);
                 entry.end = None;
+                if is_fast {
+                    self.tell_reads(entry, at, removed);
+                }
             }
         }
         Ok(())
