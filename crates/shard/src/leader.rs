@@ -32,7 +32,7 @@
 //! state unchanged (but for raised read timestamps, which are always allowed) and the request is
 //! evaluated again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use atoll_mvcc::keys::{self, Placement};
@@ -187,6 +187,9 @@ pub struct Leader {
     /// Transactions that hold locks or wait for some.
     lockers: BTreeSet<TxnId>,
     intents: BTreeMap<Key, HeldIntent>,
+    /// Intents whose resolution is not applied: the entry that carries it, and the intent's
+    /// timestamp. Oldest first.
+    resolving: VecDeque<(EntrySeq, Timestamp)>,
     records: BTreeMap<TxnId, HeldRecord>,
     fences: BTreeMap<(Key, TxnId), HeldFence>,
     /// When the coordinator of a transaction was last heard of.
@@ -233,6 +236,7 @@ impl Leader {
             locks: LockTable::new(),
             lockers: BTreeSet::new(),
             intents: intents.map(|(k, intent)| (k, HeldIntent { intent, entry: 0 })).collect(),
+            resolving: VecDeque::new(),
             records: records
                 .map(|(txn, primary, record, written)| {
                     (txn, HeldRecord { primary, record, written, entry: 0 })
@@ -321,9 +325,14 @@ impl Leader {
         &self.locks
     }
 
-    /// Returns the lowest timestamp of an intent: the horizon may not pass it.
+    /// Returns the lowest timestamp of an intent: the horizon may not pass it. An intent is there
+    /// until the entry that resolves it is *applied*: if the leader is lost before, the next one
+    /// finds the intent again and asks for the transaction's record, which another shard would have
+    /// dropped by then. The commit would be taken for one that never was, and half of an
+    /// acknowledged transaction undone.
     pub fn oldest_intent(&self) -> Option<Timestamp> {
-        self.intents.values().map(|held| held.intent.min_commit_ts).min()
+        let resolving = self.resolving.iter().map(|(_, ts)| *ts);
+        self.intents.values().map(|held| held.intent.min_commit_ts).chain(resolving).min()
     }
 
     /// Raises the horizon: what is stamped below it is refused from now on, and records and fences
@@ -409,6 +418,9 @@ impl Leader {
         self.applied = self.applied.max(entry);
         self.applied_max = self.applied_max.max(stamp);
         self.edge.applied(entry);
+        while self.resolving.front().is_some_and(|(carries, _)| *carries <= entry) {
+            self.resolving.pop_front();
+        }
     }
 
     /// Changes a keyspace's counts by what became of one key.
@@ -1293,6 +1305,7 @@ impl Leader {
             };
             let intent = held.intent.clone();
             self.intents.remove(key);
+            self.resolving.push_back((self.seq, intent.min_commit_ts));
             self.open.remove_intent(key);
             if let Outcome::Committed(ts) = outcome {
                 let before = intent.before;

@@ -467,6 +467,27 @@ fn the_horizon_takes_what_has_ended_below_it_and_refuses_what_comes_late() {
 }
 
 #[test]
+fn an_intent_holds_the_horizon_until_its_resolution_is_applied() {
+    for outcome in [true, false] {
+        let (mut rig, a) = (Rig::new(), key("a"));
+        let commit_ts = rig.commit_point();
+        rig.ask(stage(1, &a, commit_ts));
+        rig.settle();
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts));
+        let outcome = if outcome { Outcome::Committed(commit_ts) } else { Outcome::Aborted };
+        rig.ask(Request::Resolve { txn: TxnId(1), keys: vec![a.clone()], outcome });
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts), "while it is decided on");
+        rig.close();
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts), "while it is in flight");
+        // With the leader it is lost; the intent is not.
+        let applied = rig.applied.load(&rig.leader.descriptor, Timestamp::ZERO);
+        assert_eq!(applied.intents.len(), 1);
+        rig.apply();
+        assert_eq!(rig.leader.oldest_intent(), None);
+    }
+}
+
+#[test]
 fn a_split_divides_intents_records_and_fences_by_their_keys() {
     let mut rig = Rig::new();
     let (a, z) = (key("a"), key("z"));

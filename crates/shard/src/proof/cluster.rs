@@ -750,7 +750,13 @@ impl Cluster for Real {
 
     fn collect(&self) {
         let world = &self.world;
-        world.horizon.set(world.safepoint.get());
+        // Nobody has an intent below, not even one that may come back.
+        let oldest = {
+            let hosts = world.hosts.borrow();
+            hosts.iter().filter_map(|host| host.leader.oldest_intent()).min()
+        };
+        let horizon = world.safepoint.get().min(oldest.unwrap_or(Timestamp::MAX).prev());
+        world.horizon.set(world.horizon.get().max(horizon));
         let count = world.hosts.borrow().len();
         for index in 0..count {
             let host = &mut world.hosts.borrow_mut()[index];
