@@ -332,6 +332,7 @@ impl Leader {
     /// acknowledged transaction undone.
     pub fn oldest_intent(&self) -> Option<Timestamp> {
         let resolving = self.resolving.iter().map(|(_, ts)| *ts);
+        let resolving = resolving.filter(|_| !mutants::is("resolving-not-held"));
         self.intents.values().map(|held| held.intent.min_commit_ts).chain(resolving).min()
     }
 
@@ -452,7 +453,10 @@ impl Leader {
         {
             return Some(self.obstacle(key, held));
         }
-        if writes && self.locks.blocks(key, None, Mode::Exclusive) {
+        if writes
+            && self.locks.blocks(key, None, Mode::Exclusive)
+            && !mutants::is("commands-pass-locks")
+        {
             return Some(Step::AwaitLock);
         }
         None
@@ -511,12 +515,17 @@ impl Leader {
         if !self.intents.is_empty()
             && let Some(key) = self.local_key(name)
             && let Some(held) = self.intents.get(&key)
+            && !mutants::is("local-passes-intents")
         {
             return Err(self.obstacle(&key, held));
         }
         match self.locals.get(name) {
             None => Ok(None),
-            Some((_, entry)) if applied && *entry > self.applied => Err(Step::AwaitEntry(*entry)),
+            Some((_, entry))
+                if applied && *entry > self.applied && !mutants::is("local-not-awaited") =>
+            {
+                Err(Step::AwaitEntry(*entry))
+            }
             Some((value, _)) => Ok(value.clone()),
         }
     }
@@ -555,6 +564,9 @@ impl Leader {
 
     /// Adds the read of a key to the open entry: later versions lie above its timestamp.
     pub(crate) fn read_with_entry(&mut self, key: &[u8]) {
+        if mutants::is("command-reads-do-not-raise") {
+            return;
+        }
         self.open.read(key);
     }
 
@@ -682,12 +694,15 @@ impl Leader {
     /// Returns an intent of somebody else in the way of a reader at `at`.
     fn intent_at(&self, txn: Option<TxnId>, key: &[u8], at: Timestamp) -> Option<Step> {
         let held = self.intents.get(key)?;
+        if mutants::is("reads-pass-intents") {
+            return None;
+        }
         let foreign = Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at;
         foreign.then(|| self.obstacle(key, held))
     }
 
     fn intent_in(&self, txn: Option<TxnId>, span: &Span, at: Timestamp) -> Option<Step> {
-        if span.start >= span.end {
+        if span.start >= span.end || mutants::is("reads-pass-intents") {
             return None;
         }
         let within = self.intents.range(span.start.clone()..span.end.clone());
@@ -702,7 +717,7 @@ impl Leader {
         if !mine {
             return Step::Answer(Response::NotMine);
         }
-        if at < self.horizon {
+        if at < self.horizon && !mutants::is("reads-below-horizon") {
             return Step::Answer(Response::Refused(Refusal::SnapshotTooOld));
         }
         // Raised before looking: what is written from here on lies above.
@@ -723,9 +738,6 @@ impl Leader {
             && !mutants::is("reads-do-not-wait")
         {
             return Step::AwaitEntry(entry);
-        }
-        if mutants::is("reads-pass-intents") {
-            return Step::Read;
         }
         let in_way = keys
             .iter()
@@ -761,12 +773,15 @@ impl Leader {
         for key in keys {
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != txn
+                && !mutants::is("locks-pass-intents")
             {
                 return Ok(self.obstacle(key, held));
             }
         }
         let awaited = keys.iter().filter_map(|key| self.edge.entry_of(key, self.seq)).max();
-        if let Some(entry) = awaited {
+        if let Some(entry) = awaited
+            && !mutants::is("locks-do-not-wait")
+        {
             return Ok(Step::AwaitEntry(entry));
         }
         let mut values = Vec::with_capacity(keys.len());
@@ -845,17 +860,23 @@ impl Leader {
                 let refusal = Refusal::WriteConflict { key: key.clone() };
                 Some(Step::Answer(Response::Refused(refusal)))
             };
-            if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive) {
+            if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive)
+                && !mutants::is("commits-pass-locks")
+            {
                 // Waiting here would be a wait that no search for deadlocks sees.
                 return Ok(conflict());
             }
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != claim.txn
+                && !mutants::is("writes-pass-intents")
             {
                 return Ok(Some(self.obstacle(key, held)));
             }
             // What was read under a lock has to be what is there; else nothing newer than the moment
             // of reading. A blind write has seen nothing that could have changed.
+            if mutants::is("writes-not-checked") {
+                continue;
+            }
             let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
             let Some(read_ts) = locked.map(|(_, ts)| *ts).or(claim.read_ts) else { continue };
             match self.checked_edge(key) {
@@ -888,7 +909,7 @@ impl Leader {
             let refusal = Refusal::ReadConflict { key: key.to_vec() };
             Some(Step::Answer(Response::Refused(refusal)))
         };
-        for key in &reads.keys {
+        for key in reads.keys.iter().filter(|_| !mutants::is("reads-not-checked")) {
             // A key that is written as well was checked as a write.
             if writes.iter().any(|write| write.key == *key) {
                 continue;
@@ -909,7 +930,7 @@ impl Leader {
                 }
             }
         }
-        for (key, found) in &reads.locked {
+        for (key, found) in reads.locked.iter().filter(|_| !mutants::is("locked-not-checked")) {
             if writes.iter().any(|write| write.key == *key) {
                 continue;
             }
@@ -1237,7 +1258,7 @@ impl Leader {
             Some(Record::Staged { commit_ts, .. }) => Some(*commit_ts),
             Some(_) => return self.as_it_is(txn, now),
         };
-        if staged != expect {
+        if staged != expect && !mutants::is("finish-anything") {
             return self.as_it_is(txn, now);
         }
         if staged.is_none()
@@ -1441,4 +1462,5 @@ fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
 }
 
 #[cfg(test)]
-mod tests;
+#[path = "leader/tests.rs"]
+pub(crate) mod corners;
