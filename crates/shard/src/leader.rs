@@ -32,7 +32,7 @@
 //! state unchanged (but for raised read timestamps, which are always allowed) and the request is
 //! evaluated again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use atoll_mvcc::keys::{self, Placement};
@@ -187,6 +187,9 @@ pub struct Leader {
     /// Transactions that hold locks or wait for some.
     lockers: BTreeSet<TxnId>,
     intents: BTreeMap<Key, HeldIntent>,
+    /// Intents whose resolution is not applied: the entry that carries it, and the intent's
+    /// timestamp. Oldest first.
+    resolving: VecDeque<(EntrySeq, Timestamp)>,
     records: BTreeMap<TxnId, HeldRecord>,
     fences: BTreeMap<(Key, TxnId), HeldFence>,
     /// When the coordinator of a transaction was last heard of.
@@ -233,6 +236,7 @@ impl Leader {
             locks: LockTable::new(),
             lockers: BTreeSet::new(),
             intents: intents.map(|(k, intent)| (k, HeldIntent { intent, entry: 0 })).collect(),
+            resolving: VecDeque::new(),
             records: records
                 .map(|(txn, primary, record, written)| {
                     (txn, HeldRecord { primary, record, written, entry: 0 })
@@ -321,9 +325,15 @@ impl Leader {
         &self.locks
     }
 
-    /// Returns the lowest timestamp of an intent: the horizon may not pass it.
+    /// Returns the lowest timestamp of an intent: the horizon may not pass it. An intent is there
+    /// until the entry that resolves it is *applied*: if the leader is lost before, the next one
+    /// finds the intent again and asks for the transaction's record, which another shard would have
+    /// dropped by then. The commit would be taken for one that never was, and half of an
+    /// acknowledged transaction undone.
     pub fn oldest_intent(&self) -> Option<Timestamp> {
-        self.intents.values().map(|held| held.intent.min_commit_ts).min()
+        let resolving = self.resolving.iter().map(|(_, ts)| *ts);
+        let resolving = resolving.filter(|_| !mutants::is("resolving-not-held"));
+        self.intents.values().map(|held| held.intent.min_commit_ts).chain(resolving).min()
     }
 
     /// Raises the horizon: what is stamped below it is refused from now on, and records and fences
@@ -409,6 +419,9 @@ impl Leader {
         self.applied = self.applied.max(entry);
         self.applied_max = self.applied_max.max(stamp);
         self.edge.applied(entry);
+        while self.resolving.front().is_some_and(|(carries, _)| *carries <= entry) {
+            self.resolving.pop_front();
+        }
     }
 
     /// Changes a keyspace's counts by what became of one key.
@@ -440,7 +453,10 @@ impl Leader {
         {
             return Some(self.obstacle(key, held));
         }
-        if writes && self.locks.blocks(key, None, Mode::Exclusive) {
+        if writes
+            && self.locks.blocks(key, None, Mode::Exclusive)
+            && !mutants::is("commands-pass-locks")
+        {
             return Some(Step::AwaitLock);
         }
         None
@@ -499,12 +515,17 @@ impl Leader {
         if !self.intents.is_empty()
             && let Some(key) = self.local_key(name)
             && let Some(held) = self.intents.get(&key)
+            && !mutants::is("local-passes-intents")
         {
             return Err(self.obstacle(&key, held));
         }
         match self.locals.get(name) {
             None => Ok(None),
-            Some((_, entry)) if applied && *entry > self.applied => Err(Step::AwaitEntry(*entry)),
+            Some((_, entry))
+                if applied && *entry > self.applied && !mutants::is("local-not-awaited") =>
+            {
+                Err(Step::AwaitEntry(*entry))
+            }
             Some((value, _)) => Ok(value.clone()),
         }
     }
@@ -543,6 +564,9 @@ impl Leader {
 
     /// Adds the read of a key to the open entry: later versions lie above its timestamp.
     pub(crate) fn read_with_entry(&mut self, key: &[u8]) {
+        if mutants::is("command-reads-do-not-raise") {
+            return;
+        }
         self.open.read(key);
     }
 
@@ -670,12 +694,15 @@ impl Leader {
     /// Returns an intent of somebody else in the way of a reader at `at`.
     fn intent_at(&self, txn: Option<TxnId>, key: &[u8], at: Timestamp) -> Option<Step> {
         let held = self.intents.get(key)?;
+        if mutants::is("reads-pass-intents") {
+            return None;
+        }
         let foreign = Some(held.intent.txn) != txn && held.intent.min_commit_ts <= at;
         foreign.then(|| self.obstacle(key, held))
     }
 
     fn intent_in(&self, txn: Option<TxnId>, span: &Span, at: Timestamp) -> Option<Step> {
-        if span.start >= span.end {
+        if span.start >= span.end || mutants::is("reads-pass-intents") {
             return None;
         }
         let within = self.intents.range(span.start.clone()..span.end.clone());
@@ -690,7 +717,7 @@ impl Leader {
         if !mine {
             return Step::Answer(Response::NotMine);
         }
-        if at < self.horizon {
+        if at < self.horizon && !mutants::is("reads-below-horizon") {
             return Step::Answer(Response::Refused(Refusal::SnapshotTooOld));
         }
         // Raised before looking: what is written from here on lies above.
@@ -711,9 +738,6 @@ impl Leader {
             && !mutants::is("reads-do-not-wait")
         {
             return Step::AwaitEntry(entry);
-        }
-        if mutants::is("reads-pass-intents") {
-            return Step::Read;
         }
         let in_way = keys
             .iter()
@@ -749,12 +773,15 @@ impl Leader {
         for key in keys {
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != txn
+                && !mutants::is("locks-pass-intents")
             {
                 return Ok(self.obstacle(key, held));
             }
         }
         let awaited = keys.iter().filter_map(|key| self.edge.entry_of(key, self.seq)).max();
-        if let Some(entry) = awaited {
+        if let Some(entry) = awaited
+            && !mutants::is("locks-do-not-wait")
+        {
             return Ok(Step::AwaitEntry(entry));
         }
         let mut values = Vec::with_capacity(keys.len());
@@ -833,17 +860,23 @@ impl Leader {
                 let refusal = Refusal::WriteConflict { key: key.clone() };
                 Some(Step::Answer(Response::Refused(refusal)))
             };
-            if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive) {
+            if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive)
+                && !mutants::is("commits-pass-locks")
+            {
                 // Waiting here would be a wait that no search for deadlocks sees.
                 return Ok(conflict());
             }
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != claim.txn
+                && !mutants::is("writes-pass-intents")
             {
                 return Ok(Some(self.obstacle(key, held)));
             }
             // What was read under a lock has to be what is there; else nothing newer than the moment
             // of reading. A blind write has seen nothing that could have changed.
+            if mutants::is("writes-not-checked") {
+                continue;
+            }
             let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
             let Some(read_ts) = locked.map(|(_, ts)| *ts).or(claim.read_ts) else { continue };
             match self.checked_edge(key) {
@@ -876,7 +909,7 @@ impl Leader {
             let refusal = Refusal::ReadConflict { key: key.to_vec() };
             Some(Step::Answer(Response::Refused(refusal)))
         };
-        for key in &reads.keys {
+        for key in reads.keys.iter().filter(|_| !mutants::is("reads-not-checked")) {
             // A key that is written as well was checked as a write.
             if writes.iter().any(|write| write.key == *key) {
                 continue;
@@ -897,7 +930,7 @@ impl Leader {
                 }
             }
         }
-        for (key, found) in &reads.locked {
+        for (key, found) in reads.locked.iter().filter(|_| !mutants::is("locked-not-checked")) {
             if writes.iter().any(|write| write.key == *key) {
                 continue;
             }
@@ -1225,7 +1258,7 @@ impl Leader {
             Some(Record::Staged { commit_ts, .. }) => Some(*commit_ts),
             Some(_) => return self.as_it_is(txn, now),
         };
-        if staged != expect {
+        if staged != expect && !mutants::is("finish-anything") {
             return self.as_it_is(txn, now);
         }
         if staged.is_none()
@@ -1293,6 +1326,7 @@ impl Leader {
             };
             let intent = held.intent.clone();
             self.intents.remove(key);
+            self.resolving.push_back((self.seq, intent.min_commit_ts));
             self.open.remove_intent(key);
             if let Outcome::Committed(ts) = outcome {
                 let before = intent.before;
@@ -1428,4 +1462,5 @@ fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
 }
 
 #[cfg(test)]
-mod tests;
+#[path = "leader/tests.rs"]
+pub(crate) mod corners;

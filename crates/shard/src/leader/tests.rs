@@ -297,6 +297,23 @@ fn an_intent_waits_until_reads_of_the_open_entry_have_their_timestamp() {
 }
 
 #[test]
+pub(crate) fn a_command_that_writes_keeps_what_it_read() {
+    let (mut rig, a) = written(APPLIED);
+    let command = rig.run(|eval| {
+        eval.get(&a)?;
+        eval.put(key("b"), Some(stored(b"v")));
+        Ok(())
+    });
+    command.expect("nothing is in the way");
+    rig.close();
+    let stamp = rig.leader.edge_max();
+    let old = Timestamp::commit_at(Epoch(0));
+    let step = rig.ask(prewrite(2, &a, None, old));
+    let Step::AnswerWith(Response::Prewritten(min)) = step else { panic!("{step:?}") };
+    assert!(min > stamp, "what was read at {stamp} may not change there: {min}");
+}
+
+#[test]
 fn who_waits_for_a_lock_is_told_for_whom_and_leaves_the_queue_by_unlocking() {
     let (mut rig, a) = (Rig::new(), key("a"));
     let waits = |txn| Request::Waits { txn: TxnId(txn), keys: vec![key("a")] };
@@ -365,7 +382,7 @@ fn a_fence_keeps_its_intent_out_and_a_look_does_not() {
 }
 
 #[test]
-fn of_those_who_change_a_record_the_first_wins_and_the_others_learn_it() {
+pub(crate) fn of_those_who_change_a_record_the_first_wins_and_the_others_learn_it() {
     let (mut rig, a) = (Rig::new(), key("a"));
     let from = rig.commit_point();
     let to = rig.commit_point();
@@ -374,7 +391,9 @@ fn of_those_who_change_a_record_the_first_wins_and_the_others_learn_it() {
     let restage = |from, to| Request::Restage { txn: TxnId(1), primary: key("a"), from, to };
     let aborts = |expect| finish(1, &key("a"), expect, Outcome::Aborted, from);
     let commits = |expect| finish(1, &key("a"), expect, Outcome::Committed(from), from);
-    let table: [(&str, Request, Request, Record); 6] = [
+    let later = rig.commit_point();
+    let table: [(&str, Request, Request, Record); 7] = [
+        ("restaged, once more from there", restage(from, to), restage(from, later), staged(to)),
         ("restaged, aborted", restage(from, to), aborts(Some(from)), staged(to)),
         ("restaged, committed", restage(from, to), commits(Some(from)), staged(to)),
         ("aborted, restaged", aborts(Some(from)), restage(from, to), Record::Aborted),
@@ -467,6 +486,27 @@ fn the_horizon_takes_what_has_ended_below_it_and_refuses_what_comes_late() {
 }
 
 #[test]
+pub(crate) fn an_intent_holds_the_horizon_until_its_resolution_is_applied() {
+    for outcome in [true, false] {
+        let (mut rig, a) = (Rig::new(), key("a"));
+        let commit_ts = rig.commit_point();
+        rig.ask(stage(1, &a, commit_ts));
+        rig.settle();
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts));
+        let outcome = if outcome { Outcome::Committed(commit_ts) } else { Outcome::Aborted };
+        rig.ask(Request::Resolve { txn: TxnId(1), keys: vec![a.clone()], outcome });
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts), "while it is decided on");
+        rig.close();
+        assert_eq!(rig.leader.oldest_intent(), Some(commit_ts), "while it is in flight");
+        // With the leader it is lost; the intent is not.
+        let applied = rig.applied.load(&rig.leader.descriptor, Timestamp::ZERO);
+        assert_eq!(applied.intents.len(), 1);
+        rig.apply();
+        assert_eq!(rig.leader.oldest_intent(), None);
+    }
+}
+
+#[test]
 fn a_split_divides_intents_records_and_fences_by_their_keys() {
     let mut rig = Rig::new();
     let (a, z) = (key("a"), key("z"));
@@ -499,7 +539,7 @@ fn a_split_divides_intents_records_and_fences_by_their_keys() {
 }
 
 #[test]
-fn the_right_half_inherits_own_values_as_writes_above_those_who_did_not_find_them() {
+pub(crate) fn the_right_half_inherits_own_values_as_writes_above_those_who_did_not_find_them() {
     let mut rig = Rig::new();
     rig.set(&local_key(0, b"n"), Some(b"map"));
     rig.set(&local_key(0, b"gone"), Some(b"x"));
@@ -534,7 +574,7 @@ fn only_keys_of_the_shards_first_slot_are_its_own_values() {
 }
 
 #[test]
-fn an_intent_on_an_own_value_lies_above_the_commands_that_read_it() {
+pub(crate) fn an_intent_on_an_own_value_lies_above_the_commands_that_read_it() {
     let (mut rig, own) = (Rig::new(), local_key(0, b"n"));
     let old = Timestamp::commit_at(Epoch(2));
     let name = [&(SLOTTED + 1).to_be_bytes()[..], &[0, 9], b"k"].concat();

@@ -14,7 +14,7 @@ use atoll_env::random::Prng;
 use atoll_env::sync::{Notify, oneshot};
 use atoll_mvcc::Timestamp;
 use atoll_mvcc::keys::{Range, RoutingKey, place_of};
-use atoll_mvcc::request::{Key, Obstacle, Request, Response, Span, Version};
+use atoll_mvcc::request::{Key, Obstacle, Refusal, Request, Response, Span, Version};
 use atoll_txn::proof::{Cluster, Fast, FastAnswer, Ground, Moment, Net, Weather, Written};
 use atoll_txn::{LocalOracle, Pace, Patience, WhenAlive};
 
@@ -380,6 +380,13 @@ impl World {
             ts: found.ts,
             value: found.value.as_deref().map(<[u8]>::to_vec),
         };
+        if let Work::Request(Request::Get { at, .. } | Request::Scan { at, .. }) = &job.work
+            && *at < applied.horizon()
+            && !mutants::is("reads-below-horizon")
+        {
+            // It took so long that what it would have found is gone.
+            return Response::Refused(Refusal::SnapshotTooOld);
+        }
         match &job.work {
             Work::Request(Request::Get { keys, at, .. }) => {
                 Response::Values(keys.iter().map(|key| applied.at(key, *at).map(version)).collect())
@@ -750,7 +757,14 @@ impl Cluster for Real {
 
     fn collect(&self) {
         let world = &self.world;
-        world.horizon.set(world.safepoint.get());
+        // Nobody has an intent below, not even one that may come back.
+        let oldest = {
+            let hosts = world.hosts.borrow();
+            hosts.iter().filter_map(|host| host.leader.oldest_intent()).min()
+        };
+        let horizon = world.safepoint.get().min(oldest.unwrap_or(Timestamp::MAX).prev());
+        world.horizon.set(world.horizon.get().max(horizon));
+        world.applied.borrow_mut().collect(world.horizon.get());
         let count = world.hosts.borrow().len();
         for index in 0..count {
             let host = &mut world.hosts.borrow_mut()[index];

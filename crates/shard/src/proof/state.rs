@@ -25,6 +25,10 @@ pub(crate) struct Applied {
     versions: BTreeMap<Key, Vec<Found<Stored>>>,
     /// Everything else, by its tree key.
     plain: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Versions that only reads below would find are gone.
+    horizon: Timestamp,
+    /// When keys were removed whose removal is gone.
+    removed: BTreeMap<Key, Timestamp>,
 }
 
 /// A version that an entry has added.
@@ -68,14 +72,36 @@ impl Applied {
             return Err(format!("a version of something else than data: {name:?}"));
         };
         let (key, ts) = (key.to_vec(), Timestamp(stamp));
-        let of_key = self.versions.entry(key.clone()).or_default();
-        if let Some(last) = of_key.last()
-            && last.ts >= ts
-        {
-            return Err(format!("a version of {key:?} at {ts} behind one at {}", last.ts));
+        let last = self.newest_ts(&key);
+        if last >= ts {
+            return Err(format!("a version of {key:?} at {ts} behind one at {last}"));
         }
+        let of_key = self.versions.entry(key.clone()).or_default();
         of_key.push(Found { ts, value: value.clone() });
         Ok(Added { key, ts, value })
+    }
+
+    /// Compacts: drops the versions that only reads below the horizon would find, and removals that
+    /// hide nothing any more.
+    pub(crate) fn collect(&mut self, horizon: Timestamp) {
+        let Applied { versions, removed, .. } = self;
+        self.horizon = self.horizon.max(horizon);
+        versions.retain(|key, of_key| {
+            let passed = of_key.iter().take_while(|version| version.ts <= horizon).count();
+            of_key.drain(..passed.saturating_sub(1));
+            if let Some(Found { ts, value: None }) = of_key.first()
+                && *ts <= horizon
+            {
+                removed.insert(key.clone(), *ts);
+                of_key.remove(0);
+            }
+            !of_key.is_empty()
+        });
+    }
+
+    /// Returns the moment below which versions are gone.
+    pub(crate) fn horizon(&self) -> Timestamp {
+        self.horizon
     }
 
     /// Returns the newest version of a key at or below `at`.
@@ -83,9 +109,10 @@ impl Applied {
         self.versions.get(key)?.iter().rev().find(|version| version.ts <= at)
     }
 
-    /// Returns the newest timestamp of a key.
+    /// Returns the timestamp of a key's newest version, also of one that is gone.
     pub(crate) fn newest_ts(&self, key: &[u8]) -> Timestamp {
-        self.at(key, Timestamp::MAX).map_or(Timestamp::ZERO, |found| found.ts)
+        let gone = || self.removed.get(key).copied().unwrap_or_default();
+        self.at(key, Timestamp::MAX).map_or_else(gone, |found| found.ts)
     }
 
     /// Returns the rows of a span at a moment, ascending.

@@ -17,8 +17,17 @@
 //!
 //! What was written and overwritten at the same timestamp was there for nobody but the commands in
 //! between; the order of moments has a place for it.
+//!
+//! # Removals of what is not there
+//! A command of the fast lane that removes an absent key changes nothing: it has *read* that the key
+//! is absent, and is checked as a reader. Removals carry no value that would say whose they are, so
+//! whether one of a command took effect is found out: it did if there is a removal of the key at its
+//! moment that no transaction has claimed. (A command that changes nothing happens just behind the
+//! newest thing it saw. If that is the removal by a transaction, the two have one moment, and the
+//! removal is the transaction's: one write has one owner. Nothing is excused by that: as a reader
+//! the command must find the key absent at its moment, and comes after everybody told before.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use atoll_mvcc::request::{Isolation, Key, Span};
 
@@ -35,8 +44,19 @@ pub fn check(journal: &Journal, history: &BTreeMap<Key, Vec<Written>>) -> Result
     }
     let mut entries = journal.entries();
     let history = History::new(history)?;
-    for (number, entry) in entries.iter_mut().enumerate() {
-        history.settle(entry).map_err(|what| format!("{what}: transaction {number} {entry:?}"))?;
+    // Transactions first: they have a value each, so what they removed is known.
+    let mut removed = Removed::new();
+    for fast in [false, true] {
+        let of_this_kind = |(_, entry): &(usize, &mut Entry)| (entry.kind == Kind::Fast) == fast;
+        for (number, entry) in entries.iter_mut().enumerate().filter(of_this_kind) {
+            history
+                .settle(entry, &removed)
+                .map_err(|what| format!("{what}: transaction {number} {entry:?}"))?;
+            if let Some(at) = entry.committed().filter(|_| !fast) {
+                let removals = entry.writes.iter().filter(|(_, value)| value.is_none());
+                removed.extend(removals.map(|(key, _)| (key.clone(), at)));
+            }
+        }
     }
     history.check_owners(&entries)?;
     for (number, entry) in entries.iter().enumerate() {
@@ -66,6 +86,9 @@ impl Entry {
         matches!(self.kind, Kind::Ordinary(Isolation::Serializable) | Kind::Fast)
     }
 }
+
+/// What transactions have removed, and when.
+type Removed = BTreeSet<(Key, Moment)>;
 
 struct History {
     /// Ascending.
@@ -112,7 +135,7 @@ impl History {
     }
 
     /// Checks that all or nothing of a transaction is there, as told; finds out what was not told.
-    fn settle(&self, entry: &mut Entry) -> Result<(), String> {
+    fn settle(&self, entry: &mut Entry, removed: &Removed) -> Result<(), String> {
         let is_fast = entry.kind == Kind::Fast;
         let found: Vec<Moment> = entry
             .writes
@@ -135,7 +158,7 @@ impl History {
                 }
                 entry.moment = Some(at);
                 if is_fast {
-                    self.tell_reads(entry, at);
+                    self.tell_reads(entry, at, removed);
                 }
             }
             Told::Aborted(_) | Told::GivenUp => {
@@ -151,16 +174,20 @@ impl History {
                 entry.moment = Some(at);
                 entry.told = Told::Committed(at.ts);
                 entry.end = None;
+                if is_fast {
+                    self.tell_reads(entry, at, removed);
+                }
             }
         }
         Ok(())
     }
 
     /// Makes removals of what was not there what they are: reads.
-    fn tell_reads(&self, entry: &mut Entry, at: Moment) {
+    fn tell_reads(&self, entry: &mut Entry, at: Moment, removed: &Removed) {
         let Entry { writes, reads, .. } = entry;
         writes.retain(|key, value| {
-            let wrote = self.has_at(key, at, value);
+            let is_anothers = value.is_none() && removed.contains(&(key.clone(), at));
+            let wrote = self.has_at(key, at, value) && !is_anothers;
             if !wrote {
                 reads.push(Read::Key { at: at.ts, key: key.clone(), value: None });
             }
@@ -318,4 +345,96 @@ fn check_pair(a: &Entry, b: &Entry) -> Result<(), String> {
         return Err("two snapshots that overlap wrote one key".into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    //! Histories by hand: what the order of moments leaves to interpretation.
+
+    use super::*;
+    use atoll_mvcc::{Epoch, Timestamp};
+
+    fn at(n: u64) -> Timestamp {
+        Timestamp::commit_at(Epoch(n))
+    }
+
+    fn key() -> Key {
+        super::super::Layout::Ordered.key(0)
+    }
+
+    /// What a key holds in the course of time.
+    fn history(of_key: &[(u64, Option<&str>)]) -> BTreeMap<Key, Vec<Written>> {
+        let written = of_key.iter().map(|(n, value)| Written {
+            at: Moment::end_of(at(*n)),
+            value: value.map(|v| v.as_bytes().to_vec()),
+        });
+        BTreeMap::from([(key(), written.collect())])
+    }
+
+    fn write(journal: &Journal, kind: Kind, value: Option<&str>, told: Timestamp) {
+        let entry = journal.begin(kind);
+        journal.with(entry, |entry| {
+            entry.writes.insert(key(), value.map(|v| v.as_bytes().to_vec()));
+            entry.moment = (kind == Kind::Fast).then_some(Moment::end_of(told));
+        });
+        journal.tell(entry, Told::Committed(told));
+    }
+
+    const ORDINARY: Kind = Kind::Ordinary(Isolation::Serializable);
+
+    fn found(journal: &Journal, of_key: &[(u64, Option<&str>)]) -> String {
+        check(journal, &history(of_key)).unwrap_err()
+    }
+
+    #[test]
+    fn a_command_that_removes_what_a_transaction_removed_just_before_is_a_reader() {
+        let journal = Journal::default();
+        write(&journal, ORDINARY, Some("v"), at(1));
+        write(&journal, ORDINARY, None, at(2));
+        // Told the moment of the newest thing it saw: that the key is not there.
+        write(&journal, Kind::Fast, None, at(2));
+        check(&journal, &history(&[(1, Some("v")), (2, None)])).unwrap();
+        // The removal is still its own where no transaction claims it.
+        let journal = Journal::default();
+        write(&journal, ORDINARY, Some("v"), at(1));
+        write(&journal, Kind::Fast, None, at(2));
+        check(&journal, &history(&[(1, Some("v")), (2, None)])).unwrap();
+    }
+
+    #[test]
+    fn as_a_reader_it_must_find_the_key_absent() {
+        for (moment, sentence) in [
+            (1, "a read does not hold at the commit"),
+            (2, "told committed, but not all of it is there"),
+        ] {
+            let journal = Journal::default();
+            write(&journal, ORDINARY, Some("v"), at(1));
+            write(&journal, Kind::Fast, None, at(moment));
+            let wrong = found(&journal, &[(1, Some("v"))]);
+            assert!(wrong.starts_with(sentence), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn as_a_reader_it_comes_after_everybody_told_before() {
+        let journal = Journal::default();
+        write(&journal, ORDINARY, Some("v"), at(1));
+        write(&journal, ORDINARY, None, at(2));
+        write(&journal, ORDINARY, Some("w"), at(3));
+        write(&journal, Kind::Fast, None, at(2));
+        let wrong = found(&journal, &[(1, Some("v")), (2, None), (3, Some("w"))]);
+        assert!(
+            wrong.starts_with("a read of something older than what was told before"),
+            "{wrong}"
+        );
+    }
+
+    #[test]
+    fn a_removal_that_is_nobodys_is_wrong() {
+        let journal = Journal::default();
+        write(&journal, ORDINARY, Some("v"), at(1));
+        write(&journal, Kind::Fast, None, at(2));
+        let wrong = found(&journal, &[(1, Some("v")), (2, None), (3, None)]);
+        assert!(wrong.starts_with("nobody committed"), "{wrong}");
+    }
 }

@@ -91,6 +91,8 @@ pub struct Entry {
     pub writes: Own,
     /// It locked all of its keys in one call and nothing else.
     pub locked_at_once: bool,
+    /// It has no other reads and writes than under these locks.
+    pub locked_all: bool,
     /// When it happened, in the end, as far as it is known.
     pub moment: Option<Moment>,
     /// For a command that did not wait for those of its client before it: which client, and which
@@ -122,6 +124,7 @@ impl Journal {
             reads: Vec::new(),
             writes: Own::new(),
             locked_at_once: false,
+            locked_all: false,
             moment: None,
             place: None,
             start: self.tick(),

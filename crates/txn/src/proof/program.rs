@@ -39,7 +39,7 @@ impl<C: Cluster> Program<C> {
             self.env.clock.sleep(wait).await;
             if self.prng.chance(self.knobs.fast) {
                 self.fast().await;
-            } else if self.prng.chance(0.05) {
+            } else if self.prng.chance(self.knobs.stale) {
                 self.stale().await;
             } else if self.prng.chance(0.2) {
                 self.repeated().await;
@@ -119,6 +119,14 @@ impl<C: Cluster> Program<C> {
         if at_once && all_in_order && ended == Err(Error::Aborted(Abort::Deadlock)) {
             self.journal.is_wrong("a command that locks all at once was in a deadlock".into());
         }
+        // Who has locked what he needs is not sent back, unless his locks were lost.
+        let locked_all = self.journal.with(entry, |entry| entry.locked_all);
+        if let Err(Error::Aborted(Abort::WriteConflict(key) | Abort::ReadConflict(key))) = &ended
+            && locked_all
+            && self.knobs.is_calm()
+        {
+            self.journal.is_wrong(format!("the lock on {key:?} held nobody off: {entry}"));
+        }
         let told = match ended {
             Ok(ts) => Told::Committed(ts),
             Err(Error::Aborted(why)) => Told::Aborted(why),
@@ -134,7 +142,9 @@ impl<C: Cluster> Program<C> {
 
     /// Reads at a moment of the past.
     async fn stale(&mut self) {
-        let back = self.prng.below(5_000);
+        // Some moments are so long past that they may lie below the safepoint.
+        let most = if self.prng.chance(0.3) { 5_000_000 } else { 5_000 };
+        let back = self.prng.below(most);
         let last = self.oracle.last();
         let at = Timestamp::read_at(atoll_mvcc::Epoch(last.0.saturating_sub(back)));
         let entry = self.journal.begin(Kind::Stale);
@@ -182,6 +192,7 @@ impl<C: Cluster> Program<C> {
                 }
             }
             if self.prng.chance(0.7) {
+                self.journal.with(entry, |entry| entry.locked_all = true);
                 return Ok(());
             }
         }

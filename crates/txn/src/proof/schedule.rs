@@ -43,14 +43,20 @@ pub struct Knobs {
     pub isolations: Vec<Isolation>,
     /// Share of commands of the fast lane.
     pub fast: f64,
+    /// Share of the rest that read at a moment of the past.
+    pub stale: f64,
     /// Share of transactions that lock some keys first.
     pub locks: f64,
     /// Share of single locks among the steps drawn for them.
     pub updates: f64,
     /// Read committed transactions say where their statements begin.
     pub statements: bool,
-    /// Disturbances, and the time within which they come.
+    /// Leaders lost.
     pub leader_changes: u64,
+    /// Time within which they are.
+    pub changes_within_us: u64,
+    /// Epochs that shards learn of, if there are commands of the fast lane.
+    pub learns: u64,
     /// Shards split so often.
     pub splits: u64,
     /// Coordinators that die some time.
@@ -70,6 +76,12 @@ pub struct Knobs {
 }
 
 impl Knobs {
+    /// Returns whether nothing is lost on the way and nobody dies.
+    pub fn is_calm(&self) -> bool {
+        let nobody_dies = self.deaths == 0 && self.deaths_in_commit == 0.0;
+        nobody_dies && self.leader_changes == 0 && self.splits == 0 && self.weather.breaks == 0.0
+    }
+
     /// Draws a schedule.
     pub fn draw(prng: &mut Prng) -> Knobs {
         let isolations = match prng.below(10) {
@@ -92,10 +104,13 @@ impl Knobs {
             spread_us: *prng.choose(&[200, 2_000, 10_000]).unwrap_or(&200),
             isolations,
             fast: *prng.choose(&[0.0, 0.0, 0.3, 0.6]).unwrap_or(&0.0),
+            stale: 0.05,
             locks: *prng.choose(&[0.0, 0.1, 0.7]).unwrap_or(&0.0),
             updates: *prng.choose(&[0.0, 1.0]).unwrap_or(&0.0),
             statements: prng.chance(0.5),
             leader_changes: often(prng, 6),
+            changes_within_us: 100_000,
+            learns: 6,
             splits: often(prng, 2),
             deaths: if prng.chance(0.7) { 0 } else { prng.range(1..COORDINATORS as u64) as usize },
             deaths_in_commit: *prng.choose(&[0.0, 0.0, 0.1, 0.3]).unwrap_or(&0.0),
@@ -185,6 +200,19 @@ pub fn run_with<C: Cluster>(
     seed: u64,
     make: impl FnOnce(&Env, &LocalOracle, &[Key], Prng, Weather) -> C,
 ) -> Result<Report, String> {
+    run_bent(seed, |_| {}, make)
+}
+
+/// Runs the schedule of a seed as [`run_with`] does, after `bend` has changed what it is like: some
+/// things meet often only where everything else stays out of their way.
+///
+/// # Errors
+/// Something was wrong; the sentence says what.
+pub fn run_bent<C: Cluster>(
+    seed: u64,
+    bend: impl FnOnce(&mut Knobs),
+    make: impl FnOnce(&Env, &LocalOracle, &[Key], Prng, Weather) -> C,
+) -> Result<Report, String> {
     let sim = Sim::new(seed);
     let ground = sim.node("shards");
     let nodes: Vec<Node> = ["c0", "c1", "c2"].map(|name| sim.node(name)).into();
@@ -196,6 +224,7 @@ pub fn run_with<C: Cluster>(
             4..6 => Layout::Slots,
             _ => Layout::Own,
         };
+        bend(&mut knobs);
         if knobs.layout == Layout::Own {
             // The upper half of a split inherits what the first key of the lower one holds.
             knobs.splits = 0;
@@ -335,7 +364,11 @@ impl<C: Cluster> Stage<C> {
         };
         for _ in 0..knobs.leader_changes {
             let cluster = self.cluster.clone();
-            task("change leader", at(100_000), Box::new(move || cluster.change_leader()));
+            task(
+                "change leader",
+                at(knobs.changes_within_us),
+                Box::new(move || cluster.change_leader()),
+            );
         }
         for index in 0..knobs.splits {
             let cluster = self.cluster.clone();
@@ -346,7 +379,7 @@ impl<C: Cluster> Stage<C> {
             let node = node.clone();
             task("die", at(50_000), Box::new(move || node.crash()));
         }
-        for _ in 0..if knobs.fast > 0.0 { 6 } else { 0 } {
+        for _ in 0..if knobs.fast > 0.0 { knobs.learns } else { 0 } {
             let cluster = self.cluster.clone();
             task("learn", at(50_000), Box::new(move || cluster.learn_epoch()));
         }
