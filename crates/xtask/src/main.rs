@@ -16,6 +16,8 @@ Recipes:
                                   atoll-sim crash (--points N --seed S)
   cargo xtask crash --mutants     the same with one rule of the engine left out after the other;
                                   each must be caught
+  cargo xtask fuzz                checks that the fuzz targets compile under their own manifest; the
+                                  tests of xtask compile and run them too, without libFuzzer
   cargo xtask loom                the rings between cores under the model checker: all orders of
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
@@ -50,6 +52,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("ci", true) => vec![Command::new(root().join(".ci/run"))],
         ("e2e", true) => e2e(),
         ("crash", _) => crash(flags),
+        ("fuzz", true) => vec![fuzz()],
         ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
         ("golden", true) => vec![golden()],
@@ -84,6 +87,14 @@ fn crash(args: &[String]) -> Vec<Command> {
         run
     };
     MUTANTS.into_iter().map(with).collect()
+}
+
+/// Without the feature that builds libFuzzer, for which the stable compiler is enough; with the lock
+/// file as it is, which goes stale when a crate that is fuzzed gets a dependency.
+fn fuzz() -> Command {
+    let mut check = cargo(["check", "--manifest-path", "fuzz/Cargo.toml", "--no-default-features"]);
+    check.args(["--locked", "--target-dir", "target/fuzz"]);
+    check
 }
 
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.
