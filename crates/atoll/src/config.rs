@@ -36,6 +36,9 @@ const HTTP_PORT: u16 = 7480;
 /// Most stores of a directory, and so most cores that can share them.
 const MAX_STORES: u16 = 64;
 
+/// What a store needs at least; the engine takes it whatever it is told.
+const STORE_MEMORY_MIN: u64 = 4 << 20;
+
 /// What a server runs with.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -71,6 +74,14 @@ pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Returns the stores of a new directory unless told otherwise: one for each core, as far as `memory`
+/// is enough for them.
+fn default_stores(cores: usize, memory: Size) -> u16 {
+    let affordable = 1 << (memory.0 / STORE_MEMORY_MIN).max(1).ilog2().min(15);
+    let wanted = u16::try_from(cores.next_power_of_two()).unwrap_or(MAX_STORES);
+    wanted.min(affordable).min(MAX_STORES)
+}
+
 /// Returns the cores that serve unless told otherwise: half of the processors, because the other
 /// half is busy with sockets, syncs and compaction; docs/benchmarks.md has the measurement.
 fn default_cores() -> usize {
@@ -85,16 +96,16 @@ impl Settings {
             None => File::default(),
         };
         let cores = args.cores.or(file.cores).unwrap_or_else(default_cores);
-        let stores = args.stores.or(file.stores).unwrap_or_else(|| {
-            u16::try_from(cores.next_power_of_two()).unwrap_or(MAX_STORES).min(MAX_STORES)
-        });
+        let memory =
+            args.memory.or(file.memory.map(|v| v.0)).unwrap_or_else(memory::default_budget);
+        let stores = args.stores.or(file.stores).unwrap_or_else(|| default_stores(cores, memory));
         let loopback = |port| Listen::At(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let settings = Settings {
             data: args.data.or(file.data).unwrap_or_else(|| PathBuf::from("./atoll-data")),
             resp: args.resp.or(file.resp.map(|v| v.0)).unwrap_or(loopback(RESP_PORT)),
             http: args.http.or(file.http.map(|v| v.0)).unwrap_or(loopback(HTTP_PORT)),
             durability: args.durability.or(file.durability.map(|v| v.0)).unwrap_or_default(),
-            memory: args.memory.or(file.memory.map(|v| v.0)).unwrap_or_else(memory::default_budget),
+            memory,
             cores,
             stores,
             pin: args.pin.or(file.pin).unwrap_or_default(),
@@ -122,6 +133,17 @@ impl Settings {
             return Err(Failure::new(format!(
                 "--stores {} is no power of two up to {MAX_STORES}; leave it out, or give one",
                 self.stores
+            )));
+        }
+        let needed = u64::from(self.stores) * STORE_MEMORY_MIN;
+        if self.memory.0 < needed {
+            return Err(Failure::new(format!(
+                "--memory {} is too little for the stores of a new directory, which need {} \
+                 ({} times {}); give more, or leave it out",
+                self.memory,
+                Size(needed),
+                self.stores,
+                Size(STORE_MEMORY_MIN)
             )));
         }
         if self.resp == Listen::Off && self.http == Listen::Off {
@@ -256,14 +278,14 @@ mod tests {
         .unwrap();
         let settings = resolve(StartArgs {
             config: Some(path),
-            memory: Some(Size(1 << 20)),
+            memory: Some(Size(5 << 20)),
             ..StartArgs::default()
         })
         .unwrap();
         assert_eq!(settings.data, Path::new("d"));
         assert_eq!(settings.resp, Listen::Off);
         assert_eq!(settings.durability, Durability::Interval);
-        assert_eq!(settings.memory, Size(1 << 20));
+        assert_eq!(settings.memory, Size(5 << 20));
     }
 
     #[test]
@@ -306,6 +328,20 @@ mod tests {
         assert!(resolve(empty).unwrap_err().contains("empty"));
         let deaf = StartArgs { resp: at("off"), http: at("off"), ..StartArgs::default() };
         assert!(resolve(deaf).unwrap_err().contains("both off"));
+    }
+
+    #[test]
+    fn memory_is_enough_for_the_stores_or_refused() {
+        let start = |cores, stores, mib: u64| {
+            let memory = Some(Size(mib << 20));
+            resolve(StartArgs { cores: Some(cores), stores, memory, ..StartArgs::default() })
+        };
+        for (cores, mib, stores) in [(1, 4, 1), (5, 1024, 8), (5, 16, 4), (5, 15, 2), (64, 9, 2)] {
+            assert_eq!(start(cores, None, mib).unwrap().stores, stores, "{cores} {mib} MiB");
+        }
+        assert!(start(1, None, 3).unwrap_err().contains("3 MiB is too little"));
+        assert!(start(1, Some(8), 31).unwrap_err().contains("need 32 MiB"));
+        start(1, Some(8), 32).unwrap();
     }
 
     #[test]

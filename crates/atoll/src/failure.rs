@@ -31,10 +31,18 @@ impl Failure {
     pub(crate) fn of_data(data: &Path, error: Error) -> Failure {
         let dir = data.display();
         let next = match &error {
-            Error::Corruption { .. } => format!(
-                "; `atoll verify --data {dir}` shows how far it goes: restore a backup, or give up \
-                 the damaged end of the log with `atoll repair --data {dir} --cut-log`"
-            ),
+            Error::Corruption { file, .. } => {
+                let last_resort = match last_resort(file) {
+                    Some((what, flag)) => {
+                        format!(", or give up {what} with `atoll repair --data {dir} {flag}`")
+                    }
+                    None => String::new(),
+                };
+                format!(
+                    "; `atoll verify --data {dir}` shows how far it goes: restore a \
+                     backup{last_resort}"
+                )
+            }
             Error::Io { .. } => "; check the directory given with --data".to_owned(),
             Error::NoSpace(_) => "; make room on its disk".to_owned(),
             _ => String::new(),
@@ -51,11 +59,49 @@ impl Failure {
     }
 }
 
+/// Returns what can be given up when a file is damaged, and the flag of `atoll repair` that does it:
+/// nothing makes up for what says whose the directory is and which tables count.
+fn last_resort(file: &Path) -> Option<(&'static str, &'static str)> {
+    // A segment that is missing is reported by its name or by its folder's.
+    let of_log = file.extension().is_some_and(|ext| ext == "log") || file.ends_with("log");
+    let of_table = file.extension().is_some_and(|ext| ext == "sst");
+    match (of_log, of_table) {
+        (true, _) => Some(("the damaged end of the log", "--cut-log")),
+        (_, true) => Some(("the tables that do not verify", "--drop-corrupt-tables")),
+        _ => None,
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Said(sentence) => f.write_str(sentence),
             Failure::OutputClosed => f.write_str("the reader of standard output is gone"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_repair_can_mend_is_offered_to_it() {
+        for (file, flag) in [
+            ("d/store-0/log/0000000001.log", Some("--cut-log")),
+            ("d/store-0/log", Some("--cut-log")),
+            ("d/store-0/tables/00000007.sst", Some("--drop-corrupt-tables")),
+            ("d/ATOLL", None),
+            ("d/store-0/CURRENT", None),
+            ("d/store-0/manifest-000001", None),
+        ] {
+            let error = Error::corruption(Path::new(file), 0, "it does not verify");
+            let said = Failure::of_data(Path::new("d"), error).to_string();
+            assert!(said.contains("restore a backup"), "{said}");
+            match flag {
+                Some(flag) => assert!(said.ends_with(&format!("{flag}`")), "{said}"),
+                None => assert!(!said.contains("atoll repair"), "{said}"),
+            }
         }
     }
 }

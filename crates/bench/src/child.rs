@@ -151,7 +151,7 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
                 None => Ok(()),
             }
         })?,
-        Workload::Seekrandom => Timings::of(extent, |t, n| scan(t, n, Direction::Forward))?,
+        Workload::SeekrandomForward => Timings::of(extent, |t, n| scan(t, n, Direction::Forward))?,
         Workload::SeekrandomReverse => Timings::of(extent, |t, n| scan(t, n, Direction::Reverse))?,
         Workload::Recovery => {
             let mut missing = 0;

@@ -78,7 +78,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::engines::Name;
-use crate::workload::Workload;
+use crate::workload::Family;
 
 /// Why a benchmark could not be run, as a sentence.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -98,6 +98,7 @@ enum Command {
 Examples:
   atoll-bench engine                                   everything, at the default size
   atoll-bench engine --workload fillrandom --size 10M  one workload, ten million records
+  atoll-bench engine --workload fillsync,recovery      with 1 and 64 writers, and recovery
   atoll-bench engine --peers fjall --runs 1 --json rows.jsonl
 
 Peers need a build with `--features peers-rust`.")]
@@ -120,9 +121,9 @@ crossbeam's skip list needs a build with `--features peers-rust`.")]
 
 #[derive(Args)]
 struct EngineArgs {
-    /// Workloads to run.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…", default_values_t = Workload::ALL)]
-    workload: Vec<Workload>,
+    /// Workloads to run, all if none is named; a name without a dash means those with one too.
+    #[arg(long, value_parser = Family::parser(), value_delimiter = ',', value_name = "NAME,…")]
+    workload: Vec<Family>,
     /// Engines to compare with.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…", default_values_t = engines::peers())]
     peers: Vec<Name>,

@@ -12,7 +12,7 @@ use crate::data::{KEY_LEN, RECORD_LEN, VALUE_LEN};
 use crate::engines::{self, Name};
 use crate::process;
 use crate::report::{self, Figures, Row};
-use crate::workload::Workload;
+use crate::workload::{Family, Workload};
 use crate::{EngineArgs, Failure};
 
 /// What a process may use beside the budget: code, stacks, I/O in flight.
@@ -50,7 +50,7 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
     );
     println!("{}", report::heading());
     let mut loaded = BTreeSet::new();
-    for &workload in &args.workload {
+    for workload in Family::members(&args.workload) {
         let rows = bench.workload(workload, &mut loaded)?;
         let rate = |row: &Row| row.outcome.as_ref().ok().map(|figures| figures.ops_per_s);
         let peers: Vec<_> =

@@ -1,4 +1,7 @@
-//! The workloads, and how large each is.
+//! The workloads, what their names on the command line mean, and how large each is.
+
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::data::RECORD_LEN;
 
@@ -24,13 +27,50 @@ pub enum Workload {
     /// Gets of absent keys, data four times the memory budget.
     Readmissing,
     /// A seek and 100 steps forwards, data four times the memory budget.
-    Seekrandom,
+    #[value(name = "seekrandom-forward")]
+    SeekrandomForward,
     /// A seek and 100 steps backwards, data four times the memory budget.
     #[value(name = "seekrandom-reverse")]
     SeekrandomReverse,
     /// Opening after the process was killed behind the last insert. The operation is the opening;
     /// ops/s are records opened per second.
     Recovery,
+}
+
+/// A name on the command line: that of a workload, or of all those that begin with it and a dash, as
+/// `fillsync` stands for `fillsync-1` and `fillsync-64`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family(pub Vec<Workload>);
+
+impl Family {
+    /// The names of several workloads.
+    const SHARED: [&str; 3] = ["fillsync", "readrandom", "seekrandom"];
+
+    /// Returns the parser of names.
+    pub fn parser() -> impl TypedValueParser<Value = Family> {
+        let names = Workload::ALL.iter().filter_map(ValueEnum::to_possible_value);
+        let shared = Family::SHARED.into_iter().map(PossibleValue::new);
+        PossibleValuesParser::new(names.chain(shared)).map(|name| Family::named(&name))
+    }
+
+    fn named(name: &str) -> Family {
+        let is_meant = |own: &str| {
+            own.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        Family(Workload::ALL.into_iter().filter(|own| is_meant(&own.name())).collect())
+    }
+
+    /// Returns the workloads of all names, each once, in the order in which they were first asked
+    /// for; all of them if there is no name.
+    pub fn members(families: &[Family]) -> Vec<Workload> {
+        let mut members = Vec::new();
+        for &workload in families.iter().flat_map(|Family(workloads)| workloads) {
+            if !members.contains(&workload) {
+                members.push(workload);
+            }
+        }
+        if members.is_empty() { Workload::ALL.to_vec() } else { members }
+    }
 }
 
 /// How much of it.
@@ -54,14 +94,14 @@ impl Workload {
         Workload::ReadrandomCached,
         Workload::Readrandom4x,
         Workload::Readmissing,
-        Workload::Seekrandom,
+        Workload::SeekrandomForward,
         Workload::SeekrandomReverse,
         Workload::Recovery,
     ];
 
     /// Returns the name, as flags, table and JSON spell it.
     pub fn name(self) -> String {
-        clap::ValueEnum::to_possible_value(&self).map_or_else(String::new, |v| v.get_name().into())
+        ValueEnum::to_possible_value(&self).map_or_else(String::new, |v| v.get_name().into())
     }
 
     /// Returns how much it does at a given `--size` and `--memory`.
@@ -75,7 +115,9 @@ impl Workload {
             Workload::Fillsync64 => (synced.next_multiple_of(64), synced.next_multiple_of(64), 64),
             Workload::ReadrandomCached => (cached, size, 1),
             Workload::Readrandom4x | Workload::Readmissing => (large, size, 1),
-            Workload::Seekrandom | Workload::SeekrandomReverse => (large, size.div_ceil(20), 1),
+            Workload::SeekrandomForward | Workload::SeekrandomReverse => {
+                (large, size.div_ceil(20), 1)
+            }
             Workload::Recovery => (size, 1, 1),
         };
         Extent { records, operations, threads }
@@ -93,7 +135,7 @@ impl Workload {
             Workload::ReadrandomCached
             | Workload::Readrandom4x
             | Workload::Readmissing
-            | Workload::Seekrandom
+            | Workload::SeekrandomForward
             | Workload::SeekrandomReverse => true,
         }
     }
@@ -107,6 +149,25 @@ impl Workload {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_means_its_workload_or_all_that_begin_with_it() {
+        let members = |names: &[&str]| {
+            let families: Vec<Family> = names.iter().map(|name| Family::named(name)).collect();
+            Family::members(&families)
+        };
+        for workload in Workload::ALL {
+            assert_eq!(members(&[&workload.name()]), [workload]);
+        }
+        for shared in Family::SHARED {
+            assert_eq!(members(&[shared]).len(), 2, "{shared}");
+        }
+        let asked = members(&["seekrandom", "fillseq", "seekrandom-forward"]);
+        let expected =
+            [Workload::SeekrandomForward, Workload::SeekrandomReverse, Workload::Fillseq];
+        assert_eq!(asked, expected, "each once, in the order asked for");
+        assert_eq!(members(&[]), Workload::ALL);
+    }
 
     #[test]
     fn data_to_read_is_sized_by_the_memory_and_work_by_the_size() {

@@ -9,13 +9,18 @@
 //! committed, or not at all.
 //!
 //! It is written last when a database is made. So a directory without it is empty, or one whose
-//! making did not finish, or somebody else's; what it holds tells them apart.
+//! making did not finish, or somebody else's, or one that has lost the file; what it holds tells them
+//! apart. An unfinished making is begun anew, which removes its files: where there is a table or a
+//! frame, opening refuses.
+
+use std::path::Path;
 
 use atoll_encoding::checksum::{Place, seeded};
-use atoll_env::disk::{IoClass, IoTag};
+use atoll_env::disk::{DirEntry, IoClass, IoTag};
 use atoll_env::{Env, IoBuf, OpenMode};
 
 use crate::error::{Error, Result};
+use crate::log::FIRST_FRAME;
 use crate::version::Paths;
 use crate::version::manifest::{read_file, sync_dir};
 
@@ -51,6 +56,8 @@ pub(crate) struct Identity {
 /// The version that this program writes and reads.
 const FORMAT: u32 = 1;
 const CREATE: IoTag = IoTag::new(IoClass::Flush, "create");
+/// Capacity of the segment that a making leaves: the smallest there can be.
+pub(crate) const FIRST_SEGMENT: u64 = 16 << 10;
 
 /// Reads the identity of the directory; `None` if a new database may be made there.
 pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
@@ -77,10 +84,14 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
                     other.name
                 ));
             }
-            let tables = env.disk.list(&paths.tables()).await.unwrap_or_default();
-            if !tables.is_empty() {
+            if !list(env, &paths.tables()).await?.is_empty() {
                 return foreign(
                     "the file ATOLL is missing but there are tables: restore it from a backup",
+                );
+            }
+            if log_was_used(env, &paths.log()).await? {
+                return foreign(
+                    "the file ATOLL is missing but the log is not empty: restore it from a backup",
                 );
             }
             return Ok(None);
@@ -91,6 +102,28 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
         Ok(identity) => Ok(Some(identity)),
         Err(Unreadable::Corrupt(what)) => Err(Error::corruption(&path, 0, what)),
         Err(Unreadable::Foreign(what)) => foreign(&what),
+    }
+}
+
+/// Returns whether there is more in the log than a making leaves, which is one short segment without
+/// frames: its first segment is replaced by the first opening, behind the identity.
+async fn log_was_used(env: &Env, log: &Path) -> Result<bool> {
+    let mut segments = list(env, log).await?;
+    segments.retain(|entry| entry.name.ends_with(".log"));
+    let [only] = &segments[..] else { return Ok(!segments.is_empty()) };
+    if only.len > FIRST_SEGMENT {
+        return Ok(true);
+    }
+    let bytes = read_file(env, &log.join(&only.name)).await?;
+    // A frame has no zero header; a new segment is zeros behind its own.
+    Ok(bytes.iter().skip(FIRST_FRAME as usize).any(|byte| *byte != 0))
+}
+
+/// Lists a directory; one that is not there is empty.
+async fn list(env: &Env, dir: &Path) -> Result<Vec<DirEntry>> {
+    match env.disk.list(dir).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(|e| Error::io("listing", dir, e)),
     }
 }
 

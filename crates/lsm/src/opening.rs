@@ -12,7 +12,7 @@ use std::sync::Arc;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
-use crate::identity::{self, Kind};
+use crate::identity::{self, FIRST_SEGMENT, Kind};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, Options};
@@ -70,7 +70,7 @@ async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
     let id = env.random.next_u64();
     // The smallest segment there can be, for the first opening to replace: so a directory that has
     // its identity has a log, and a log that is gone is noticed.
-    let first = LogOptions { lane: id, segment_capacity: 16 << 10, ..LogOptions::default() };
+    let first = LogOptions { lane: id, segment_capacity: FIRST_SEGMENT, ..LogOptions::default() };
     Log::open(env, &paths.log(), first, 0).await?.finish().await?;
     // Directories above it may have been made with it.
     for above in paths.root.ancestors().skip(1) {
@@ -156,6 +156,7 @@ async fn recover(
         catalog: Catalog { manifest, state },
         options,
         paths,
+        id,
         tables,
         garbage,
         memtables,

@@ -29,7 +29,7 @@ use crate::identity;
 use crate::log::{self, CutReport, LogOptions, repair_cut};
 use crate::pool::{HeapPool, Pool};
 use crate::recovery::Replay;
-use crate::verify::{lock_existing, verify_table};
+use crate::verify::{lock_existing, unfinished, verify_table};
 use crate::version::manifest::{self, Manifest, State, sync_dir};
 use crate::version::{Edit, Flushed, Garbage, Paths};
 
@@ -100,8 +100,7 @@ pub async fn repair_async(
     let paths = Paths::new(path);
     let _lock = lock_existing(env, &paths).await?;
     let Some(identity) = identity::read(env, &paths).await? else {
-        let what = "the making of this database did not finish: open it instead".to_owned();
-        return Err(Error::Foreign { path: paths.root.clone(), what });
+        return Err(unfinished(&paths));
     };
     let garbage = Arc::new(Garbage::default());
     let contents = manifest::read(env, &paths, &garbage).await?;

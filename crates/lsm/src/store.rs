@@ -53,6 +53,8 @@ const BATCH_SHARE_MAX: usize = 2;
 pub(crate) struct Store {
     pub(crate) options: Options,
     pub(crate) paths: Paths,
+    /// The number that the directory was given when it was made.
+    pub(crate) id: u64,
     pub(crate) tables: Arc<Tables>,
     pub(crate) garbage: Arc<Garbage>,
     /// What readers pin.
@@ -170,6 +172,7 @@ pub(crate) enum Chore {
 pub(crate) struct Parts {
     pub(crate) options: Options,
     pub(crate) paths: Paths,
+    pub(crate) id: u64,
     pub(crate) tables: Arc<Tables>,
     pub(crate) garbage: Arc<Garbage>,
     pub(crate) version: Arc<Version>,
@@ -192,6 +195,7 @@ impl Store {
         Arc::new(Store {
             options: parts.options,
             paths: parts.paths,
+            id: parts.id,
             tables: parts.tables,
             garbage: parts.garbage,
             view: ArcSwap::from_pointee(view),

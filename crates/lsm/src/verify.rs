@@ -113,7 +113,10 @@ pub async fn verify_async(
     let paths = Paths::new(path);
     let _lock = lock_existing(env, &paths).await?;
     let mut report = VerifyReport::default();
-    let identity = note(identity::read(env, &paths).await, &mut report)?.flatten();
+    let identity = match note(identity::read(env, &paths).await, &mut report)? {
+        Some(None) => return Err(unfinished(&paths)),
+        read => read.flatten(),
+    };
     let garbage = Arc::new(Garbage::default());
     progress("reading the manifest");
     let contents = note(manifest::read(env, &paths, &garbage).await, &mut report)?;
@@ -143,6 +146,12 @@ pub(crate) async fn lock_existing(env: &Env, paths: &Paths) -> Result<Box<dyn Se
         return Err(Error::Foreign { path: paths.root.clone(), what });
     }
     lock(env, paths).await
+}
+
+/// Says that there is no database yet.
+pub(crate) fn unfinished(paths: &Paths) -> Error {
+    let what = "the making of this database did not finish: open it instead".to_owned();
+    Error::Foreign { path: paths.root.clone(), what }
 }
 
 /// Puts a corruption into the report; other errors end the verification.

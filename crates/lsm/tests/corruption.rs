@@ -16,10 +16,11 @@ use std::path::PathBuf;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sim::{CrashMode, CrashTiming, DiskSnapshot, Node, Sim};
+use atoll_env::sim::{CrashMode, CrashTiming, DiskSnapshot, Fault, FaultKind, Node, OpKind, Sim};
 use atoll_lsm::log::{self, FrameHeader};
 use atoll_lsm::{
-    Database, Error, Keyspace, RepairOptions, WriteOptions, repair_async, verify_async,
+    Database, Error, Keyspace, KeyspaceOptions, Options, RepairOptions, WriteOptions, repair_async,
+    verify_async,
 };
 use support::{Model, dir, open, run};
 
@@ -318,6 +319,75 @@ fn a_deleted_file_is_noticed() {
         fixture.refuses(&format!("all of {part} deleted"), "/data/db", || {
             names.iter().for_each(|f| fixture.node.disk().remove_file(f).unwrap());
         });
+    }
+}
+
+#[test]
+fn a_directory_that_lost_its_identity_is_not_made_anew_over_what_is_in_its_log() {
+    // All of it is in the log; no table tells that the directory was ever used.
+    for segment in [16 << 10, 32 << 10] {
+        for writes in [1, 60] {
+            let sim = Sim::new(12);
+            let node = sim.node("a");
+            let small = || Options { log_segment_size: segment, ..support::options(node.env()) };
+            let what = format!("{writes} writes in segments of {segment}");
+            run(&sim, &node, &what, async {
+                let db = Database::builder(dir()).options(small()).open_async().await.unwrap();
+                let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+                for n in 0..writes {
+                    ks.insert_async(key(n), [7; 50], SYNCED).await.unwrap();
+                }
+            });
+            node.crash_with(CrashMode::DropAll);
+            node.restart();
+            let disk = node.disk();
+            assert!(disk.files().iter().all(|file| !file.ends_with(".sst")), "{what}");
+            let identity = disk.read_file("/data/db/ATOLL").unwrap();
+            disk.remove_file("/data/db/ATOLL").unwrap();
+            let before = files(&node);
+            let env = node.env();
+            run(&sim, &node, &what, async {
+                let all = RepairOptions { cut_log: true, drop_corrupt_tables: true };
+                let refusals = [
+                    Database::builder(dir()).options(small()).open_async().await.err(),
+                    verify_async(&env, &dir(), &mut |_| {}).await.err(),
+                    repair_async(&env, &dir(), all, &mut |_| {}).await.err(),
+                ];
+                for refusal in refusals.map(Option::unwrap) {
+                    assert!(matches!(refusal, Error::Foreign { .. }), "{what}: {refusal}");
+                    assert!(refusal.to_string().contains("ATOLL is missing"), "{refusal}");
+                }
+            });
+            assert_eq!(files(&node), before, "{what}: it is left as it was");
+            disk.write_file("/data/db/ATOLL", &identity).unwrap();
+            run(&sim, &node, &what, async {
+                let db = Database::builder(dir()).options(small()).open_async().await.unwrap();
+                let ks = db.find_keyspace("k").unwrap();
+                let last = ks.get_async(key(writes - 1)).await.unwrap();
+                assert_eq!(last.as_deref(), Some(&[7; 50][..]), "{what}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_directory_whose_tables_cannot_be_listed_is_not_taken_for_an_unfinished_one() {
+    let fixture = Fixture::new();
+    let disk = fixture.node.disk();
+    disk.remove_file("/data/db/ATOLL").unwrap();
+    let before = files(&fixture.node);
+    for part in ["tables", "log"] {
+        // Without tables the log is what is looked at next.
+        if part == "log" {
+            let tables = disk.files().into_iter().filter(|file| file.ends_with(".sst"));
+            tables.for_each(|file| disk.remove_file(file).unwrap());
+        }
+        disk.inject(Fault::new(FaultKind::Error).on(OpKind::List).path(part));
+        let refusal = run(&fixture.sim, &fixture.node, part, open(&fixture.node.env())).err();
+        assert!(matches!(refusal, Some(Error::Io { .. })), "{part}: {refusal:?}");
+        let left = files(&fixture.node);
+        assert!(before.iter().filter(|(f, _)| !f.ends_with(".sst")).all(|(f, b)| left[f] == *b));
+        disk.clear_faults();
     }
 }
 

@@ -18,6 +18,8 @@ Recipes:
                                   each must be caught
   cargo xtask sim [FLAGS]         a whole server under random faults, 1,000 seeds of a minute; flags
                                   are those of atoll-sim engine (--seed N, --seeds COUNT)
+  cargo xtask fuzz                checks that the fuzz targets compile under their own manifest; the
+                                  tests of xtask compile and run them too, without libFuzzer
   cargo xtask loom                the rings between cores under the model checker: all orders of
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
@@ -53,6 +55,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("e2e", true) => e2e(),
         ("crash", _) => crash(flags),
         ("sim", _) => vec![sim(flags)],
+        ("fuzz", true) => vec![fuzz()],
         ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
         ("golden", true) => vec![golden()],
@@ -96,6 +99,14 @@ fn sim(flags: &[String]) -> Command {
     }
     run.args(flags);
     run
+}
+
+/// Without the feature that builds libFuzzer, for which the stable compiler is enough; with the lock
+/// file as it is, which goes stale when a crate that is fuzzed gets a dependency.
+fn fuzz() -> Command {
+    let mut check = cargo(["check", "--manifest-path", "fuzz/Cargo.toml", "--no-default-features"]);
+    check.args(["--locked", "--target-dir", "target/fuzz"]);
+    check
 }
 
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.

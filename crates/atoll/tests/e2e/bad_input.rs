@@ -20,9 +20,10 @@ fn start(data: &Path, flags: &[&str]) -> Output {
 }
 
 #[test]
-fn wrong_flags_are_refused_with_code_2() {
+fn wrong_flags_are_refused() {
     assert_refused(&run(&["start", "--threads", "2"]), 2, &["'--threads'", "atoll start --help"]);
     assert_refused(&run(&["start", "--memory", "much"]), 2, &["'much'", "512MiB"]);
+    assert_refused(&run(&["start", "--memory", "1KiB"]), 1, &["1 KiB is too little", "4 MiB"]);
     assert_refused(&run(&["start", "--resp", "nowhere"]), 2, &["'nowhere'", "127.0.0.1:7379"]);
     assert_refused(&run(&["begin"]), 2, &["'begin'", "atoll --help"]);
     assert_refused(&run(&[]), 2, &["atoll --help"]);

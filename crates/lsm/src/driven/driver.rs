@@ -66,6 +66,13 @@ struct Trim {
 }
 
 impl Driver {
+    /// Returns the random number that the store was given when it was made. It tells the owner of
+    /// several stores one from the other, and his own from somebody else's; a copy has that of the
+    /// original.
+    pub fn identity(&self) -> u64 {
+        self.store.id
+    }
+
     // ---- what the log holds ----
 
     /// Returns what is known of every group, by ascending id.

@@ -75,6 +75,7 @@ pub use frame::{FrameHeader, FrameKind};
 pub use groups::GroupState;
 pub use recovery::{Recovery, Replayed};
 pub use repair::{CutReport, LaneSummary, repair_cut, verify};
+pub(crate) use segment::FIRST_FRAME;
 pub use segment::{LOG_READ, Preparation, Prepared, SEGMENT_CREATE, SEGMENT_REUSE};
 
 use crate::error::{Error, Result};

@@ -37,7 +37,7 @@ pub const SEGMENT_REUSE: IoTag = IoTag::new(IoClass::Log, "segment reuse");
 pub const LOG_READ: IoTag = IoTag::new(IoClass::Read, "log read");
 
 /// Offset of the first frame: the header has the first block for itself.
-pub(super) const FIRST_FRAME: u64 = BLOCK;
+pub(crate) const FIRST_FRAME: u64 = BLOCK;
 
 const MAGIC: &[u8; 8] = b"ATOLLLOG";
 const VERSION: u32 = 1;

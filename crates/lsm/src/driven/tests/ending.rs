@@ -175,6 +175,21 @@ fn each_kind_of_directory_is_refused_by_the_other_ones_opener() {
 }
 
 #[test]
+fn a_store_is_told_from_others_by_a_number_that_stays() {
+    run(5, async |env, _| {
+        let mut numbers = Vec::new();
+        for name in ["one", "two", "one", "two"] {
+            let path = dir().with_file_name(name);
+            let (driver, _) = open(&path, OpenOptions { options: options(&env) }).await.unwrap();
+            numbers.push(driver.identity());
+            driver.close().await.unwrap();
+        }
+        assert_ne!(numbers[0], numbers[1]);
+        assert_eq!(numbers[..2], numbers[2..]);
+    });
+}
+
+#[test]
 fn a_store_is_verified_and_repaired_like_a_database() {
     run(6, async |env, node| {
         let mut owner = Owner::open(&env).await.unwrap();

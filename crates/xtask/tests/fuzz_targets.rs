@@ -1,0 +1,102 @@
+//! The fuzz targets, compiled and run: each gets some thousand random inputs, with a `fuzz_target!` of
+//! our own in place of libFuzzer's.
+//!
+//! `fuzz/` is a workspace of its own that needs another compiler, so nothing else of the gate would
+//! notice that a decoder which it names has moved. The targets' files are modules here, as they are.
+
+// The targets say `libfuzzer_sys::fuzz_target!`.
+extern crate self as libfuzzer_sys;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use atoll_env::random::Prng;
+
+/// Inputs of each target. libFuzzer's millions find what is rare; these find what is broken.
+const INPUTS: usize = 20_000;
+
+/// Makes a function of a target's closure.
+#[macro_export]
+macro_rules! fuzz_target {
+    (|$bytes:ident: &[u8]| $body:expr) => {
+        pub(crate) fn target($bytes: &[u8]) {
+            $body
+        }
+    };
+}
+
+/// Takes the targets' files in as modules and lists their functions.
+macro_rules! targets {
+    ($($name:ident $path:literal)*) => {
+        $(
+            #[path = $path]
+            #[expect(unused_attributes, reason = "a program without main is a module here")]
+            mod $name;
+        )*
+        const TARGETS: &[(&str, fn(&[u8]))] = &[$((stringify!($name), $name::target)),*];
+    };
+}
+
+targets! {
+    batch "../../../fuzz/fuzz_targets/batch.rs"
+    consensus_entry "../../../fuzz/fuzz_targets/consensus_entry.rs"
+    consensus_message "../../../fuzz/fuzz_targets/consensus_message.rs"
+    current "../../../fuzz/fuzz_targets/current.rs"
+    identity "../../../fuzz/fuzz_targets/identity.rs"
+    keyspace_record "../../../fuzz/fuzz_targets/keyspace_record.rs"
+    log_header "../../../fuzz/fuzz_targets/log_header.rs"
+    log_lane "../../../fuzz/fuzz_targets/log_lane.rs"
+    log_segment "../../../fuzz/fuzz_targets/log_segment.rs"
+    manifest_edit "../../../fuzz/fuzz_targets/manifest_edit.rs"
+    manifest_file "../../../fuzz/fuzz_targets/manifest_file.rs"
+    object_record "../../../fuzz/fuzz_targets/object_record.rs"
+    resp_reply "../../../fuzz/fuzz_targets/resp_reply.rs"
+    resp_request "../../../fuzz/fuzz_targets/resp_request.rs"
+    shard_entry "../../../fuzz/fuzz_targets/shard_entry.rs"
+    shard_key "../../../fuzz/fuzz_targets/shard_key.rs"
+    shard_record "../../../fuzz/fuzz_targets/shard_record.rs"
+    stored_value "../../../fuzz/fuzz_targets/stored_value.rs"
+    table_block "../../../fuzz/fuzz_targets/table_block.rs"
+    table_metadata "../../../fuzz/fuzz_targets/table_metadata.rs"
+    table_sealed "../../../fuzz/fuzz_targets/table_sealed.rs"
+}
+
+/// The workspace of the targets.
+fn fuzz() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+}
+
+/// Draws an input: few different bytes, since formats have small numbers and zeros in them, or any.
+fn input(prng: &mut Prng) -> Vec<u8> {
+    let alphabet = [2, 8, 256][prng.index(3)];
+    let len = [8, 40, 300][prng.index(3)];
+    (0..prng.below(len)).map(|_| prng.below(alphabet) as u8).collect()
+}
+
+#[test]
+fn no_target_panics_on_random_bytes() {
+    for (name, target) in TARGETS {
+        let mut prng = Prng::new(1).fork(name);
+        // Opening a lane goes through a simulated disk.
+        let inputs = if name.starts_with("log_") { INPUTS / 10 } else { INPUTS };
+        target(b"");
+        (0..inputs).for_each(|_| target(&input(&mut prng)));
+    }
+}
+
+#[test]
+fn every_file_is_a_target_that_is_built_and_tried() {
+    let listed: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let files = fuzz().join("fuzz_targets").read_dir().unwrap();
+    let files: BTreeSet<String> = files
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(files, listed);
+    let manifest = std::fs::read_to_string(fuzz().join("Cargo.toml")).unwrap();
+    let built: BTreeSet<String> = manifest
+        .lines()
+        .filter_map(|line| line.strip_prefix("path = \"fuzz_targets/")?.strip_suffix(".rs\""))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(built, listed);
+}
