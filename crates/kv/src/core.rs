@@ -627,7 +627,15 @@ impl<P: Program> Shards for CoreShards<P> {
     }
 
     async fn send(&self, request: Request) -> Response {
-        self.core.ask(request, Durability::Synced).await
+        // One entry decides a transaction of one shard, so the weaker modes may answer it early.
+        // Over several shards they could leave half of it: every step of those is synced.
+        let durability = match request {
+            Request::Get { .. } | Request::Scan { .. } | Request::Commit { .. } => {
+                self.core.shared.options.engine.durability
+            }
+            _ => Durability::Synced,
+        };
+        self.core.ask(request, durability).await
     }
 }
 
