@@ -634,10 +634,18 @@ impl<P: Program> Shards for CoreShards<P> {
     }
 
     async fn send(&self, request: Request) -> Response {
-        match self.core.upgrade() {
-            Some(core) => core.ask(request, Durability::Synced).await,
-            None => Response::Unavailable("the engine has stopped".to_owned()),
-        }
+        let Some(core) = self.core.upgrade() else {
+            return Response::Unavailable("the engine has stopped".to_owned());
+        };
+        // One entry decides a transaction of one shard, so the weaker modes may answer it early.
+        // Over several shards they could leave half of it: every step of those is synced.
+        let durability = match request {
+            Request::Get { .. } | Request::Scan { .. } | Request::Commit { .. } => {
+                core.shared.options.engine.durability
+            }
+            _ => Durability::Synced,
+        };
+        core.ask(request, durability).await
     }
 }
 

@@ -15,8 +15,6 @@ use atoll_mvcc::keys::{PARTS, Placement, SLOTTED};
 pub const DATABASES: usize = 16;
 /// Keyspace of database 0 as long as nothing was flushed.
 const FIRST: u32 = SLOTTED + 16;
-/// The first id that is given to a flushed database.
-pub const FIRST_FRESH: u32 = SLOTTED + 64;
 
 /// Returns the name of a database's entry in the map.
 pub fn name(db: usize) -> [u8; 2] {
@@ -75,7 +73,7 @@ mod tests {
     fn a_database_has_its_own_keyspace_until_the_map_says_otherwise() {
         assert_ne!(keyspace(0, None), keyspace(1, None));
         assert_eq!(keyspace(3, Some(&entry(77))), 77);
-        assert!(keyspace(15, None) < FIRST_FRESH);
+        assert!(keyspace(15, None) < atoll_keyspaces::ids::FIRST_SLOTTED);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
+use atoll_keyspaces::ids::{self, Class};
 use atoll_kv::Core;
 use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
@@ -18,8 +19,6 @@ use crate::txn_tx::NodeTxn;
 
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
-/// The keyspace of what the system keeps in order.
-const SYSTEM: u32 = 1;
 
 /// Keys of each database, and how many of them have a deadline.
 pub type Counts = [(u64, u64); DATABASES];
@@ -130,18 +129,11 @@ pub(crate) async fn plan(txn: &mut NodeTxn, map: &mut Map, change: &Change) -> R
         }
         Change::Flush(dbs) => dbs,
     };
-    let counter = Placement::Ordered.key(SYSTEM, b"keyspaces/next");
-    let next = txn.get(&counter).await?;
-    let mut next = databases::keyspace(0, next.as_deref()).max(databases::FIRST_FRESH);
     for db in dbs {
-        let dropped = std::mem::replace(&mut map[*db], next);
-        next += 1;
-        let mut name = b"keyspaces/dropped/".to_vec();
-        name.extend_from_slice(&dropped.to_be_bytes());
-        let name = Placement::Ordered.key(SYSTEM, &name);
-        txn.put(&name, &Value { deadline_ms: None, payload: b"" }.encode()).await?;
+        let fresh = ids::draw(txn, Class::Slotted).await?;
+        ids::give_back(txn, std::mem::replace(&mut map[*db], fresh)).await?;
     }
-    txn.put(&counter, &databases::entry(next)).await
+    Ok(())
 }
 
 /// Writes what is different in the map on all shards. Returns how many there are.
@@ -234,31 +226,7 @@ fn whole_span(keyspace: u32) -> Option<Span> {
 /// # Errors
 /// Those of a transaction.
 pub async fn reclaim(core: &Core<ObjectProgram>) -> Result<usize, Error> {
-    let prefix = Placement::Ordered.key(SYSTEM, b"keyspaces/dropped/");
-    let mut end = prefix.clone();
-    end.push(0xff);
-    let horizon = core.horizon();
-    let mut txn = core.coordinator().begin_at(horizon)?;
-    let page = txn
-        .scan(Span { start: prefix.clone(), end }, ScanOptions { limit: 64, reverse: false })
-        .await?;
-    drop(txn);
-    let mut reclaimed = 0;
-    for (name, _) in &page.rows {
-        let Some(id) = name.get(prefix.len()..).and_then(|id| id.try_into().ok()) else { continue };
-        let keyspace = u32::from_be_bytes(id);
-        for index in 0..core.cores() {
-            core.on_core(index, move |core| core.drop_keyspace(keyspace));
-        }
-        core.flush();
-        core.coordinator()
-            .run(Isolation::Serializable, async |txn| {
-                txn.delete(name).await?;
-                Ok::<_, Error>(())
-            })
-            .await?;
-        sometimes!(true, "a dropped database is reclaimed");
-        reclaimed += 1;
-    }
+    let reclaimed = ids::reclaim(core).await?;
+    sometimes!(reclaimed > 0, "a dropped database is reclaimed");
     Ok(reclaimed)
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use atoll_env::net::{Arrival, Listener};
 use atoll_env::sync::{Either, QueueReceiver, QueueSender, queue, select_biased};
 use atoll_env::{Env, task};
+use atoll_keyspaces::{Client, Hall};
 use atoll_kv::{Core, Node, NodeOptions, Table};
 use atoll_lsm::driven::Tree;
 use atoll_objects::{ObjectProgram, whole};
@@ -87,6 +88,8 @@ struct House {
     config: Mutex<Config>,
     identity: Identity,
     local: Mutex<Option<SocketAddr>>,
+    /// Where clients of keyspaces by name arrive.
+    hall: Hall,
     /// Per core, the way to its floor and how many connections it has.
     floors: Vec<(QueueSender<Guest>, AtomicUsize)>,
     inboxes: Mutex<Vec<Option<QueueReceiver<Guest>>>>,
@@ -129,6 +132,7 @@ impl Engine {
             config: Mutex::new(config),
             identity,
             local: Mutex::new(None),
+            hall: Hall::new(),
             floors,
             inboxes: Mutex::new(inboxes),
             ready: AtomicUsize::new(0),
@@ -164,6 +168,11 @@ impl Engine {
     /// Returns the counters, to be read from anywhere while the server runs.
     pub fn stats(&self) -> Arc<Stats> {
         self.house.stats.clone()
+    }
+
+    /// Returns a client of keyspaces by name, for any thread.
+    pub fn client(&self) -> Client {
+        self.house.hall.client()
     }
 
     /// Returns the trees of all stores, to be asked for what they hold.
@@ -265,6 +274,7 @@ async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
         env.tasks.spawn_local("reclaim", Box::pin(reclaim(core.clone(), house.clone())));
     }
 
+    let door = house.hall.open(&core);
     let config = house.config.lock().clone();
     let run_id = house.identity.run_id;
     let backend = ShardBackend::new(core.clone(), desk.signal.clone(), run_id ^ index as u64);
@@ -320,6 +330,7 @@ async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
         }
         floor.work();
     }
+    door.close().await;
 }
 
 /// Waits for the stop.

@@ -158,15 +158,27 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
     /// # Errors
     /// See [`Error`].
     pub async fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.get_version(key).await?.map(|(value, _)| value))
+    }
+
+    /// Returns the value of a key and since when it is there; `None` for the moment of a value that
+    /// the transaction has written itself.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn get_version(
+        &mut self,
+        key: &[u8],
+    ) -> Result<Option<(Vec<u8>, Option<Timestamp>)>, Error> {
         let _busy = self.enter()?;
         if let Some(value) = self.writes.get(key) {
-            return Ok(value.clone());
+            return Ok(value.clone().map(|value| (value, None)));
         }
         let at = self.moment().await?;
         let result = read_one(&self.core().clone(), self.id, key, at).await;
         let version = self.notice(result)?;
         self.remember_key(key.to_vec());
-        Ok(version.and_then(|version| version.value))
+        Ok(version.and_then(|version| Some((version.value?, Some(version.ts)))))
     }
 
     /// Returns the values of keys, in their order, all of one moment.
