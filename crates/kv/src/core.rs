@@ -520,7 +520,19 @@ impl<P: Program> Core<P> {
         }
     }
 
-    /// Shows the leaders of this core's shards.
+    /// Returns whether every shard of this core has its leader: none is being split or made anew,
+    /// and no store is closed.
+    pub fn leads_all(&self) -> bool {
+        let table = self.0.table.borrow();
+        let stores = self.0.stores.borrow();
+        table.routes().iter().filter(|route| route.core == self.0.index).all(|route| {
+            let group = stores.get(&route.store).and_then(|host| host.group(route.descriptor.id));
+            group.is_some_and(|group| group.state.borrow().leader.is_some())
+        })
+    }
+
+    /// Shows the leaders of this core's shards. Those that are being made are left out
+    /// ([`Core::leads_all`]).
     pub fn each_leader(&self, mut visit: impl FnMut(&Leader)) {
         for (_, group) in self.0.all_groups() {
             if let Some(leader) = &group.state.borrow().leader {

@@ -1,6 +1,7 @@
 //! Whole databases: counting, flushing, exchanging, walking.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
@@ -10,7 +11,7 @@ use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_shard::leader::local_key;
-use atoll_txn::{Error, ScanOptions};
+use atoll_txn::{Error, ScanOptions, Unavailable};
 
 use crate::databases::{self, DATABASES};
 use crate::distributed::keyspaces;
@@ -19,6 +20,8 @@ use crate::txn_tx::NodeTxn;
 
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
+/// How long a count waits for shards that are being split.
+const COUNT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Keys of each database, and how many of them have a deadline.
 pub type Counts = [(u64, u64); DATABASES];
@@ -48,7 +51,8 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
     }
     core.flush();
     for receiver in receivers {
-        let counted = receiver.await.unwrap_or_else(|_| Ok(Default::default()))?;
+        // A core that has ended does not answer; its keys are not none for that.
+        let counted = receiver.await.unwrap_or_else(|_| Err(stopping()))?;
         for (sum, (keys, expiring)) in sums.iter_mut().zip(counted) {
             sum.0 += keys;
             sum.1 += expiring;
@@ -57,11 +61,36 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
     Ok(sums.map(|(keys, expiring)| (keys.max(0) as u64, expiring.max(0) as u64)))
 }
 
-/// Returns the counts of this core's shards.
+fn stopping() -> Error {
+    Error::Unavailable(Unavailable("the engine stops".to_owned()))
+}
+
+/// Returns the counts of this core's shards. They are of the same shards, whatever is split
+/// meanwhile: a half that was not there at first has counts of its own soon.
 ///
 /// # Errors
 /// Those of a transaction.
 async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABASES], Error> {
+    let deadline = core.env().clock.now().after(COUNT_TIME_MAX);
+    loop {
+        let version = core.table().version();
+        if core.leads_all()
+            && let Some(sums) = sum_of_leaders(core).await?
+            && core.table().version() == version
+        {
+            return Ok(sums);
+        }
+        if core.env().clock.now() >= deadline {
+            return Err(stopping());
+        }
+        core.env().clock.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Adds up what the leaders of this core count; `None` if one of them went away meanwhile.
+async fn sum_of_leaders(
+    core: &Core<ObjectProgram>,
+) -> Result<Option<[(i64, i64); DATABASES]>, Error> {
     let mut sums = [(0, 0); DATABASES];
     let mut firsts = Vec::new();
     core.each_leader(|leader| {
@@ -74,10 +103,12 @@ async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABAS
         // Read as anybody reads them: a flush that is committed and not resolved yet counts.
         let mut txn = core.begin(Isolation::Snapshot);
         let keyspaces = keyspaces(core, &mut txn, first).await?;
+        let mut is_there = false;
         core.each_leader(|leader| {
             if leader.descriptor().id != shard {
                 return;
             }
+            is_there = true;
             for (sum, keyspace) in sums.iter_mut().zip(&keyspaces) {
                 if let Some(count) = leader.counts().get(keyspace) {
                     sum.0 += count.keys;
@@ -85,8 +116,11 @@ async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABAS
                 }
             }
         });
+        if !is_there {
+            return Ok(None);
+        }
     }
-    Ok(sums)
+    Ok(Some(sums))
 }
 
 /// A change of the map from databases to keyspaces.
