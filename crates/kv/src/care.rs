@@ -6,6 +6,7 @@
 //! - **Horizon.** Versions that no reader can ask for any more may go: the horizon is what was the
 //!   present a retention ago, or earlier if a reader, a transaction or an intent is older. Each core
 //!   publishes the oldest moment it needs; the horizon is below all of them.
+//! - **Sizes.** Shards that have grown too large are split ([`crate::survey`]).
 //! - **Locks** of transactions that nobody was heard of for three seconds are given back.
 
 use std::rc::{Rc, Weak};
@@ -17,14 +18,17 @@ use atoll_lsm::driven::Direction;
 use atoll_mvcc::keys::{TreeKey, tree};
 use atoll_mvcc::{Epoch, Timestamp};
 
-use crate::core::Inner;
+use crate::core::{Core, Inner};
 use crate::program::Program;
 use crate::store::StoreHost;
+use crate::survey::PERIOD;
 
 /// Between two rounds.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Rounds between two looks at the horizon.
 const HORIZON_ROUNDS: u64 = 5;
+/// Rounds between two looks at the sizes of shards.
+const SURVEY_ROUNDS: u64 = (PERIOD.as_millis() / PAUSE.as_millis()) as u64;
 /// Keys reaped per round and store: expiry must not crowd out clients.
 const REAP_MAX: usize = 2_000;
 
@@ -49,6 +53,10 @@ pub(crate) async fn run<P: Program>(core: Weak<Inner<P>>) {
         expire_locks(&core);
         if round % HORIZON_ROUNDS == 0 {
             raise_horizon(&core);
+        }
+        if round % SURVEY_ROUNDS == SURVEY_ROUNDS - 1 {
+            core.measure_loads(PERIOD.as_secs_f64());
+            Core(core.clone()).split_large().await;
         }
         round += 1;
     }

@@ -128,6 +128,10 @@ pub(crate) struct State<P: Program> {
     pub(crate) listed: bool,
     /// Jobs evaluated, for `atoll shards`.
     pub(crate) jobs: u64,
+    /// How many of them when the load was last measured.
+    pub(crate) jobs_measured: u64,
+    /// Jobs per second, as last measured.
+    pub(crate) jobs_per_s: f64,
     /// Index of the last entry applied to the tree.
     pub(crate) applied_index: u64,
 }
@@ -154,6 +158,8 @@ impl<P: Program> State<P> {
             applied_entries: 0,
             listed: false,
             jobs: 0,
+            jobs_measured: 0,
+            jobs_per_s: 0.0,
             applied_index,
         }
     }

@@ -27,6 +27,7 @@ mod node;
 mod program;
 mod signal;
 mod store;
+mod survey;
 mod table;
 
 pub use crate::core::{Core, CoreShards, NodeOracle};
@@ -34,4 +35,5 @@ pub use group::Lane;
 pub use node::{Node, NodeOptions};
 pub use program::{Failure, Program};
 pub use signal::Signal;
+pub use survey::ShardReport;
 pub use table::{Route, Table};

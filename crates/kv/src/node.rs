@@ -60,6 +60,8 @@ pub struct NodeOptions {
     pub memory: usize,
     /// Options of each store; its memory is set from the sum above.
     pub engine: Options,
+    /// Bytes of tables above which a shard is split by itself.
+    pub shard_size: u64,
     /// Old versions are kept for so long, for readers that began before.
     pub retention_us: u64,
     /// First processor to pin the cores to, if they are to be pinned.
@@ -78,6 +80,7 @@ impl NodeOptions {
             cores: 1,
             stores: 1,
             shards: 4,
+            shard_size: 256 << 20,
             retention_us: 5_000_000,
             pin: None,
         }

@@ -157,6 +157,88 @@ fn a_split_under_load_loses_nothing_and_stays_after_a_restart() {
     }
 }
 
+#[test]
+fn doubling_loses_no_write_and_delays_none_by_a_tenth_of_a_second() {
+    let sim = Sim::new(11);
+    let node = sim.node("n");
+    let slowest: Arc<Mutex<u64>> = Arc::default();
+    let measured = slowest.clone();
+    let outcome = sim.block_on(
+        &node,
+        open(options(node.env(), 2, 4), move |core| {
+            let measured = measured.clone();
+            async move {
+                if core.index() != 0 {
+                    support::until_stopped(&core).await;
+                    return;
+                }
+                let mut loads = Vec::new();
+                for client in 0..6u64 {
+                    let (own, measured) = (core.clone(), measured.clone());
+                    let mut client = Client::new(&core, 2 + client);
+                    loads.push(support::spawn(&core, async move {
+                        for n in 0..1_000u64 {
+                            let begun = own.env().clock.now();
+                            client.call(Call::Add(key(&format!("k{}", n % 100)), 1)).await;
+                            let took = own.env().clock.now().0 - begun.0;
+                            let mut slowest = measured.lock();
+                            *slowest = took.max(*slowest);
+                        }
+                    }));
+                }
+                for expected in [4, 8, 16] {
+                    let (split, refusals) = core.reshard_double().await;
+                    assert_eq!((split, refusals), (expected, Vec::new()));
+                    core.env().clock.sleep(Duration::from_millis(50)).await;
+                }
+                for load in loads {
+                    load.await.unwrap();
+                }
+                let reports = core.shards().await.unwrap();
+                assert_eq!(reports.len(), 32);
+                assert!(reports.iter().all(|report| report.serves && report.in_flight == 0));
+                assert_eq!(reports.iter().map(|report| report.keys).sum::<u64>(), 100);
+                let mut client = Client::new(&core, 1);
+                for n in 0..100 {
+                    assert_eq!(client.get(&format!("k{n}")).await, Some(60), "k{n}");
+                }
+                support::stop_all(&core);
+            }
+        }),
+    );
+    assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
+    let slowest = Duration::from_nanos(*slowest.lock());
+    assert!(slowest < Duration::from_millis(100), "a command took {slowest:?}");
+}
+
+#[test]
+fn a_shard_that_has_grown_too_large_splits_itself_where_its_bytes_are() {
+    let sim = Sim::new(12);
+    let node = sim.node("n");
+    let mut options = options(node.env(), 1, 1);
+    options.shard_size = 64 << 10;
+    options.engine.memtable_size = 32 << 10;
+    options.engine.table_size = 32 << 10;
+    options.engine.block_size = 512;
+    let outcome = sim.block_on(
+        &node,
+        open(options, |core| async move {
+            let mut client = Client::new(&core, 1);
+            for n in 0..8_000u64 {
+                client.call(Call::Set(key(&format!("key:{n}")), n)).await;
+            }
+            core.env().clock.sleep(Duration::from_secs(30)).await;
+            let table = core.table();
+            table.check().unwrap();
+            assert!(table.routes().len() > 1, "nothing was split: {table}");
+            for n in 0..8_000 {
+                assert_eq!(client.get(&format!("key:{n}")).await, Some(n));
+            }
+        }),
+    );
+    assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
+}
+
 /// What a client knows of its writes.
 #[derive(Default)]
 struct Known {

@@ -28,6 +28,7 @@ mod backend;
 mod connection;
 mod core;
 pub mod metrics;
+mod orders;
 mod server;
 
 pub use server::{Engine, Server, ServerError};

@@ -20,8 +20,9 @@ use atoll_env::net::{Arrival, Listener};
 use atoll_env::sync::{Either, QueueReceiver, QueueSender, queue, select_biased};
 use atoll_env::{Env, task};
 use atoll_keyspaces::{Client, Hall};
-use atoll_kv::{Core, Node, NodeOptions, Table};
+use atoll_kv::{Core, Node, NodeOptions, ShardReport, Table};
 use atoll_lsm::driven::Tree;
+use atoll_mvcc::keys::RoutingKey;
 use atoll_objects::{ObjectProgram, whole};
 use atoll_redis::{Config, Front, Identity, Stats};
 use event_listener::Event;
@@ -29,6 +30,7 @@ use parking_lot::Mutex;
 
 use crate::backend::ShardBackend;
 use crate::core::{Desk, Floor};
+use crate::orders::Orders;
 
 /// Pause after a failed accept (no file descriptors left), so that it does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -88,6 +90,8 @@ struct House {
     config: Mutex<Config>,
     identity: Identity,
     local: Mutex<Option<SocketAddr>>,
+    /// What is wanted of the shards from outside.
+    orders: Orders,
     /// Where clients of keyspaces by name arrive.
     hall: Hall,
     /// Per core, the way to its floor and how many connections it has.
@@ -132,6 +136,7 @@ impl Engine {
             config: Mutex::new(config),
             identity,
             local: Mutex::new(None),
+            orders: Orders::new(),
             hall: Hall::new(),
             floors,
             inboxes: Mutex::new(inboxes),
@@ -175,6 +180,31 @@ impl Engine {
         self.house.hall.client()
     }
 
+    /// Reports all shards, by the start of their ranges.
+    ///
+    /// # Errors
+    /// A sentence: the server stops.
+    pub async fn shards(&self) -> Result<Vec<ShardReport>, String> {
+        self.house.orders.shards().await
+    }
+
+    /// Splits every shard at its midpoint while all of them serve. Returns how many were split, and
+    /// why others were not.
+    ///
+    /// # Errors
+    /// A sentence: the server stops.
+    pub async fn reshard_double(&self) -> Result<(usize, Vec<String>), String> {
+        self.house.orders.reshard_double().await
+    }
+
+    /// Splits the shard that has a place, there. Returns the id of the new shard.
+    ///
+    /// # Errors
+    /// A sentence: the place divides no shard, or the server stops.
+    pub async fn split_at(&self, at: RoutingKey) -> Result<u64, String> {
+        self.house.orders.split_at(at).await
+    }
+
     /// Returns the trees of all stores, to be asked for what they hold.
     pub fn trees(&self) -> Vec<(usize, Tree)> {
         let mut trees = self.house.trees.lock().clone();
@@ -193,6 +223,14 @@ impl Engine {
     /// # Errors
     /// A store could not be closed in order.
     pub async fn stop(self) -> atoll_lsm::Result<()> {
+        self.end().await
+    }
+
+    /// As [`Engine::stop`], where others have the engine too.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn end(&self) -> atoll_lsm::Result<()> {
         self.house.stopping.store(true, Ordering::Release);
         self.house.changed.notify(usize::MAX);
         self.node.wait().await
@@ -271,6 +309,7 @@ async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
     let replies = signal_replies(core.clone(), desk.clone());
     env.tasks.spawn_local("replies", Box::pin(replies));
     if index == 0 {
+        house.orders.serve(&core);
         env.tasks.spawn_local("reclaim", Box::pin(reclaim(core.clone(), house.clone())));
     }
 

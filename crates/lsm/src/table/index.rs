@@ -169,6 +169,11 @@ impl TopIndex {
         InternalKey::new(&self.keys[start..entry.key_end], entry.trailer)
     }
 
+    /// Returns the user keys of the separators, ascending.
+    pub(super) fn separators(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        (0..self.partitions.len()).map(|n| self.separator(n).user_key)
+    }
+
     /// Returns the bytes it takes in memory.
     pub(super) fn memory(&self) -> usize {
         self.keys.capacity() + self.partitions.capacity() * size_of::<TopEntry>()

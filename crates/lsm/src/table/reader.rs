@@ -285,6 +285,12 @@ impl Table {
         &self.top
     }
 
+    /// Returns keys that cut the table into parts of about equal size, ascending; the last is behind
+    /// its last record.
+    pub fn cuts(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.top().separators()
+    }
+
     pub(super) fn corruption(&self, offset: u64, what: impl Into<String>) -> Error {
         Error::corruption(&self.path, offset, what)
     }

@@ -10,6 +10,8 @@
 //! | clock jump | the wall clock jumps by up to an hour, in either direction |
 //! | reset | connections are reset |
 //! | partition | clients cannot reach the server for a while |
+//! | split | a shard is split at a drawn place |
+//! | doubling | every shard is split at its midpoint |
 //! | slow disk | every disk operation takes up to fifty times as long |
 //! | full disk | no space is left for a while |
 //! | failed sync | a sync fails and its pages are gone; the process is killed soon after |
@@ -22,7 +24,9 @@ use std::time::Duration;
 
 use atoll_env::random::Prng;
 use atoll_env::sim::{CrashMode, CrashTiming, DiskOptions, Fault, FaultKind, OpKind, Sim};
+use atoll_env::sync::timeout;
 use atoll_lsm::Durability;
+use atoll_mvcc::keys::{RoutingKey, SLOTS};
 
 use super::run::start_server;
 use super::world::World;
@@ -31,6 +35,10 @@ use super::world::World;
 const CALM_MAX_MS: u64 = 5_000;
 /// A disk operation at which the power is cut comes within so many.
 const OPERATIONS_AHEAD: u64 = 40;
+/// How long a split is waited for.
+const SPLIT_MAX: Duration = Duration::from_secs(2);
+/// Shards that are not doubled any more: each costs time at every start.
+const SHARDS_MAX: usize = 32;
 /// How long a power cut that was planned is waited for: an idle server does nothing.
 const CUT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -44,7 +52,9 @@ pub async fn trouble(world: Rc<World>, sim: Rc<Sim>, mut prng: Prng) {
         if !world.busy.get() {
             break;
         }
-        match prng.below(20) {
+        match prng.below(24) {
+            20..=22 => split(&world, &mut prng).await,
+            23 => double(&world).await,
             0..=4 => power_cut(&world, &mut prng).await,
             5..=6 => {
                 world.fault("kill");
@@ -166,6 +176,28 @@ async fn restart(world: &Rc<World>, prng: &mut Prng) {
     world.wait(Duration::from_secs(30), ended).await;
     if life == world.lives.get() && world.server.is_up() {
         start_server(world, 1 + prng.index(2));
+    }
+}
+
+/// Splits a shard at a drawn slot. It may be refused, be cut off by a later fault, and go on later.
+async fn split(world: &World, prng: &mut Prng) {
+    let Some(engine) = world.engine.borrow().clone() else { return };
+    let slot = prng.below(u64::from(SLOTS)) as u16;
+    let clock = world.judge.env().clock;
+    let splitting = engine.split_at(RoutingKey::Slot(slot));
+    if let Ok(Ok(_)) = timeout(&*clock, SPLIT_MAX, splitting).await {
+        world.fault("split");
+    }
+}
+
+async fn double(world: &World) {
+    let Some(engine) = world.engine.borrow().clone() else { return };
+    if engine.table().routes().len() > SHARDS_MAX {
+        return;
+    }
+    let clock = world.judge.env().clock;
+    if let Ok(Ok(_)) = timeout(&*clock, SPLIT_MAX, engine.reshard_double()).await {
+        world.fault("doubling");
     }
 }
 

@@ -106,6 +106,7 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
         stop: Default::default(),
         lives: 0.into(),
         serves: false.into(),
+        engine: Default::default(),
         last_failure: Default::default(),
     });
     world.remark(format!("{durability:?}, clocks jump: {}", world.jumps));
@@ -302,16 +303,17 @@ async fn serve(
     };
     let config = Config { durability: promised, ..Config::default() };
     let identity = Identity { version: "sim", process_id: 1, run_id: env.random.next_u64() };
-    let engine = Engine::start(options, config, identity).await?;
+    let engine = Rc::new(Engine::start(options, config, identity).await?);
     let address = world.address();
     let server = Server::bind(&engine, address).await;
     let server = match server {
         Ok(server) => server,
         Err(why) => {
             world.complain(format!("the server does not listen: {why}"));
-            return engine.stop().await;
+            return Ok(());
         }
     };
+    *world.engine.borrow_mut() = Some(engine.clone());
     world.serves.set(true);
     world.remark("serves");
     server
@@ -319,7 +321,9 @@ async fn serve(
             let _ = stopped.await;
         })
         .await;
-    let closed = engine.stop().await;
+    // Whoever has it splits a shard, which ends soon.
+    world.engine.borrow_mut().take();
+    let closed = engine.end().await;
     if world.lives.get() == life {
         world.serves.set(false);
     }
@@ -339,6 +343,7 @@ fn options(world: &World, env: &Env, cores: usize) -> NodeOptions {
     options.stores = 2;
     options.shards = 4;
     options.memory = 16 << 20;
+    options.shard_size = (64 << prng.below(4)) << 10;
     options.engine.durability = world.durability;
     options.engine.log_segment_size = (64 << prng.below(3)) << 10;
     options.engine.memtable_size = (32 << prng.below(4)) << 10;

@@ -10,6 +10,7 @@ use atoll_checkers::Recorder;
 use atoll_env::sim::Node;
 use atoll_env::sync::oneshot;
 use atoll_lsm::Durability;
+use atoll_server::Engine;
 
 use super::op::{Op, Ret};
 
@@ -50,6 +51,8 @@ pub struct World {
     pub lives: Cell<u64>,
     /// The server listens.
     pub serves: Cell<bool>,
+    /// The server that runs.
+    pub engine: RefCell<Option<Rc<Engine>>>,
     /// Why the server last did not open or close.
     pub last_failure: RefCell<String>,
 }

@@ -1,0 +1,213 @@
+//! What is where: the shards of a core with their sizes and loads, and where a shard has its middle.
+//!
+//! Bytes are those of table files, by the keys at which their indexes are cut
+//! ([`atoll_lsm::driven::Tree::survey`]): an estimate that costs no read. Records of all areas count
+//! for the shard that their place is in, so versions that are not collected yet and parts of long
+//! values count as well.
+//!
+//! # Splitting by size
+//! Every [`PERIOD`] a core looks at its shards and splits what is larger than
+//! [`NodeOptions::shard_size`](crate::NodeOptions) in the middle of its *bytes*. A doubling
+//! ([`Core::reshard_double`]) splits in the middle of the *slots*, as hashing spreads them evenly, and
+//! falls back on the middle of the bytes where there are no slots to halve.
+
+use std::time::Duration;
+
+use atoll_env::sync::oneshot;
+use atoll_mvcc::keys::{RoutingKey, TreeKey, place_of};
+use atoll_shard::descriptor::ShardId;
+
+use crate::core::{Core, Inner};
+use crate::program::Program;
+
+/// Between two looks at the sizes of shards.
+pub(crate) const PERIOD: Duration = Duration::from_secs(5);
+/// Shards that a node splits itself into at most.
+const SHARDS_MAX: usize = 4096;
+
+/// What there is to say about a shard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShardReport {
+    /// Its id.
+    pub id: u64,
+    /// The first place in its range, and the first behind it.
+    pub range: (RoutingKey, RoutingKey),
+    /// How often its range has changed.
+    pub epoch: u64,
+    /// The store that has it.
+    pub store: usize,
+    /// The core that serves it.
+    pub core: usize,
+    /// Bytes of table files, estimated.
+    pub bytes: u64,
+    /// Keys that are there, of all keyspaces.
+    pub keys: u64,
+    /// Commands and requests evaluated since the start.
+    pub jobs: u64,
+    /// The same per second, in the last seconds.
+    pub jobs_per_s: f64,
+    /// Index of the last entry applied to the tree.
+    pub applied: u64,
+    /// Entries that are logged or on their way to it, and not applied.
+    pub in_flight: usize,
+    /// Whether it has a leader: not while it is split.
+    pub serves: bool,
+}
+
+/// A place of the tables with the bytes that end there.
+struct Weight {
+    place: RoutingKey,
+    bytes: u64,
+}
+
+/// Returns the place of a record, or of the beginning of one.
+fn place(tree_key: &[u8]) -> Option<RoutingKey> {
+    let key = match TreeKey::decode(tree_key).ok()? {
+        TreeKey::Data(key) | TreeKey::Intent(key) | TreeKey::Expiry { key, .. } => key.to_vec(),
+        TreeKey::Sub { of, .. } => return of.slot.map(RoutingKey::Slot),
+        _ => return None,
+    };
+    place_of(&key).map(RoutingKey::into_owned)
+}
+
+impl<P: Program> Inner<P> {
+    /// Returns where the bytes of this core's stores are, by place.
+    fn weights(&self) -> Vec<Weight> {
+        let mut weights = Vec::new();
+        for host in self.stores.borrow().values() {
+            host.tree.survey(|key, bytes| {
+                if let Some(place) = place(key) {
+                    weights.push(Weight { place, bytes });
+                }
+            });
+        }
+        weights.sort_by(|a, b| a.place.cmp(&b.place));
+        weights
+    }
+
+    fn reports(&self) -> Vec<ShardReport> {
+        let weights = self.weights();
+        let mut reports = Vec::new();
+        for (host, group) in self.all_groups() {
+            let state = group.state.borrow();
+            let range = &state.descriptor.range;
+            let inside = weights.iter().filter(|w| range.contains(w.place.borrowed()));
+            let keys = |leader: &atoll_shard::leader::Leader| {
+                leader.counts().values().map(|count| count.keys.max(0) as u64).sum()
+            };
+            reports.push(ShardReport {
+                id: group.id.0,
+                range: (range.start.clone(), range.end.clone()),
+                epoch: state.descriptor.epoch,
+                store: host.index,
+                core: self.index,
+                bytes: inside.map(|w| w.bytes).sum(),
+                keys: state.leader.as_ref().map_or(0, keys),
+                jobs: state.jobs,
+                jobs_per_s: state.jobs_per_s,
+                applied: state.applied_index,
+                in_flight: state.in_flight.len(),
+                serves: state.leader.is_some(),
+            });
+        }
+        reports
+    }
+
+    /// Returns the place that halves the bytes of a shard of this core; `None` if they are all at
+    /// one place.
+    fn middle(&self, shard: ShardId) -> Option<RoutingKey> {
+        let (_, group) = self.all_groups().into_iter().find(|(_, group)| group.id == shard)?;
+        let range = group.state.borrow().descriptor.range.clone();
+        let mut weights = self.weights();
+        weights.retain(|w| range.contains(w.place.borrowed()));
+        let half = weights.iter().map(|w| w.bytes).sum::<u64>() / 2;
+        let mut below = 0;
+        let mut after = weights.into_iter().skip_while(|w| {
+            below += w.bytes;
+            below < half
+        });
+        // The middle itself belongs to the left half, unless there is nothing else.
+        after.find(|w| range.start < w.place && w.place < range.end).map(|w| w.place)
+    }
+
+    /// Remembers how busy the shards were since the last call, `seconds` ago.
+    pub(crate) fn measure_loads(&self, seconds: f64) {
+        for (_, group) in self.all_groups() {
+            let mut state = group.state.borrow_mut();
+            let jobs = state.jobs - state.jobs_measured;
+            state.jobs_measured = state.jobs;
+            state.jobs_per_s = jobs as f64 / seconds;
+        }
+    }
+}
+
+impl<P: Program> Core<P> {
+    /// Reports all shards of the node, by the start of their ranges.
+    ///
+    /// # Errors
+    /// A sentence: a core has ended.
+    pub async fn shards(&self) -> Result<Vec<ShardReport>, String> {
+        let mut receivers = Vec::new();
+        for index in 0..self.cores() {
+            let (sender, receiver) = oneshot::channel();
+            self.on_core(index, move |core| {
+                let _ = sender.send(core.0.reports());
+            });
+            receivers.push(receiver);
+        }
+        self.flush();
+        let mut reports = Vec::new();
+        for receiver in receivers {
+            reports.extend(receiver.await.map_err(|_| "the engine stops".to_owned())?);
+        }
+        reports.sort_by(|a, b| a.range.0.cmp(&b.range.0));
+        Ok(reports)
+    }
+
+    /// Splits every shard at its midpoint, one after the other, while it serves. Returns how many
+    /// were split, and why others were not.
+    pub async fn reshard_double(&self) -> (usize, Vec<String>) {
+        let (mut split, mut refusals) = (0, Vec::new());
+        for route in self.table().routes() {
+            let shard = route.descriptor.id;
+            let at = match route.descriptor.range.midpoint() {
+                Some(at) => Some(at),
+                None => self.middle(route.core, shard).await,
+            };
+            match at {
+                None => refusals.push(format!("shard {shard} has one place only")),
+                Some(at) => match self.split_at(at).await {
+                    Ok(_) => split += 1,
+                    Err(why) => refusals.push(why),
+                },
+            }
+        }
+        (split, refusals)
+    }
+
+    /// Returns the middle of the bytes of a shard of any core.
+    async fn middle(&self, core: usize, shard: ShardId) -> Option<RoutingKey> {
+        let (sender, receiver) = oneshot::channel();
+        self.on_core(core, move |core| {
+            let _ = sender.send(core.0.middle(shard));
+        });
+        self.flush();
+        receiver.await.ok().flatten()
+    }
+
+    /// Splits the shards of this core that have grown too large.
+    pub(crate) async fn split_large(&self) {
+        let most = self.0.shared.options.shard_size;
+        if self.table().routes().len() >= SHARDS_MAX {
+            return;
+        }
+        for report in self.0.reports() {
+            if report.bytes > most
+                && let Some(at) = self.0.middle(ShardId(report.id))
+            {
+                // Refused if somebody else splits it: it is looked at again.
+                let _ = self.split_at(at).await;
+            }
+        }
+    }
+}
