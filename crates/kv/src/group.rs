@@ -108,7 +108,7 @@ pub(crate) struct State<P: Program> {
     pub(crate) unlocks: u64,
     /// Lanes with a job that has to try again, and the jobs behind it.
     pub(crate) stalled: BTreeMap<Lane, VecDeque<Job<P>>>,
-    /// The last entry with a write of a lane that is not answered yet.
+    /// The newest entry that a command of a lane waits for which is not answered yet.
     pub(crate) unanswered: HashMap<Lane, EntrySeq>,
     /// Entries that were closed before their turn ended.
     pub(crate) closed: VecDeque<Closed>,

@@ -195,7 +195,12 @@ impl<P: Program> StoreHost<P> {
                         state.sync_to = state.sync_to.max(entry);
                     }
                     if let Some(lane) = job.lane {
-                        state.unanswered.insert(lane, entry);
+                        // The newest: a later command of the lane that only reads may wait for an
+                        // earlier entry, of somebody else's write that it saw. Were that noted, its
+                        // application would end what is to be known of the lane's own write, and the
+                        // next read would be one of the applied state, without it.
+                        let newest = state.unanswered.entry(lane).or_insert(entry);
+                        *newest = (*newest).max(entry);
                     }
                     let lane = job.lane;
                     let waiter = Waiter::Answered { job: Box::new(job), answer };

@@ -236,7 +236,9 @@ impl World {
                         if let Some(lane) = lane
                             && !mutants::is("own-writes-not-seen")
                         {
-                            host.unanswered.insert(lane, entry);
+                            // A later command may wait for an earlier entry: of what it saw.
+                            let newest = host.unanswered.entry(lane).or_insert(entry);
+                            *newest = (*newest).max(entry);
                         }
                         let waiter = Waiter::Answered(job, answer);
                         host.waiters.entry(entry).or_default().push(waiter);

@@ -101,6 +101,7 @@ pub(super) struct Host {
     pub(super) for_locks: Vec<Job>,
     pub(super) unlocks: u64,
     pub(super) stalled: BTreeMap<Lane, VecDeque<Job>>,
+    /// The newest entry that an unanswered command of a lane waits for.
     pub(super) unanswered: BTreeMap<Lane, EntrySeq>,
     pub(super) in_flight: VecDeque<Flight>,
     /// What was evaluated for the open entry.

@@ -91,7 +91,7 @@ pub struct Entry {
     pub writes: Own,
     /// It locked all of its keys in one call and nothing else.
     pub locked_at_once: bool,
-    /// It has no other reads and writes than under these locks.
+    /// It has no other reads and writes than under these locks, and all of them on one shard.
     pub locked_all: bool,
     /// When it happened, in the end, as far as it is known.
     pub moment: Option<Moment>,

@@ -119,7 +119,8 @@ impl<C: Cluster> Program<C> {
         if at_once && all_in_order && ended == Err(Error::Aborted(Abort::Deadlock)) {
             self.journal.is_wrong("a command that locks all at once was in a deadlock".into());
         }
-        // Who has locked what he needs is not sent back, unless his locks were lost.
+        // Who has locked what he needs is not sent back, unless his locks were lost. (With several
+        // shards he stages intents, and whoever meets them may give him up.)
         let locked_all = self.journal.with(entry, |entry| entry.locked_all);
         if let Err(Error::Aborted(Abort::WriteConflict(key) | Abort::ReadConflict(key))) = &ended
             && locked_all
@@ -179,6 +180,10 @@ impl<C: Cluster> Program<C> {
             let mut keys: Vec<Key> = (0..self.prng.range(1..4)).map(|_| self.key()).collect();
             keys.dedup();
             self.journal.with(entry, |entry| entry.locked_at_once = true);
+            let shards = self.cluster.shards();
+            let mut homes = keys.iter().map(|key| shards.shard_of(key).id);
+            let first = homes.next();
+            let on_one_shard = homes.all(|shard| Some(shard) == first);
             let exclusive = self.prng.chance(0.8);
             let values = txn.lock_all(&keys, exclusive).await?;
             for (key, value) in keys.iter().cloned().zip(values) {
@@ -192,7 +197,7 @@ impl<C: Cluster> Program<C> {
                 }
             }
             if self.prng.chance(0.7) {
-                self.journal.with(entry, |entry| entry.locked_all = true);
+                self.journal.with(entry, |entry| entry.locked_all = on_one_shard);
                 return Ok(());
             }
         }
