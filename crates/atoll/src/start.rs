@@ -18,6 +18,7 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use atoll_env::Env;
+use atoll_http::Api;
 use atoll_kv::NodeOptions;
 use atoll_lsm::Durability;
 use atoll_redis::{Config, Identity};
@@ -59,6 +60,7 @@ struct Running {
     engine: Engine,
     resp: Option<Server>,
     http: Option<HttpListener>,
+    password: Option<Vec<u8>>,
 }
 
 impl Running {
@@ -68,7 +70,10 @@ impl Running {
         })?;
         let engine = open(&env, settings).await?;
         match listen(&engine, settings).await {
-            Ok((http, resp)) => Ok(Running { env, engine, resp, http }),
+            Ok((http, resp)) => {
+                let password = settings.requirepass.clone().map(String::into_bytes);
+                Ok(Running { env, engine, resp, http, password })
+            }
             Err(failure) => {
                 // What went wrong is said already; the log has everything.
                 let _ = engine.stop().await;
@@ -107,7 +112,7 @@ impl Running {
 
     /// Serves until the first signal, then ends in order, or at once at a second one.
     async fn serve(self, signals: &mut Signals) -> Result<()> {
-        let Running { env, engine, resp, http } = self;
+        let Running { env, engine, resp, http, password } = self;
         let (stop, stopped) = watch::channel(false);
         let until_stop = || {
             let mut stopped = stopped.clone();
@@ -122,7 +127,10 @@ impl Running {
             redis: engine.stats(),
             trees: engine.trees(),
         });
-        let http = http.map(|(listener, _)| atoll_http::serve(listener, pages, until_stop()));
+        let http = http.map(|(listener, addr)| {
+            let api = Api::new(engine.client(), addr, password);
+            atoll_http::serve(listener, pages, Some(api), until_stop())
+        });
         let resp = resp.map(|server| server.run(until_stop()));
         let mut serving = pin!(async { tokio::join!(if_any(http), if_any(resp)) });
         // Listeners end only by a stop; should one do otherwise, the rest is orderly too.

@@ -1,24 +1,27 @@
-//! The HTTP face: what the tools that watch a server ask of it.
+//! The HTTP face: keys, scans and transactions as resources, and what tools that watch a server ask.
 //!
 //! ```text
-//! GET /metrics   text/plain; version=0.0.4   the counters, in Prometheus's text form
-//! GET /health    application/json            200 while writes are taken, else 503 and the reason
+//! GET /metrics        text/plain; version=0.0.4   the counters, in Prometheus's text form
+//! GET /health         application/json            200 while writes are taken, else 503 and the reason
+//! GET /openapi.json   application/json            what there is below, in OpenAPI 3.1
+//!     /v1/...                                     keys, scans, batches, keyspaces: `api`
 //! ```
 //!
-//! HEAD is answered as GET without the body, any other method on these paths with 405 and `Allow`,
-//! any other path with 404. The answers come from a [`Pages`] value: this crate knows neither
-//! engine nor server, and what it is given can be a literal in a test.
+//! HEAD is answered as GET without the body, a method that a path does not have with 405 and `Allow`,
+//! any other path with 404; every error is JSON with a code and a sentence. The pages come from a
+//! [`Pages`] value, which can be a literal in a test; the API asks a client of keyspaces, which has
+//! cores of its own: this task only moves bytes.
 //!
 //! # Limits
 //! A stranger's cost is bounded before anything is read: [`CONNECTIONS_MAX`] connections at a time,
 //! [`HEADER_BYTES_MAX`] bytes and [`HEADER_TIME_MAX`] for a request's head (which also ends an idle
-//! connection), [`CONNECTION_TIME_MAX`] for a connection. Bodies of requests are never read: none
-//! of the answers depends on one.
+//! connection), [`CONNECTION_TIME_MAX`] for a connection. Bodies are read only where an answer depends
+//! on one: [`BODY_BYTES_MAX`] each, and all together [`BODIES_BYTES_MAX`].
 //!
 //! # Where it runs
-//! [`serve`] lives on the core's own task set beside the RESP sessions, because a page needs the
-//! core's counters and costs microseconds. It therefore asks for a [`tokio::task::LocalSet`] and
-//! needs no lock around what it shows.
+//! [`serve`] is a task of one thread: it asks for a [`tokio::task::LocalSet`].
+
+mod api;
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -37,6 +40,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+pub use api::{Api, BODIES_BYTES_MAX, BODY_BYTES_MAX};
 
 /// Connections served at a time; one more is closed at once.
 pub const CONNECTIONS_MAX: usize = 128;
@@ -68,11 +73,18 @@ pub enum Health {
     Impaired(String),
 }
 
-/// Serves `pages` on `listener` until `stop` completes, then lets requests under way finish.
+/// Serves `pages` and the API, if there is one, on `listener` until `stop` completes, then lets
+/// requests under way finish.
 ///
 /// Must be polled inside a [`tokio::task::LocalSet`]: connections are tasks of the calling core.
 #[expect(clippy::disallowed_methods, reason = "the pages are served on the machine's clock")]
-pub async fn serve(listener: TcpListener, pages: Rc<dyn Pages>, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    pages: Rc<dyn Pages>,
+    api: Option<Api>,
+    stop: impl Future<Output = ()>,
+) {
+    let site = Rc::new(Site { pages, api });
     let (closing, closed) = watch::channel(false);
     let open = Rc::new(Cell::new(0_usize));
     let mut connections = JoinSet::new();
@@ -83,9 +95,9 @@ pub async fn serve(listener: TcpListener, pages: Rc<dyn Pages>, stop: impl Futur
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if open.get() < CONNECTIONS_MAX => {
                     let slot = Slot::take(&open);
-                    let (pages, closed) = (Rc::clone(&pages), closed.clone());
+                    let (site, closed) = (Rc::clone(&site), closed.clone());
                     connections.spawn_local(async move {
-                        connection(stream, pages, closed).await;
+                        connection(stream, site, closed).await;
                         drop(slot);
                     });
                 }
@@ -99,6 +111,12 @@ pub async fn serve(listener: TcpListener, pages: Rc<dyn Pages>, stop: impl Futur
     // Nobody listens only when no connection is left.
     let _ = closing.send(true);
     while connections.join_next().await.is_some() {}
+}
+
+/// What is served.
+struct Site {
+    pages: Rc<dyn Pages>,
+    api: Option<Api>,
 }
 
 /// One of [`CONNECTIONS_MAX`] places, given back when dropped.
@@ -120,10 +138,17 @@ impl Drop for Slot {
 /// Serves one connection to its end. A peer that breaks the protocol or leaves is not an error of
 /// ours: there is nobody to tell.
 #[expect(clippy::disallowed_methods, reason = "the pages are served on the machine's clock")]
-async fn connection(stream: TcpStream, pages: Rc<dyn Pages>, mut closed: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, site: Rc<Site>, mut closed: watch::Receiver<bool>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), pages.as_ref());
-        std::future::ready(Ok::<_, Infallible>(response))
+        let site = Rc::clone(&site);
+        async move {
+            let (parts, body) = request.into_parts();
+            let response = match &site.api {
+                Some(api) if !is_page(parts.uri.path()) => api.respond(&parts, body).await,
+                _ => respond(&parts.method, parts.uri.path(), site.pages.as_ref()),
+            };
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -141,15 +166,23 @@ async fn connection(stream: TcpStream, pages: Rc<dyn Pages>, mut closed: watch::
     let _ = tokio::time::timeout(CLOSING_TIME_MAX, connection).await;
 }
 
-/// Answers one request. Pure: the whole behaviour of the crate short of sockets.
+/// Returns whether a path is one of the pages.
+fn is_page(path: &str) -> bool {
+    matches!(path, "/metrics" | "/health")
+}
+
+/// Answers a request for a page.
 fn respond(method: &Method, path: &str, pages: &dyn Pages) -> Response<Full<Bytes>> {
-    if !matches!(path, "/metrics" | "/health") {
-        return plain(StatusCode::NOT_FOUND, "not found; there are /metrics and /health\n");
+    if !is_page(path) {
+        return api::error(StatusCode::NOT_FOUND, "not_found", "there are /metrics and /health");
     }
     // hyper leaves out the body of an answer to HEAD and keeps its length.
     if !matches!(*method, Method::GET | Method::HEAD) {
-        let mut response =
-            plain(StatusCode::METHOD_NOT_ALLOWED, "method not allowed; use GET or HEAD\n");
+        let mut response = api::error(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "the page can be read only; use GET or HEAD",
+        );
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
@@ -161,40 +194,24 @@ fn respond(method: &Method, path: &str, pages: &dyn Pages) -> Response<Full<Byte
         Health::Ready => (StatusCode::OK, "{\"status\":\"ready\"}\n".to_owned()),
         Health::Impaired(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("{{\"status\":\"impaired\",\"reason\":{}}}\n", json_string(&reason)),
+            format!("{}\n", serde_json::json!({ "status": "impaired", "reason": reason })),
         ),
     };
     page(status, "application/json", json)
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    page(status, "text/plain; charset=utf-8", text.to_owned())
-}
-
-fn page(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn page(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     // Every answer is the state of this moment.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
-}
-
-/// Quotes `text` as a JSON string (RFC 8259, 7).
-fn json_string(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            c if c < ' ' => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 #[cfg(test)]
@@ -237,10 +254,9 @@ mod tests {
         let (status, content_type, body) =
             ask(Method::GET, "/health", Health::Impaired(reason)).await;
         assert_eq!((status, content_type.as_str()), (503, "application/json"));
-        assert_eq!(
-            body,
-            "{\"status\":\"impaired\",\"reason\":\"disk \\\"a\\\\b\\\" is\\u000afull\"}\n"
-        );
+        let said: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let expected = "disk \"a\\b\" is\nfull";
+        assert_eq!(said, serde_json::json!({ "status": "impaired", "reason": expected }));
     }
 
     #[tokio::test]

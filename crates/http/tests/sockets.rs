@@ -30,7 +30,7 @@ async fn with_server<F: Future<Output = ()>>(test: impl FnOnce(std::net::SocketA
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let addr = listener.local_addr().unwrap();
             let (stop, stopped) = oneshot::channel::<()>();
-            let server = tokio::task::spawn_local(serve(listener, Rc::new(Up), async move {
+            let server = tokio::task::spawn_local(serve(listener, Rc::new(Up), None, async move {
                 let _ = stopped.await;
             }));
             test(addr).await;

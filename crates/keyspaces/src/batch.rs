@@ -5,10 +5,13 @@
 use atoll_kv::{Core, Program};
 use atoll_mvcc::request;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::range::KeyRange;
 use crate::registry::Keyspace;
 use crate::work::{CoreTxn, Expiry, Found, Limits, Rows, Used, Work, enter};
+
+/// Bytes that a batch may read in all: its outcome is one answer, in memory.
+pub const READ_BYTES_MAX: usize = 64 << 20;
 
 /// Comparisons, and what is done if all of them hold, or else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,7 +174,7 @@ pub(crate) async fn run<P: Program>(core: &Core<P>, batch: &Batch) -> Result<Out
         let mut used = Used::new();
         let done = attempt(core, txn, &mut used, batch).await?;
         entered = enter(&used)?;
-        Ok::<_, crate::Error>(done)
+        Ok::<_, Error>(done)
     });
     let ((succeeded, results), ts) = done.await?;
     Ok(Outcome { succeeded, version: ts.0, results })
@@ -193,8 +196,9 @@ async fn attempt<P: Program>(
     }
     let actions = if succeeded { &batch.success } else { &batch.failure };
     let mut results = Vec::with_capacity(actions.len());
+    let mut read = 0;
     for action in actions {
-        results.push(match action {
+        let done = match action {
             Action::Get { keyspace, key } => Done::Got(work.get(keyspace, key, false).await?),
             Action::Put { keyspace, key, value, expiry } => {
                 work.put(keyspace, key, value, *expiry).await?;
@@ -211,7 +215,18 @@ async fn attempt<P: Program>(
                 let limits = Limits { rows: *limit, bytes: *bytes_max };
                 Done::Scanned(work.scan(keyspace, range, *reverse, limits).await?)
             }
-        });
+        };
+        read += match &done {
+            Done::Got(Some(found)) => found.value.len(),
+            Done::Scanned(rows) => {
+                rows.rows.iter().map(|row| row.key.len() + row.value.len()).sum()
+            }
+            Done::Got(None) | Done::Put | Done::Deleted(_) => 0,
+        };
+        if read > READ_BYTES_MAX {
+            return Err(Error::TooLarge(format!("it reads more than {READ_BYTES_MAX} bytes")));
+        }
+        results.push(done);
     }
     Ok((succeeded, results))
 }

@@ -32,17 +32,19 @@ pub mod client;
 mod error;
 mod hall;
 pub mod ids;
+mod mute;
 mod range;
 mod registry;
 #[cfg(test)]
 mod tests;
 mod work;
 
-pub use batch::{Action, Batch, Compare, Done, Outcome, Relation, Test};
+pub use batch::{Action, Batch, Compare, Done, Outcome, READ_BYTES_MAX, Relation, Test};
 pub use catalog::{BUCKETS_DEFAULT, Info, Kind, NAME_LEN_MAX, Options};
 pub use client::{Client, Isolation, Savepoint, Session};
 pub use error::{Error, Result, Unknown};
 pub use hall::{Door, Hall};
+pub use mute::Mute;
 pub use range::{KeyRange, after};
 pub use registry::Keyspace;
 pub use work::{Expiry, Found, Row, Rows};

@@ -1,6 +1,5 @@
 //! Keyspaces on a node in the simulator: catalog, transactions, drops, space.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,46 +7,14 @@ use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_env::sim::{Outcome as Ended, Sim};
 use atoll_env::sync::Notify;
-use atoll_kv::{Core, Failure, Node, NodeOptions, Program};
-use atoll_lsm::Durability;
+use atoll_kv::{Core, Node, NodeOptions};
 use atoll_lsm::driven::{Direction, Tree};
-use atoll_mvcc::keys::RoutingKey;
-use atoll_shard::eval::{Eval, Interrupt, Sight};
-use atoll_shard::leader::Base;
 use parking_lot::Mutex;
 
 use crate::{
     Action, Batch, Client, Compare, Done, Error, Expiry, Hall, Isolation, KeyRange, Keyspace, Kind,
-    Options, Relation, Row, Test, ids,
+    Mute, Options, Relation, Row, Test, ids,
 };
-
-/// A program without commands.
-struct Mute;
-
-impl Program for Mute {
-    type Call = Infallible;
-    type Reply = Infallible;
-
-    fn place<'c>(&self, call: &'c Infallible) -> RoutingKey<&'c [u8]> {
-        match *call {}
-    }
-    fn sight(&self, call: &Infallible) -> Sight {
-        match *call {}
-    }
-    fn durability(&self, call: &Infallible) -> Durability {
-        match *call {}
-    }
-    fn run<B: Base>(
-        &self,
-        call: &Infallible,
-        _: &mut Eval<'_, B>,
-    ) -> Result<Infallible, Interrupt> {
-        match *call {}
-    }
-    fn failed(&self, call: &Infallible, _: &Failure) -> Infallible {
-        match *call {}
-    }
-}
 
 fn options(env: Env, cores: usize) -> NodeOptions {
     let mut options = NodeOptions::new(env, "/data/db");

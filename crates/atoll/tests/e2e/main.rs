@@ -6,4 +6,5 @@
 mod bad_input;
 mod harness;
 mod kill;
+mod rest;
 mod session;
