@@ -520,6 +520,12 @@ impl<P: Program> Core<P> {
         }
     }
 
+    /// Says for all cores whether keys are removed when their deadline comes. They are hidden from
+    /// then on in any case.
+    pub fn set_reaping(&self, on: bool) {
+        self.0.shared.reaping.store(on, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Shows the leaders of this core's shards.
     pub fn each_leader(&self, mut visit: impl FnMut(&Leader)) {
         for (_, group) in self.0.all_groups() {

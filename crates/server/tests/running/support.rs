@@ -225,7 +225,7 @@ pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
             // Small segments: each is written whole when it is made.
             options.engine.log_segment_size = 256 << 10;
             let run_id = env.random.next_u64();
-            let identity = Identity { version: "test", process_id: 1, run_id };
+            let identity = Identity { version: "test", process_id: 1, run_id, measure: None };
             let engine = Engine::start(options, config, identity).await.expect("it opens");
             let server = Server::bind(&engine, address()).await;
             let stop = async {
