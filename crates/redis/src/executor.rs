@@ -340,6 +340,7 @@ impl<S: Store> Executor<S> {
     }
 
     async fn exec_unit(&mut self, session: &mut Session) -> Outcome {
+        let crosses = self.server.refuses_unit(session);
         let Some(Queue { commands, failed, .. }) = session.queue.take() else {
             return Err(error::fixed("ERR EXEC without MULTI"));
         };
@@ -347,6 +348,9 @@ impl<S: Store> Executor<S> {
         let unchanged = self.is_unchanged(&unit.watched).await;
         for Watched { db, key, .. } in &unit.watched {
             self.turn.watches.remove(*db, key);
+        }
+        if crosses {
+            return Err(error::CROSS_SLOT);
         }
         if failed {
             return Err(error::EXEC_ABORT);

@@ -146,6 +146,8 @@ impl<B: Backend> Front<B> {
 
     /// Admits a client.
     pub fn connect(&mut self, peer: SocketAddr, local: SocketAddr) -> ClientId {
+        // Whether it has to authenticate is another core's word too.
+        self.server.look();
         self.server.connect(peer, local)
     }
 
@@ -636,11 +638,13 @@ impl<B: Backend> Front<B> {
             self.end_replies(session);
             return true;
         };
-        if queue.failed {
+        let crosses = self.server.refuses_unit(session);
+        if queue.failed || crosses {
+            let error = if crosses { error::CROSS_SLOT } else { error::EXEC_ABORT };
             session.queue = None;
             session.watched.clear();
             self.advance_replies(session);
-            self.answer_error(session, &error::EXEC_ABORT.0);
+            self.answer_error(session, &error.0);
             self.end_replies(session);
             return true;
         }

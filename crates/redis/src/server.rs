@@ -10,6 +10,7 @@ use atoll_resp::Request;
 
 use crate::config::Config;
 use crate::error::{self, CommandError, Outcome};
+use crate::layout;
 use crate::session::{ClientId, Session};
 use crate::shared::{Pause, Shared};
 use crate::slowlog::{self, Entry, Shortened};
@@ -256,7 +257,26 @@ impl Server {
         if session.queue.is_some() && command.flags.no_multi() {
             return refused(error::NO_MULTI);
         }
+        if self.config.strict_slots && !command.keys.is_empty() {
+            let keys = command.key_indexes(request.len()).filter_map(|index| request.get(index));
+            if cross_slots(keys) {
+                return refused(error::CROSS_SLOT);
+            }
+        }
         Ok(command)
+    }
+
+    /// Returns whether EXEC is refused because the queued commands' keys are of several slots.
+    pub fn refuses_unit(&self, session: &Session) -> bool {
+        if !self.config.strict_slots {
+            return false;
+        }
+        let queued = session.queue.iter().flat_map(|queue| &queue.commands);
+        cross_slots(queued.flat_map(|queued| {
+            let request = queued.request.as_request();
+            let indexes = queued.command.key_indexes(request.len());
+            indexes.filter_map(move |index| request.get(index))
+        }))
     }
 
     /// Replaces what the command wrote by an error.
@@ -269,6 +289,12 @@ impl Server {
     pub fn count_error(&mut self, text: &[u8]) {
         self.stats.count_error(text);
     }
+}
+
+/// Returns whether keys are of several slots, which a cluster of Redis refuses.
+fn cross_slots<'k>(mut keys: impl Iterator<Item = &'k [u8]>) -> bool {
+    let Some(first) = keys.next().map(layout::slot) else { return false };
+    keys.any(|key| layout::slot(key) != first)
 }
 
 fn unknown_command(name: &[u8], request: &Request<'_>) -> CommandError {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_env::random::Random;
 use atoll_env::sync::oneshot;
@@ -18,14 +19,15 @@ use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
 use atoll_objects::distributed::Step;
 use atoll_objects::whole::Change;
-use atoll_objects::{Call, ObjectProgram, Reply, Work, distributed, whole};
+use atoll_objects::{Call, Moment, ObjectProgram, Reply, Work, distributed, whole};
 use atoll_redis::StoreError;
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
-use atoll_redis::task::{Answer, Backend, Done, Item, Manner, Question, Task, Watched};
+use atoll_redis::task::{Answer, Backend, Consistency, Done, Item, Manner, Question, Task, Watched};
 use atoll_redis::tx::{Counts, Keyspaces};
 
+use crate::past::Past;
 use crate::server::{House, Visit};
 
 /// Tokens of calls that a task of this core waits for.
@@ -41,6 +43,7 @@ pub(crate) struct Tasks {
     inner: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
     next_inner: Cell<u64>,
     house: Arc<House>,
+    past: Past,
 }
 
 /// A core's shards.
@@ -61,6 +64,7 @@ impl ShardBackend {
             inner: RefCell::default(),
             next_inner: Cell::new(INNER),
             house,
+            past: Past::default(),
         };
         ShardBackend { tasks: Rc::new(tasks) }
     }
@@ -107,7 +111,8 @@ impl Backend for ShardBackend {
             return None;
         }
         let slot = self.tasks.one_shard(&task.keys())?;
-        let call = call(task, manner, slot)?;
+        let moment = self.tasks.moment(manner.consistency);
+        let call = call(task, manner, slot, moment)?;
         self.tasks.core.call(call, lane, token).map(done)
     }
 
@@ -121,7 +126,7 @@ impl Backend for ShardBackend {
 }
 
 /// Makes a call of a simple task.
-fn call(task: Task, manner: Manner, slot: u16) -> Option<Call> {
+fn call(task: Task, manner: Manner, slot: u16, moment: Moment) -> Option<Call> {
     let work = match task {
         Task::One(item) => Work::One(item),
         Task::Unit { items, watched } => Work::Unit { items, watched },
@@ -129,7 +134,7 @@ fn call(task: Task, manner: Manner, slot: u16) -> Option<Call> {
         Task::Counts | Task::Ask(_) | Task::Sleep(_) => return None,
     };
     let Manner { protocol, touch, durability, .. } = manner;
-    Some(Call { work, slot, protocol, touch, durability })
+    Some(Call { work, slot, protocol, touch, durability, moment })
 }
 
 /// Returns what a reply is to the front end.
@@ -196,10 +201,22 @@ impl Tasks {
                 Ok(reply) => Done::One(reply),
                 Err(error) => Done::Failed(error),
             },
-            Task::One(item) => match self.spread(&[Step::Keys(item)], &[], manner).await {
-                Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
-                other => done(other),
-            },
+            Task::One(item) => {
+                let reply = match item.command.flags.is_readonly() {
+                    true => self.read(&[&item], manner).await,
+                    false => self.spread(&[Step::Keys(item)], &[], manner).await,
+                };
+                match reply {
+                    Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
+                    other => done(other),
+                }
+            }
+            Task::Unit { items, watched }
+                if watched.is_empty() && items.iter().all(only_reads_keys) =>
+            {
+                let items: Vec<&Item> = items.iter().collect();
+                done(self.read(&items, manner).await)
+            }
             Task::Unit { items, watched } => match self.steps(&items, manner).await {
                 Some(steps) => done(self.spread(&steps, &watched, manner).await),
                 None => self.sequence(items, watched, manner).await,
@@ -209,7 +226,7 @@ impl Tasks {
                 for key in keys {
                     let slot = slot(&key);
                     let task = Task::Versions { db, keys: vec![key] };
-                    let Some(call) = call(task, manner, slot) else { continue };
+                    let Some(call) = call(task, manner, slot, Moment::Now) else { continue };
                     match self.call(call).await {
                         Reply::Versions(found) => versions.extend(found),
                         other => return done(other),
@@ -285,6 +302,27 @@ impl Tasks {
         distributed::run(&self.core, items, watched, manner.protocol, manner.touch).await
     }
 
+    /// Runs commands that only read, all as of one moment.
+    async fn read(&self, items: &[&Item], manner: Manner) -> Reply {
+        let at = match self.moment(manner.consistency) {
+            Moment::Past(at) | Moment::At(at) => at,
+            // Whatever was answered before now is seen.
+            Moment::Now => self.core.read_point(),
+        };
+        distributed::read(&self.core, items, at, manner.protocol, manner.touch).await
+    }
+
+    /// Returns as of when a command is to be answered that comes now.
+    fn moment(&self, consistency: Consistency) -> Moment {
+        match consistency {
+            Consistency::Fast => Moment::Now,
+            Consistency::Strict => Moment::At(self.core.read_point()),
+            Consistency::Stale { ms } => {
+                Moment::Past(self.past.at(&self.core, Duration::from_millis(ms)))
+            }
+        }
+    }
+
     /// Executes a unit that asks what is in whole databases: one command after the other.
     async fn sequence(&self, items: Vec<Item>, watched: Vec<Watched>, manner: Manner) -> Done {
         if !watched.is_empty() {
@@ -326,6 +364,10 @@ impl Tasks {
         }
         Ok(out)
     }
+}
+
+fn only_reads_keys(item: &Item) -> bool {
+    item.command.flags.is_readonly() && !item.is_whole()
 }
 
 fn data_call(item: &Item, manner: Manner) -> DataCall<'_> {

@@ -28,6 +28,7 @@ mod backend;
 mod connection;
 mod core;
 pub mod metrics;
+mod past;
 mod server;
 
 pub use server::{Engine, Server, ServerError};

@@ -21,7 +21,7 @@ use atoll_env::sync::{Either, QueueReceiver, QueueSender, oneshot, queue, select
 use atoll_env::{Env, task};
 use atoll_kv::{Core, Node, NodeOptions, Table};
 use atoll_lsm::driven::Tree;
-use atoll_objects::{ObjectProgram, whole};
+use atoll_objects::{ObjectProgram, dead, whole};
 use atoll_redis::task::{Answer, Question};
 use atoll_redis::{Config, Front, Identity, Shared};
 use event_listener::Event;
@@ -264,6 +264,8 @@ async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
     env.tasks.spawn_local("tick", Box::pin(tick(env.clone(), Rc::downgrade(&desk))));
     let replies = signal_replies(core.clone(), desk.clone());
     env.tasks.spawn_local("replies", Box::pin(replies));
+    let parts = reclaim_parts(core.clone(), house.clone());
+    env.tasks.spawn_local("reclaim parts", Box::pin(parts));
     if index == 0 {
         env.tasks.spawn_local("reclaim", Box::pin(reclaim(core.clone(), house.clone())));
     }
@@ -373,5 +375,14 @@ async fn reclaim(core: Core<ObjectProgram>, house: Arc<House>) {
             // What fails now is tried again the next time.
             let _ = whole::reclaim(&core).await;
         }
+    }
+}
+
+/// Gives back the space of long strings that were deleted or overwritten, on this core.
+async fn reclaim_parts(core: Core<ObjectProgram>, house: Arc<House>) {
+    while !house.stopping.load(Ordering::Acquire) {
+        core.env().clock.sleep(TICK).await;
+        // What fails now is tried again the next time.
+        let _ = dead::reclaim(&core).await;
     }
 }
