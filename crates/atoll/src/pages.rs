@@ -6,13 +6,13 @@ use atoll_env::{Clock, Instant};
 use atoll_http::{Health, Pages};
 use atoll_lsm::Stats as EngineStats;
 use atoll_lsm::driven::Tree;
-use atoll_redis::Stats;
+use atoll_redis::Shared;
 
 /// The pages of a running server.
 pub(crate) struct ServerPages {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) started: Instant,
-    pub(crate) redis: Arc<Stats>,
+    pub(crate) redis: Arc<Shared>,
     pub(crate) trees: Vec<(usize, Tree)>,
 }
 
@@ -38,7 +38,7 @@ impl Pages for ServerPages {
              # TYPE atoll_uptime_seconds gauge\n\
              atoll_uptime_seconds {uptime}\n\
              {}",
-            atoll_server::metrics::render(&self.redis, &self.engine())
+            atoll_server::metrics::render(&self.redis.total(), &self.engine())
         )
     }
 

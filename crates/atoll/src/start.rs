@@ -16,12 +16,13 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_http::Api;
 use atoll_kv::NodeOptions;
 use atoll_lsm::Durability;
-use atoll_redis::{Config, Identity};
+use atoll_redis::{Config, Identity, Usage};
 use atoll_server::{Engine, Server, ServerError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -124,7 +125,7 @@ impl Running {
         let pages = Rc::new(ServerPages {
             started: env.clock.now(),
             clock: env.clock.clone(),
-            redis: engine.stats(),
+            redis: engine.shared(),
             trees: engine.trees(),
         });
         let http = http.map(|(listener, addr)| {
@@ -224,6 +225,7 @@ async fn open(env: &Env, settings: &Settings) -> Result<Engine> {
         version: env!("CARGO_PKG_VERSION"),
         process_id: std::process::id(),
         run_id: env.random.next_u64(),
+        measure: Some(measure),
     };
     let engine = Engine::start(options, config, identity).await;
     engine.map_err(|e| Failure::of_data(&settings.data, e))
@@ -240,6 +242,32 @@ fn clients_max() -> usize {
     };
     let room = current.unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_RESERVED);
     usize::try_from(room.clamp(64, CLIENTS_MAX)).unwrap_or(usize::MAX)
+}
+
+/// Measures this process, where the kernel has files that say so.
+#[expect(clippy::disallowed_methods, reason = "what the kernel says about us is no data of ours")]
+fn measure() -> Option<Usage> {
+    let stat = std::fs::read("/proc/self/stat").ok()?;
+    // The name in parentheses may hold anything; fields are counted from behind it.
+    let behind = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = String::from_utf8_lossy(&stat[behind..]).into_owned();
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    // The kernel's interface counts in hundredths of a second on every platform.
+    let time = |hundredths: u64| Duration::from_millis(hundredths.saturating_mul(10));
+    let kilobytes = |file: &str, name: &str| {
+        let text = std::fs::read(file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_suffix("kB"));
+        value.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    Some(Usage {
+        user: time(number(11)?),
+        system: time(number(12)?),
+        resident_bytes: kilobytes("/proc/self/status", "VmRSS:").saturating_mul(1 << 10),
+        system_bytes: kilobytes("/proc/meminfo", "MemTotal:").saturating_mul(1 << 10),
+    })
 }
 
 /// Runs what a listener does, if there is one.

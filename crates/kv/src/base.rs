@@ -37,6 +37,8 @@ pub(crate) struct Reads {
     interruptions: u32,
     /// A read that failed.
     pub(crate) failure: Option<Error>,
+    /// The moment that was to be looked at is not known any more: look at what is there now.
+    pub(crate) newest: bool,
 }
 
 enum Wanted {

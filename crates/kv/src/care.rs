@@ -47,8 +47,10 @@ pub(crate) async fn run<P: Program>(core: Weak<Inner<P>>) {
         }
         core.refresh();
         let hosts: Vec<_> = core.stores.borrow().values().cloned().collect();
-        for host in &hosts {
-            reap(&core, host, REAP_MAX).await;
+        if core.shared.reaping.load(Ordering::Relaxed) {
+            for host in &hosts {
+                reap(&core, host, REAP_MAX).await;
+            }
         }
         expire_locks(&core);
         if round % HORIZON_ROUNDS == 0 {

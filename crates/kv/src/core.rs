@@ -453,6 +453,11 @@ impl<P: Program> Core<P> {
         self.0.now()
     }
 
+    /// Draws a timestamp to read at: whatever was answered before now lies below.
+    pub fn read_point(&self) -> Timestamp {
+        Timestamp::read_at(self.0.fresh_epoch())
+    }
+
     /// Has a command evaluated by its shard. Commands of one lane on one shard take effect in the
     /// order of the calls. Returns the reply if there is one at once; otherwise it comes out of
     /// [`Core::take_replies`] with `token`, which is below 2^63.
@@ -518,6 +523,12 @@ impl<P: Program> Core<P> {
                 atoll_env::task::yield_now().await;
             }
         }
+    }
+
+    /// Says for all cores whether keys are removed when their deadline comes. They are hidden from
+    /// then on in any case.
+    pub fn set_reaping(&self, on: bool) {
+        self.0.shared.reaping.store(on, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Returns whether every shard of this core has its leader: none is being split or made anew,

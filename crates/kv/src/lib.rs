@@ -25,6 +25,7 @@ mod group;
 pub mod identity;
 mod node;
 mod program;
+mod reclaim;
 mod signal;
 mod store;
 mod survey;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use atoll_env::Env;
 use atoll_env::mesh::{Port, mesh};
@@ -95,6 +95,8 @@ pub(crate) struct Shared<P: Program> {
     pub(crate) deadlocks: Arc<Deadlocks>,
     /// Per core, the oldest moment that it still needs.
     pub(crate) floors: Vec<AtomicU64>,
+    /// Keys are removed when their deadline comes.
+    pub(crate) reaping: AtomicBool,
     next_shard: AtomicU64,
     assembly: Mutex<Assembly<P>>,
     /// The assembly changed.
@@ -170,6 +172,7 @@ impl<P: Program> Node<P> {
             // Until every core has said what it needs, everything is needed: an intent of one core
             // leans on the record of another's.
             floors: (0..cores).map(|_| AtomicU64::new(0)).collect(),
+            reaping: AtomicBool::new(true),
             next_shard: AtomicU64::new(u64::from(identity.shards) + 1),
             assembly: Mutex::new(Assembly {
                 routes: Vec::new(),

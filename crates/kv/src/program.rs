@@ -42,6 +42,11 @@ pub trait Program: 'static {
         eval: &mut Eval<'_, B>,
     ) -> Result<Self::Reply, Interrupt>;
 
+    /// Hears that a key is removed because its deadline has come, and may write what goes with that.
+    fn reaped<B: Base>(&self, key: &[u8], value: &[u8], eval: &mut Eval<'_, B>) {
+        let _ = (key, value, eval);
+    }
+
     /// Returns the reply to a command that got no answer.
     fn failed(&self, call: &Self::Call, failure: &Failure) -> Self::Reply;
 }

@@ -73,6 +73,8 @@ enum Outcome<P: Program> {
     /// The tree is read, then it is answered.
     Read,
     CloseFirst,
+    /// The moment it was to look at is not known any more.
+    TooOld,
     Interrupted(Interrupt),
 }
 
@@ -220,6 +222,7 @@ impl<P: Program> StoreHost<P> {
                         state.closed.push_back(closed);
                     }
                 }
+                Outcome::TooOld => job.reads.newest = true,
                 Outcome::Interrupted(interrupt) => {
                     if let Some(lane) = job.lane {
                         state.stalled.entry(lane).or_default();
@@ -244,7 +247,7 @@ impl<P: Program> StoreHost<P> {
                             drop(guard);
                             self.catch_up(core, group, job);
                         }
-                        Interrupt::Hindered(other) => {
+                        other @ (Interrupt::Hindered(_) | Interrupt::TooOld) => {
                             drop(guard);
                             let why = format!("a command met {other:?}; this is a bug");
                             let answer = refuse(core, &job, &Failure::Unavailable(why));
@@ -287,12 +290,20 @@ impl<P: Program> StoreHost<P> {
         };
         let now = core.now();
         job.reads.begin(state.applied_entries);
+        let newest = job.reads.newest;
         let mut name = self.name.borrow_mut();
         let mut base = TreeBase::new(&self.tree, &mut job.reads, &mut name);
         match &job.work {
             Work::Call(call) => {
                 let mut sight = core.program.sight(call);
-                if sight == Sight::Applied
+                if newest {
+                    sight = match sight {
+                        Sight::At(_) => Sight::Edge,
+                        Sight::Past(_) => Sight::Applied,
+                        other => other,
+                    };
+                }
+                if matches!(sight, Sight::Applied | Sight::At(_))
                     && let Some(lane) = job.lane
                     && !state.unanswered.is_empty()
                     && state.unanswered.contains_key(&lane)
@@ -303,6 +314,7 @@ impl<P: Program> StoreHost<P> {
                 let mut eval = Eval::new(leader, &mut base, now, sight);
                 let reply = match core.program.run(call, &mut eval) {
                     Ok(reply) => reply,
+                    Err(Interrupt::TooOld) => return Outcome::TooOld,
                     Err(interrupt) => return Outcome::Interrupted(interrupt),
                 };
                 match eval.finish() {
@@ -333,7 +345,7 @@ impl<P: Program> StoreHost<P> {
             },
             Work::Reap { key, deadline_ms } => {
                 let mut eval = Eval::new(leader, &mut base, now, Sight::Edge);
-                match reap(&mut eval, key, *deadline_ms) {
+                match reap(&core.program, &mut eval, key, *deadline_ms) {
                     Err(interrupt) => Outcome::Interrupted(interrupt),
                     Ok(is_there) => match eval.finish() {
                         Err(interrupt) => Outcome::Interrupted(interrupt),
@@ -997,7 +1009,8 @@ impl<P: Program> StoreHost<P> {
 }
 
 /// Removes a key whose deadline is due; returns whether a key with this deadline is there.
-fn reap<B: atoll_shard::leader::Base>(
+fn reap<P: Program, B: atoll_shard::leader::Base>(
+    program: &P,
     eval: &mut Eval<'_, B>,
     key: &Key,
     deadline_ms: u64,
@@ -1006,6 +1019,7 @@ fn reap<B: atoll_shard::leader::Base>(
     let is_it = Value::decode(&value).is_ok_and(|v| v.deadline_ms == Some(deadline_ms));
     if is_it && deadline_ms <= eval.now().epoch.unix_ms() {
         eval.put(key.clone(), None);
+        program.reaped(key, &value, eval);
     }
     Ok(is_it)
 }

@@ -1,5 +1,6 @@
 //! Calls: commands on their way to a shard, with everything that they need.
 
+use atoll_mvcc::Timestamp;
 pub use atoll_redis::task::{Item, Watched};
 use atoll_redis::{CommandError, Durability};
 use atoll_resp::{Protocol, ReplyWriter};
@@ -38,6 +39,20 @@ pub struct Call {
     pub touch: bool,
     /// What the acknowledgement has to survive.
     pub durability: Durability,
+    /// As of when commands that only read are to be answered.
+    pub moment: Moment,
+}
+
+/// As of when a read is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moment {
+    /// What is applied when it is evaluated.
+    #[default]
+    Now,
+    /// A timestamp that was drawn after the question came: strictly serializable.
+    At(Timestamp),
+    /// An earlier timestamp, or a later one if that is not known any more.
+    Past(Timestamp),
 }
 
 /// What comes back.

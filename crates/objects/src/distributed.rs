@@ -10,13 +10,13 @@
 use std::collections::BTreeMap;
 
 use atoll_kv::Core;
-use atoll_mvcc::Value;
+use atoll_mvcc::{Timestamp, Value};
 use atoll_mvcc::keys::slot;
 use atoll_mvcc::request::{Isolation, Key};
 use atoll_redis::data::{self, DataCall};
 use atoll_resp::Protocol;
 use atoll_shard::leader::local_key;
-use atoll_txn::Error;
+use atoll_txn::{Abort, Error};
 
 use crate::call::{Item, Reply, Watched, encode_error, encode_text};
 use crate::databases::{self, DATABASES};
@@ -68,6 +68,76 @@ pub async fn run(
         Ok(replies) => Reply::Unit(Some(replies)),
         Err(error) => Reply::Failed(explain(protocol, &error)),
     }
+}
+
+/// Runs commands that only read over the state at one timestamp: without locks, and without
+/// waiting for anything above it. A timestamp that is too old is exchanged for the present.
+pub async fn read(
+    core: &Core<ObjectProgram>,
+    items: &[&Item],
+    at: Timestamp,
+    protocol: Protocol,
+    touch: bool,
+) -> Reply {
+    let done = match read_at(core, items, at, protocol, touch).await {
+        Err(Error::Aborted(why)) if why == Abort::SnapshotTooOld => {
+            read_at(core, items, core.read_point(), protocol, touch).await
+        }
+        done => done,
+    };
+    match done {
+        Ok(replies) => Reply::Unit(Some(replies)),
+        Err(error) => Reply::Failed(explain(protocol, &error)),
+    }
+}
+
+async fn read_at(
+    core: &Core<ObjectProgram>,
+    items: &[&Item],
+    at: Timestamp,
+    protocol: Protocol,
+    touch: bool,
+) -> Result<Vec<Vec<u8>>, Error> {
+    let mut txn = core.coordinator().begin_at(at)?;
+    let first = items.iter().find_map(|item| item.keys().next().map(slot));
+    let keyspaces = keyspaces(core, &mut txn, first.unwrap_or(0)).await?;
+    let mut names: Vec<Key> = Vec::new();
+    for item in items {
+        for key in item.keys() {
+            let mut name = Vec::new();
+            databases::put_key(&mut name, keyspaces[item.db], key);
+            names.push(name);
+        }
+    }
+    // All shards at once; what the commands ask for is there then.
+    let found = txn.multi_get(&names).await?;
+    let values = names.into_iter().zip(found).collect();
+    let mut tx = TxnTx {
+        txn: &mut txn,
+        epoch_us: at.epoch().0,
+        keyspaces,
+        values,
+        writes: BTreeMap::new(),
+        generation: 0,
+        generations: BTreeMap::new(),
+        stats: core.program().stats().clone(),
+        failure: None,
+    };
+    let mut replies = Vec::with_capacity(items.len());
+    for item in items {
+        let command = item.command;
+        let request = item.request.as_request();
+        let call = DataCall { command, request, protocol, db: item.db, touch };
+        let mut out = Vec::new();
+        if let Err(error) = data::run(&call, &mut tx, &mut out).await {
+            out = encode_error(protocol, &error);
+        }
+        if let Some(failure) = tx.failure.take() {
+            return Err(failure);
+        }
+        replies.push(out);
+    }
+    Ok(replies)
 }
 
 /// Encodes why a transaction was not committed.
@@ -154,7 +224,18 @@ async fn attempt(
     let (writes, generation) = (BTreeMap::new(), 0);
     let epoch_us = now.0;
     let keyspaces = before;
-    let mut tx = TxnTx { txn, epoch_us, keyspaces, values, writes, generation, failure: None };
+    let stats = core.program().stats().clone();
+    let mut tx = TxnTx {
+        txn,
+        epoch_us,
+        keyspaces,
+        values,
+        writes,
+        generation,
+        generations: BTreeMap::new(),
+        stats,
+        failure: None,
+    };
     let mut replies = Vec::with_capacity(steps.len());
     for (step, map) in steps.iter().zip(maps) {
         tx.keyspaces = map;

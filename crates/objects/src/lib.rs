@@ -20,11 +20,12 @@
 
 pub mod call;
 pub mod databases;
+pub mod dead;
 pub mod distributed;
 pub mod program;
 mod shard_tx;
 mod txn_tx;
 pub mod whole;
 
-pub use call::{Call, Item, Reply, Watched, Work};
+pub use call::{Call, Item, Moment, Reply, Watched, Work};
 pub use program::ObjectProgram;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -9,13 +10,15 @@ use atoll_kv::{Failure, Program};
 use atoll_lsm::Durability;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_redis::data::{self, DataCall};
+use atoll_redis::object::Object;
 use atoll_redis::tx::Tx;
 use atoll_redis::{LastReads, Stats};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
 use atoll_shard::leader::Base;
 
-use crate::call::{Call, Item, Reply, Work, encode_error, encode_text};
-use crate::shard_tx::{ABSENT, Hearing, ShardTx};
+use crate::call::{Call, Item, Moment, Reply, Work, encode_error, encode_text};
+use crate::dead;
+use crate::shard_tx::{ABSENT, Hearing, ShardTx, record};
 
 /// Evaluates calls at shards. One per core.
 pub struct ObjectProgram {
@@ -31,6 +34,11 @@ impl ObjectProgram {
         ObjectProgram { stats, last_reads, generation: Cell::new(0) }
     }
 
+    /// Returns the counters that its commands write.
+    pub(crate) fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
     /// Runs something on the shard's state.
     fn on_shard<B: Base, T>(
         &self,
@@ -43,7 +51,8 @@ impl ObjectProgram {
             last_reads: &self.last_reads,
             generation: &self.generation,
         };
-        let mut tx = ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key: Vec::new() };
+        let (key, generations) = (Vec::new(), Vec::new());
+        let mut tx = ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key, generations };
         // A command on a shard's state ends at its first poll or is interrupted: there is nothing
         // else it could wait for.
         let polled = pin!(body(&mut tx)).poll(&mut Context::from_waker(Waker::noop()));
@@ -98,13 +107,22 @@ impl Program for ObjectProgram {
     }
 
     fn sight(&self, call: &Call) -> Sight {
-        let writes = match &call.work {
-            Work::One(item) => item.command.flags.is_write(),
-            // A unit is compared with what is decided, not only with what is applied.
-            Work::Unit { .. } => true,
-            Work::Versions { .. } => true,
+        let readonly = |item: &Item| item.command.flags.is_readonly();
+        let (reads, moment) = match &call.work {
+            Work::One(item) => (!item.command.flags.is_write(), call.moment),
+            Work::Unit { items, watched } => {
+                let reads = watched.is_empty() && items.iter().all(readonly);
+                // A unit is compared with what is decided, not only with what is applied.
+                (reads && call.moment != Moment::Now, call.moment)
+            }
+            Work::Versions { .. } => (false, Moment::Now),
         };
-        if writes { Sight::Edge } else { Sight::Applied }
+        match moment {
+            _ if !reads => Sight::Edge,
+            Moment::Now => Sight::Applied,
+            Moment::At(at) => Sight::At(at),
+            Moment::Past(at) => Sight::Past(at),
+        }
     }
 
     fn durability(&self, call: &Call) -> Durability {
@@ -149,6 +167,16 @@ impl Program for ObjectProgram {
                 }
                 Ok(Reply::Versions(versions))
             }
+        }
+    }
+
+    fn reaped<B: Base>(&self, key: &[u8], value: &[u8], eval: &mut Eval<'_, B>) {
+        let Some((keyspace, user_key)) = dead::object(key) else { return };
+        self.stats.expired_keys.add(1);
+        let (record, deadline_ms) = record(value);
+        if let Some(generation) = Object::decode(record, deadline_ms).meta.generation {
+            let note = dead::note(keyspace, user_key, generation);
+            eval.put(note, Some(Rc::from(dead::value())));
         }
     }
 

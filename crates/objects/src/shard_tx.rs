@@ -12,7 +12,7 @@ use atoll_redis::{LastReads, Stats, StoreError};
 use atoll_shard::eval::{Bytes, Eval, Interrupt};
 use atoll_shard::leader::Base;
 
-use crate::databases;
+use crate::{databases, dead};
 
 /// The absent flag of a version: the other bits are the moment at which nothing was there.
 pub(crate) const ABSENT: u64 = 1 << 63;
@@ -32,6 +32,8 @@ pub(crate) struct ShardTx<'t, 'e, B: Base> {
     pub hearing: &'t Hearing<'t>,
     /// A buffer for keys.
     pub key: Vec<u8>,
+    /// Keys that the command has met and that have parts, with the generation of these.
+    pub generations: Vec<(Vec<u8>, u64)>,
 }
 
 /// A record: the bytes of a stored value behind its head.
@@ -82,12 +84,26 @@ impl<B: Base> ShardTx<'_, '_, B> {
         }
     }
 
+    /// Reads what a key holds, expired or not; its name is in [`Self::key`] then.
     async fn read(&mut self, db: usize, key: &[u8]) -> Option<Bytes<B::Value>> {
         let keyspace = self.keyspace(db).await;
         databases::put_key(&mut self.key, keyspace, key);
-        match self.eval.get(&self.key) {
-            Ok(found) => found,
+        match self.eval.version(&self.key) {
+            Ok(found) => found.and_then(|seen| seen.value),
             Err(interrupt) => self.interrupted(interrupt).await,
+        }
+    }
+
+    /// Notes that the parts which the key had are dead, unless it keeps them.
+    fn leave(&mut self, keyspace: u32, key: &[u8], kept: Option<u64>) {
+        let Some(at) = self.generations.iter().position(|(name, _)| *name == self.key) else {
+            return;
+        };
+        let (_, generation) = self.generations[at];
+        if kept != Some(generation) {
+            self.generations.swap_remove(at);
+            let note = dead::note(keyspace, key, generation);
+            self.eval.put(note, Some(Rc::from(dead::value())));
         }
     }
 
@@ -114,11 +130,16 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
         db: usize,
         key: &[u8],
     ) -> Result<Option<Object<Self::Value>>, StoreError> {
-        let found = self.read(db, key).await;
-        Ok(found.map(|bytes| {
-            let (record, deadline_ms) = record(bytes);
-            Object::decode(record, deadline_ms)
-        }))
+        let Some(bytes) = self.read(db, key).await else { return Ok(None) };
+        let (record, deadline_ms) = record(bytes);
+        let object = Object::decode(record, deadline_ms);
+        if let Some(generation) = object.meta.generation
+            && !self.generations.iter().any(|(name, _)| *name == self.key)
+        {
+            self.generations.push((self.key.clone(), generation));
+        }
+        let live = deadline_ms.is_none_or(|deadline_ms| deadline_ms > self.now_ms());
+        Ok(live.then_some(object))
     }
 
     async fn claim(&mut self, db: usize, key: &[u8]) -> Result<Option<u64>, StoreError> {
@@ -130,12 +151,14 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
     fn put(&mut self, db: usize, key: &[u8], meta: &Meta, payload: &[u8]) {
         let keyspace = self.known_keyspace(db);
         databases::put_key(&mut self.key, keyspace, key);
+        self.leave(keyspace, key, meta.generation);
         self.eval.put(self.key.clone(), Some(Rc::from(stored(meta, payload))));
     }
 
     fn remove(&mut self, db: usize, key: &[u8]) {
         let keyspace = self.known_keyspace(db);
         databases::put_key(&mut self.key, keyspace, key);
+        self.leave(keyspace, key, None);
         self.eval.put(self.key.clone(), None);
     }
 

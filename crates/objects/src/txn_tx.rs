@@ -1,16 +1,17 @@
 //! A transaction over many shards, for commands whose keys lie apart.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use atoll_kv::{CoreShards, NodeOracle};
 use atoll_mvcc::Value;
 use atoll_mvcc::request::Key;
-use atoll_redis::StoreError;
 use atoll_redis::object::{Meta, Object};
 use atoll_redis::tx::{Facts, Looked, Tx};
+use atoll_redis::{Stats, StoreError};
 use atoll_txn::{Error, Transaction};
 
-use crate::databases;
+use crate::{databases, dead};
 use crate::program::ObjectProgram;
 use crate::shard_tx::{RecordBytes, record, stored};
 
@@ -29,6 +30,9 @@ pub(crate) struct TxnTx<'t> {
     /// Writes that are to be staged: the transaction takes them when all commands have run.
     pub writes: BTreeMap<Key, Option<Vec<u8>>>,
     pub generation: u64,
+    /// Keys that commands have met and that have parts, with the generation of these.
+    pub generations: BTreeMap<Key, u64>,
+    pub stats: Arc<Stats>,
     /// Why the transaction cannot go on; commands end with an error that nobody sees then.
     pub failure: Option<Error>,
 }
@@ -57,9 +61,14 @@ impl TxnTx<'_> {
         }
     }
 
-    fn live(&self, value: Option<Vec<u8>>) -> Option<Vec<u8>> {
-        let now = self.now_ms();
-        value.filter(|bytes| !Value::decode(bytes).is_ok_and(|value| value.is_expired(now)))
+    /// Notes that the parts which a key had are dead, unless it keeps them.
+    fn leave(&mut self, db: usize, key: &[u8], name: &Key, kept: Option<u64>) {
+        let Some(generation) = self.generations.get(name).copied() else { return };
+        if kept != Some(generation) {
+            self.generations.remove(name);
+            let note = dead::note(self.keyspaces[db], key, generation);
+            self.writes.insert(note, Some(dead::value()));
+        }
     }
 }
 
@@ -79,11 +88,15 @@ impl Tx for TxnTx<'_> {
         db: usize,
         key: &[u8],
     ) -> Result<Option<Object<Self::Value>>, StoreError> {
-        let value = self.read(self.key(db, key)).await?;
-        Ok(self.live(value).map(|bytes| {
-            let (record, deadline_ms) = record(std::rc::Rc::from(bytes));
-            Object::decode(record, deadline_ms)
-        }))
+        let name = self.key(db, key);
+        let Some(bytes) = self.read(name.clone()).await? else { return Ok(None) };
+        let (record, deadline_ms) = record(std::rc::Rc::from(bytes));
+        let object = Object::decode(record, deadline_ms);
+        if let Some(generation) = object.meta.generation {
+            self.generations.insert(name, generation);
+        }
+        let live = deadline_ms.is_none_or(|deadline_ms| deadline_ms > self.now_ms());
+        Ok(live.then_some(object))
     }
 
     async fn claim(&mut self, db: usize, key: &[u8]) -> Result<Option<u64>, StoreError> {
@@ -92,11 +105,13 @@ impl Tx for TxnTx<'_> {
 
     fn put(&mut self, db: usize, key: &[u8], meta: &Meta, payload: &[u8]) {
         let name = self.key(db, key);
+        self.leave(db, key, &name, meta.generation);
         self.writes.insert(name, Some(stored(meta, payload)));
     }
 
     fn remove(&mut self, db: usize, key: &[u8]) {
         let name = self.key(db, key);
+        self.leave(db, key, &name, None);
         // Removing what is not there is no write.
         if self.values.get(&name).is_some_and(Option::is_none) {
             self.writes.remove(&name);
@@ -137,5 +152,10 @@ impl Tx for TxnTx<'_> {
         Facts::default()
     }
 
-    fn looked_up(&mut self, _: usize, _: &[u8], _: Looked) {}
+    fn looked_up(&mut self, _: usize, _: &[u8], looked: Looked) {
+        match looked {
+            Looked::Read | Looked::Glimpsed => self.stats.keyspace_hits.add(1),
+            Looked::Missed => self.stats.keyspace_misses.add(1),
+        }
+    }
 }

@@ -48,6 +48,9 @@ pub(crate) const UNKNOWN_KIND: CommandError = fixed(
 pub(crate) const EXEC_ABORT: CommandError =
     fixed("EXECABORT Transaction discarded because of previous errors.");
 pub(crate) const NO_MULTI: CommandError = fixed("ERR Command not allowed inside a transaction");
+/// With `cluster-strict-slots` only.
+pub(crate) const CROSS_SLOT: CommandError =
+    fixed("CROSSSLOT Keys in request don't hash to the same slot");
 pub(crate) const QUEUE_FULL: CommandError =
     fixed("ERR the transaction has more than 256 MiB of commands; DISCARD it and send it in parts");
 

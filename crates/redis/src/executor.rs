@@ -26,8 +26,9 @@ use crate::data::{self, DataCall};
 use crate::error::{self, CommandError, Outcome};
 use crate::keyspace;
 use crate::layout::MAX_KEY;
-use crate::server::{Identity, Server};
+use crate::server::{Executed, Identity, Server};
 use crate::session::{ClientId, MAX_OUTPUT, Replies, Session};
+use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::store::{DATABASES, Durability, Store, StoreError};
 use crate::table::{Class, Command, Id};
@@ -93,7 +94,8 @@ impl<S: Store> Executor<S> {
     /// Starts without clients.
     pub fn new(store: S, clock: Arc<dyn Clock>, config: Config, identity: Identity) -> Executor<S> {
         let seed = identity.run_id;
-        let server = Server::new(clock, config, identity);
+        let shared = Shared::new(config, seed, 1);
+        let server = Server::new(clock, shared, 0, identity);
         let turn = Turn::new(store, server.stats.clone(), seed, server.now_ms);
         Executor { server, turn, durability: Durability::Buffered, dependents: Vec::new() }
     }
@@ -148,6 +150,7 @@ impl<S: Store> Executor<S> {
         self.turn.now_ms = self.server.now_ms;
         self.durability = Durability::Buffered;
         self.server.stats.turns.add(1);
+        self.server.look();
     }
 
     /// Returns whether the turn has staged as much as a turn may.
@@ -266,7 +269,8 @@ impl<S: Store> Executor<S> {
             }
         }
         if self.turn.dependent {
-            self.durability = self.durability.min(self.server.config.durability);
+            let promised = session.durability.unwrap_or(self.server.config.durability);
+            self.durability = self.durability.min(promised);
         }
         if session.output.len() > MAX_OUTPUT {
             // Nobody reads that much: the replies so far are dropped with the connection.
@@ -324,19 +328,19 @@ impl<S: Store> Executor<S> {
         let start = session.output.len();
         let began = self.server.tick;
         session.command = command.name;
-        if let Err(error) = self.exec_unit(session).await {
-            self.server.stats.command(command.id).failed.add(1);
-            self.server.fail(session, start, &error);
-        }
+        let outcome = self.exec_unit(session).await;
         let now = self.server.clock.now();
-        self.server.stats.commands_processed.add(1);
-        let stats = self.server.stats.command(command.id);
-        stats.calls.add(1);
-        stats.latency.record(now.since(began));
+        let error = outcome.as_ref().err().map(CommandError::text);
+        let executed = Executed { command, took: now.since(began), error };
+        self.server.account(session, &executed, || vec![b"EXEC"[..].into()]);
+        if let Err(error) = &outcome {
+            self.server.fail(session, start, error);
+        }
         self.server.tick = now;
     }
 
     async fn exec_unit(&mut self, session: &mut Session) -> Outcome {
+        let crosses = self.server.refuses_unit(session);
         let Some(Queue { commands, failed, .. }) = session.queue.take() else {
             return Err(error::fixed("ERR EXEC without MULTI"));
         };
@@ -344,6 +348,9 @@ impl<S: Store> Executor<S> {
         let unchanged = self.is_unchanged(&unit.watched).await;
         for Watched { db, key, .. } in &unit.watched {
             self.turn.watches.remove(*db, key);
+        }
+        if crosses {
+            return Err(error::CROSS_SLOT);
         }
         if failed {
             return Err(error::EXEC_ABORT);
@@ -426,20 +433,18 @@ impl<S: Store> Executor<S> {
                     server.counts.valid_until = None;
                 }
                 let call = data_call(session, command, request);
-                keyspace::run(&call, turn, &server.cursors, &mut session.output).await
+                keyspace::run(&call, turn, server.shared.cursors(), &mut session.output).await
             }
             Class::Session => self.session_command(session, command, request).await,
         };
         let server = &mut self.server;
         let now = server.clock.now();
-        server.stats.commands_processed.add(1);
-        let stats = server.stats.command(command.id);
-        stats.calls.add(1);
-        stats.latency.record(now.since(server.tick));
+        let error = outcome.as_ref().err().map(CommandError::text);
+        let executed = Executed { command, took: now.since(server.tick), error };
+        server.account(session, &executed, || Server::shorten(command, &request));
         server.tick = now;
-        if let Err(error) = outcome {
-            stats.failed.add(1);
-            server.fail(session, start, &error);
+        if let Err(error) = &outcome {
+            server.fail(session, start, error);
         }
     }
 
@@ -453,11 +458,11 @@ impl<S: Store> Executor<S> {
             Id::Watch => return self.watch(session, &request).await,
             Id::Discard if session.queue.is_some() => self.unwatch(session),
             Id::Reset | Id::Unwatch => self.unwatch(session),
-            Id::Info => {
-                if commands::server::shows(&request, "keyspace") {
+            Id::Info | Id::MemoryStats => {
+                if command.id == Id::MemoryStats || commands::info::shows(&request, "keyspace") {
                     self.prepare_info().await?;
                 }
-                self.server.store_memory = self.turn.store.memory_bytes();
+                self.server.stats.store_bytes.set(self.turn.store.memory_bytes());
             }
             _ => {}
         }

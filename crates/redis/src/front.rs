@@ -19,27 +19,32 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_env::{Clock, Instant};
-use atoll_resp::{OwnedRequest, ProtocolError, ReplyWriter, Request};
+use atoll_resp::{OwnedRequest, ProtocolError, ReplyWriter, Request, Span};
 
-use crate::commands::{self, SessionCall};
+use crate::commands::{self, SessionCall, clients};
 use crate::config::Config;
 use crate::error::{self, CommandError};
 use crate::executor::Progress;
 use crate::layout::MAX_KEY;
-use crate::server::{Identity, Server};
+use crate::server::{Executed, Identity, Server};
 use crate::session::{ClientId, MAX_OUTPUT, Replies, Session};
+use crate::shared::Shared;
+use crate::slowlog::Shortened;
 use crate::stats::Stats;
 use crate::store::DATABASES;
 use crate::table::{Class, Command, Id};
-use crate::task::{Backend, Done, Item, Manner, Task, Watched};
+use crate::task::{Answer, Backend, Done, Item, Manner, Question, Task, Watched};
 use crate::unit::{Queue, Queued};
 
 /// Most requests of one client executed before others get their turn.
 const TURN_COMMANDS: usize = 1024;
 /// Bytes of replies after which a client's turn ends.
 const TURN_OUTPUT: usize = 1 << 20;
+/// Longest DEBUG SLEEP: it goes on when its client is gone.
+const SLEEP_MAX: Duration = Duration::from_secs(600);
 /// Most requests of one client without an answer.
 const IN_FLIGHT_MAX: usize = 4096;
 
@@ -63,6 +68,8 @@ struct Slot {
     began: Instant,
     /// The command, of a task.
     command: Option<&'static Command>,
+    /// What the slow log would show of it.
+    args: Shortened,
 }
 
 /// What a task's outcome means to the session.
@@ -73,8 +80,10 @@ enum Then {
     Exec(Vec<Part>),
     /// It is what WATCH remembers.
     Watch { db: usize, keys: Vec<Box<[u8]>> },
-    /// INFO can be answered now.
-    Info(OwnedRequest),
+    /// A command that wants the counts can be executed now.
+    Counted(OwnedRequest),
+    /// What the other cores say about their clients.
+    Told(Question),
 }
 
 /// A command of EXEC.
@@ -101,12 +110,11 @@ impl<B: Backend> Front<B> {
     pub fn new(
         backend: B,
         clock: Arc<dyn Clock>,
-        config: Config,
+        shared: Arc<Shared>,
+        core: usize,
         identity: Identity,
-        stats: Arc<Stats>,
     ) -> Front<B> {
-        let mut server = Server::new(clock, config, identity);
-        server.stats = stats;
+        let server = Server::new(clock, shared, core, identity);
         let (tokens, runnable) = (BTreeMap::new(), Vec::new());
         Front { server, backend, next_token: 1, tokens, runnable }
     }
@@ -126,6 +134,11 @@ impl<B: Backend> Front<B> {
         &self.server.config
     }
 
+    /// Returns whether there are as many connections as there may be, on all cores together.
+    pub fn is_full(&self) -> bool {
+        self.server.shared.connected() >= self.server.config.maxclients as u64
+    }
+
     /// Returns whoever has the keys.
     pub fn backend(&mut self) -> &mut B {
         &mut self.backend
@@ -133,6 +146,8 @@ impl<B: Backend> Front<B> {
 
     /// Admits a client.
     pub fn connect(&mut self, peer: SocketAddr, local: SocketAddr) -> ClientId {
+        // Whether it has to authenticate is another core's word too.
+        self.server.look();
         self.server.connect(peer, local)
     }
 
@@ -162,7 +177,49 @@ impl<B: Backend> Front<B> {
         self.server.now_ms = self.server.clock.wall().0;
         self.server.tick = self.server.clock.now();
         self.server.stats.turns.add(1);
+        self.server.look();
+        let over = self.server.pause.is_some_and(|pause| pause.until <= self.server.tick);
+        if over {
+            self.server.pause = None;
+        }
         self.backend.refresh();
+    }
+
+    /// Answers what another core's client asks about the clients of this one.
+    pub fn answer_question(&mut self, question: &Question) -> Answer {
+        self.server.tick = self.server.clock.now();
+        if *question == Question::Resume {
+            self.resume();
+        }
+        self.server.answer(question, None)
+    }
+
+    /// Returns when clients that are held back by CLIENT PAUSE go on, if there are some.
+    pub fn paused_until(&self) -> Option<Instant> {
+        let mut sessions = self.server.sessions.values();
+        let pause = self.server.pause?;
+        sessions.any(|session| session.paused).then_some(pause.until)
+    }
+
+    /// Lets clients go on that CLIENT PAUSE held back; they wait again if it is not over.
+    pub fn resume(&mut self) {
+        self.server.look();
+        for session in self.server.sessions.values_mut().filter(|session| session.paused) {
+            session.paused = false;
+            if session.slots.waiting.is_empty() {
+                session.slots.held = false;
+                session.slots.stalled = false;
+                self.runnable.push(session.id);
+            }
+        }
+    }
+
+    /// Notes how much memory stores and clients hold; once a second.
+    pub fn note_memory(&mut self, store_bytes: u64) {
+        let sessions = self.server.sessions.values();
+        let buffers = sessions.map(|session| session.input.capacity() + session.output.capacity());
+        self.server.stats.client_bytes.set(buffers.sum::<usize>() as u64);
+        self.server.stats.store_bytes.set(store_bytes);
     }
 
     /// Executes the client's requests that have arrived, as far as they may go now.
@@ -242,12 +299,13 @@ impl<B: Backend> Front<B> {
             let then = std::mem::replace(&mut session.slots.waiting[at].then, Then::Reply);
             let reply = self.translate(&mut session, then, done);
             let slot = &mut session.slots.waiting[at];
-            slot.reply = Some(reply);
             slot.token = 0;
             let (command, began) = (slot.command, slot.began);
+            let args = std::mem::take(&mut slot.args);
             if let Some(command) = command {
-                self.account(command, began, session.slots.waiting[at].reply.as_deref());
+                self.account(&session, command, began, &reply, || args);
             }
+            session.slots.waiting[at].reply = Some(reply);
         }
         self.release(&mut session);
         self.server.sessions.insert(id, session);
@@ -291,16 +349,21 @@ impl<B: Backend> Front<B> {
     }
 
     /// Counts an executed command.
-    fn account(&mut self, command: &'static Command, began: Instant, reply: Option<&[u8]>) {
+    fn account(
+        &mut self,
+        session: &Session,
+        command: &'static Command,
+        began: Instant,
+        reply: &[u8],
+        args: impl FnOnce() -> Shortened,
+    ) {
         let now = self.server.clock.now();
-        let stats = self.server.stats.clone();
-        stats.commands_processed.add(1);
-        let of = stats.command(command.id);
-        of.calls.add(1);
-        of.latency.record(now.since(began));
-        if let Some([b'-', text @ ..]) = reply {
-            of.failed.add(1);
-            let text = text.strip_suffix(b"\r\n").unwrap_or(text);
+        let error = match reply {
+            [b'-', text @ ..] => Some(text.strip_suffix(b"\r\n").unwrap_or(text)),
+            _ => None,
+        };
+        self.server.account(session, &Executed { command, took: now.since(began), error }, args);
+        if let Some(text) = error {
             self.server.count_error(text);
         }
     }
@@ -318,6 +381,10 @@ impl<B: Backend> Front<B> {
                 return true;
             }
         };
+        if self.server.pause.is_some() && self.server.is_paused(session, command) {
+            session.paused = true;
+            return false;
+        }
         let queues = session.queue.is_some()
             && !matches!(
                 command.id,
@@ -332,10 +399,16 @@ impl<B: Backend> Front<B> {
         match command.id {
             Id::Exec => self.exec(session, command),
             Id::Watch => self.watch(session, command, &request),
-            Id::Info if commands::server::shows(&request, "keyspace") => {
-                let then = Then::Info(request.to_owned());
-                self.start(session, command, Task::Counts, then);
-                true
+            Id::Info if commands::info::shows(&request, "keyspace") => {
+                self.start_counted(session, command, &request)
+            }
+            Id::MemoryStats => self.start_counted(session, command, &request),
+            Id::ClientList | Id::ClientKill | Id::ClientUnpause => {
+                self.ask_all(session, command, &request)
+            }
+            Id::Debug if is_sleep(&request) => {
+                let task = Task::Sleep(sleep_time(&request));
+                self.start_in_order(session, command, &request, task, Then::Reply)
             }
             _ => match command.class {
                 Class::Session => {
@@ -344,10 +417,45 @@ impl<B: Backend> Front<B> {
                 }
                 Class::Data | Class::Keyspace => {
                     let item = Item { command, request: request.to_owned(), db: session.db };
-                    self.start_in_order(session, command, Task::One(item), Then::Reply)
+                    let task = Task::One(item);
+                    self.start_in_order(session, command, &request, task, Then::Reply)
                 }
             },
         }
+    }
+
+    /// Starts a command that wants to know the counts of all databases.
+    fn start_counted(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+    ) -> bool {
+        let then = Then::Counted(request.to_owned());
+        self.start(session, command, request, Task::Counts, then);
+        true
+    }
+
+    /// Starts a command about the clients of all cores.
+    fn ask_all(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+    ) -> bool {
+        match clients::question(command, request, session.id) {
+            Ok(Some(question)) => {
+                if question == Question::Resume {
+                    self.server.unpause();
+                    self.resume();
+                }
+                let task = Task::Ask(question.clone());
+                self.start(session, command, request, task, Then::Told(question));
+            }
+            // The command says itself what is wrong with it.
+            Ok(None) | Err(_) => self.session_command(session, command, *request),
+        }
+        true
     }
 
     /// Starts a task unless it has to wait for the session's earlier ones.
@@ -355,6 +463,7 @@ impl<B: Backend> Front<B> {
         &mut self,
         session: &mut Session,
         command: &'static Command,
+        request: &Request<'_>,
         task: Task,
         then: Then,
     ) -> bool {
@@ -362,12 +471,19 @@ impl<B: Backend> Front<B> {
         if !simple && !session.slots.waiting.is_empty() {
             return false;
         }
-        self.start(session, command, task, then);
+        self.start(session, command, request, task, then);
         session.slots.held |= !simple && !session.slots.waiting.is_empty();
         true
     }
 
-    fn start(&mut self, session: &mut Session, command: &'static Command, task: Task, then: Then) {
+    fn start(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+        task: Task,
+        then: Then,
+    ) {
         self.advance_replies(session);
         session.command = command.name;
         let token = self.next_token;
@@ -375,22 +491,28 @@ impl<B: Backend> Front<B> {
         let manner = Manner {
             protocol: session.protocol,
             touch: !session.no_touch,
-            durability: self.server.config.durability,
+            durability: session.durability.unwrap_or(self.server.config.durability),
+            consistency: session.consistency,
         };
         let began = self.server.tick;
         let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
         match self.backend.start(task, manner, session.id, token) {
             Some(done) => {
                 let reply = self.translate(session, then, done);
-                self.account(command, began, Some(&reply));
+                let args = || Server::shorten(command, request);
+                self.account(session, command, began, &reply, args);
                 if !mute {
                     self.answer(session, reply);
                 }
             }
             None => {
                 self.tokens.insert(token, session.id);
+                let args = match self.server.keeps_slow() {
+                    true => Server::shorten(command, request),
+                    false => Shortened::new(),
+                };
                 let command = Some(command);
-                let slot = Slot { token, reply: None, then, mute, began, command };
+                let slot = Slot { token, reply: None, then, mute, began, command, args };
                 session.slots.waiting.push_back(slot);
             }
         }
@@ -405,7 +527,8 @@ impl<B: Backend> Front<B> {
         } else {
             let began = self.server.tick;
             let (token, then, mute) = (0, Then::Reply, false);
-            let slot = Slot { token, reply: Some(reply), then, mute, began, command: None };
+            let (reply, command, args) = (Some(reply), None, Shortened::new());
+            let slot = Slot { token, reply, then, mute, began, command, args };
             session.slots.waiting.push_back(slot);
         }
     }
@@ -420,7 +543,8 @@ impl<B: Backend> Front<B> {
         self.advance_replies(session);
         let began = self.server.tick;
         let reply = self.run_session_command(session, command, request);
-        self.account(command, began, Some(&reply));
+        let args = || Server::shorten(command, &request);
+        self.account(session, command, began, &reply, args);
         let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
         if !mute {
             self.answer(session, reply);
@@ -442,11 +566,13 @@ impl<B: Backend> Front<B> {
         {
             session.watched.clear();
         }
-        self.server.store_memory = self.backend.memory_bytes();
         let call = SessionCall { server: &mut self.server, session, request, command };
         if let Err(error) = call.run() {
             session.output.clear();
             session.reply().error(&error.0);
+        }
+        if command.id == Id::Debug {
+            self.backend.set_active_expire(self.server.active_expire);
         }
         std::mem::replace(&mut session.output, earlier)
     }
@@ -512,11 +638,13 @@ impl<B: Backend> Front<B> {
             self.end_replies(session);
             return true;
         };
-        if queue.failed {
+        let crosses = self.server.refuses_unit(session);
+        if queue.failed || crosses {
+            let error = if crosses { error::CROSS_SLOT } else { error::EXEC_ABORT };
             session.queue = None;
             session.watched.clear();
             self.advance_replies(session);
-            self.answer_error(session, &error::EXEC_ABORT.0);
+            self.answer_error(session, &error.0);
             self.end_replies(session);
             return true;
         }
@@ -546,7 +674,8 @@ impl<B: Backend> Front<B> {
                 items.push(Item { command, request, db });
             }
         }
-        self.start_in_order(session, command, Task::Unit { items, watched }, Then::Exec(parts))
+        let task = Task::Unit { items, watched };
+        self.start_in_order(session, command, &exec_request(), task, Then::Exec(parts))
     }
 
     /// Starts to watch keys.
@@ -576,7 +705,7 @@ impl<B: Backend> Front<B> {
         let keys: Vec<Box<[u8]>> =
             request.tail(1).filter(|key| !known(key)).map(Box::from).collect();
         let task = Task::Versions { db, keys: keys.clone() };
-        self.start(session, command, task, Then::Watch { db, keys });
+        self.start(session, command, request, task, Then::Watch { db, keys });
         // What follows may depend on it.
         session.slots.held |= !session.slots.waiting.is_empty();
         true
@@ -617,7 +746,17 @@ impl<B: Backend> Front<B> {
                 ReplyWriter::new(&mut reply, session.protocol).ok();
                 reply
             }
-            (Then::Info(request), Done::Counts(counts)) => {
+            (Then::Reply, Done::Slept) => {
+                ReplyWriter::new(&mut reply, session.protocol).ok();
+                reply
+            }
+            (Then::Told(question), Done::Answers(mut answers)) => {
+                answers.push(self.server.answer(&question, Some(session)));
+                let mut writer = ReplyWriter::new(&mut reply, session.protocol);
+                clients::tell(&question, answers, &mut writer);
+                reply
+            }
+            (Then::Counted(request), Done::Counts(counts)) => {
                 self.server.counts.counts = *counts;
                 let request = request.as_request();
                 let command = match self.server.admit(session, &request) {
@@ -642,4 +781,22 @@ impl<B: Backend> Front<B> {
         self.answer_error(session, text.as_bytes());
         session.closing = true;
     }
+}
+
+fn is_sleep(request: &Request<'_>) -> bool {
+    request.len() == 3 && request.get(1).is_some_and(|word| word.eq_ignore_ascii_case(b"sleep"))
+}
+
+/// Returns the time of DEBUG SLEEP; what is no number is none, as for the `strtod` of Redis.
+fn sleep_time(request: &Request<'_>) -> Duration {
+    let text = request.get(2).and_then(|text| std::str::from_utf8(text).ok());
+    let seconds = text.and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or_default().min(SLEEP_MAX)
+}
+
+/// Returns what the slow log shows of a transaction.
+fn exec_request() -> Request<'static> {
+    const EXEC: &[u8] = b"EXEC";
+    const SPANS: &[Span] = &[Span { start: 0, end: EXEC.len() as u32 }];
+    Request::new(EXEC, SPANS)
 }

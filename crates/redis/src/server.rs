@@ -1,16 +1,19 @@
-//! The server as sessions share it: its configuration, its clients, its counters.
+//! The server as the sessions of a core see it: its configuration, its clients, its counters.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_env::{Clock, Instant};
 use atoll_resp::Request;
 
 use crate::config::Config;
-use crate::cursors::Cursors;
 use crate::error::{self, CommandError, Outcome};
+use crate::layout;
 use crate::session::{ClientId, Session};
+use crate::shared::{Pause, Shared};
+use crate::slowlog::{self, Entry, Shortened};
 use crate::stats::Stats;
 use crate::store::DATABASES;
 use crate::table::{Command, Index};
@@ -25,17 +28,43 @@ pub struct Identity {
     pub process_id: u32,
     /// A random number naming this run, and the seed of cursor ids.
     pub run_id: u64,
+    /// Measures the process, if somebody can.
+    pub measure: Option<fn() -> Option<Usage>>,
+}
+
+/// What the process has used of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time in its own code.
+    pub user: Duration,
+    /// Processor time in the kernel for it.
+    pub system: Duration,
+    /// Memory of the machine that it occupies.
+    pub resident_bytes: u64,
+    /// Memory that the machine has.
+    pub system_bytes: u64,
+}
+
+impl Identity {
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.measure.and_then(|measure| measure())
+    }
 }
 
 /// What sessions share, the keys excepted.
 pub(crate) struct Server {
     pub clock: Arc<dyn Clock>,
+    pub shared: Arc<Shared>,
+    /// The shared configuration as it was when [`Server::look`] looked.
     pub config: Config,
+    /// The shared pause, likewise.
+    pub pause: Option<Pause>,
+    /// What both are copies of.
+    seen: u64,
     pub identity: Identity,
     pub started: Instant,
+    /// This core's counters.
     pub stats: Arc<Stats>,
-    /// Error replies by their code.
-    pub errors: BTreeMap<String, u64>,
     pub index: Index,
     /// All clients but the one whose command is under way.
     pub sessions: BTreeMap<ClientId, Box<Session>>,
@@ -43,14 +72,21 @@ pub(crate) struct Server {
     client_step: ClientId,
     /// Clients closed by CLIENT KILL, for the owner.
     pub killed: Vec<ClientId>,
-    pub cursors: std::cell::RefCell<Cursors>,
     pub counts: KeyCounts,
     /// Wall time of the turn, in milliseconds of the Unix epoch.
     pub now_ms: u64,
     /// When the command executed last ended.
     pub tick: Instant,
-    /// Bytes of memory the store holds, as of the command under way if that is INFO.
-    pub store_memory: u64,
+    /// Whether keys are removed when their deadline comes, see DEBUG SET-ACTIVE-EXPIRE.
+    pub active_expire: bool,
+}
+
+/// What is to be counted of an executed command.
+pub(crate) struct Executed<'e> {
+    pub command: &'static Command,
+    pub took: Duration,
+    /// The text of the error it answered.
+    pub error: Option<&'e [u8]>,
 }
 
 /// The keys of each database as INFO tells them. Counting visits all of them, and clients ask for
@@ -62,26 +98,111 @@ pub(crate) struct KeyCounts {
 }
 
 impl Server {
-    pub fn new(clock: Arc<dyn Clock>, config: Config, identity: Identity) -> Server {
+    /// Starts on one of the cores that share `shared`.
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        shared: Arc<Shared>,
+        core: usize,
+        identity: Identity,
+    ) -> Server {
         let started = clock.now();
         Server {
-            config,
+            config: shared.config(),
+            pause: shared.pause(),
+            seen: 0,
+            stats: shared.stats(core),
+            shared,
             started,
-            stats: Arc::new(Stats::new()),
-            errors: BTreeMap::new(),
             index: Index::new(),
             sessions: BTreeMap::new(),
             next_client: 1,
             client_step: 1,
             killed: Vec::new(),
-            cursors: std::cell::RefCell::new(Cursors::new(identity.run_id)),
             counts: KeyCounts::default(),
             now_ms: clock.wall().0,
             tick: started,
-            store_memory: 0,
+            active_expire: true,
             identity,
             clock,
         }
+    }
+
+    /// Learns what other cores have changed.
+    pub fn look(&mut self) {
+        let changes = self.shared.changes();
+        if changes != self.seen {
+            self.seen = changes;
+            self.config = self.shared.config();
+            self.pause = self.shared.pause();
+        }
+    }
+
+    /// Ends a pause for all cores; those with clients that wait have to be told.
+    pub fn unpause(&mut self) {
+        self.shared.unpause();
+        self.look();
+    }
+
+    /// Returns whether a client's command has to wait for the end of a pause.
+    pub fn is_paused(&self, session: &Session, command: &Command) -> bool {
+        let Some(pause) = self.pause.filter(|pause| pause.until > self.tick) else { return false };
+        let queue_writes = || {
+            session
+                .queue
+                .iter()
+                .flat_map(|queue| &queue.commands)
+                .any(|q| q.command.flags.is_write())
+        };
+        pause.all
+            || command.flags.is_write()
+            || (command.id == crate::table::Id::Exec && queue_writes())
+    }
+
+    /// Returns whether slow commands are to be remembered with their arguments.
+    pub fn keeps_slow(&self) -> bool {
+        self.config.slowlog_slower_than_us >= 0 && self.config.slowlog_max_len > 0
+    }
+
+    /// Counts an executed command, and remembers it if it was slow.
+    pub fn account(
+        &mut self,
+        session: &Session,
+        executed: &Executed<'_>,
+        args: impl FnOnce() -> Shortened,
+    ) {
+        let Executed { command, took, error } = *executed;
+        self.stats.commands_processed.add(1);
+        let of = self.stats.command(command.id);
+        of.calls.add(1);
+        of.latency.record(took);
+        if error.is_some() {
+            of.failed.add(1);
+        }
+        let us = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
+        let slow = self.keeps_slow() && us >= self.config.slowlog_slower_than_us;
+        // Redis leaves EXEC out because the commands in it are entries of their own.
+        if slow && (!command.flags.skips_slowlog() || command.id == crate::table::Id::Exec) {
+            let entry = Entry {
+                id: 0,
+                at_s: self.clock.wall().0 / 1_000,
+                took,
+                args: args(),
+                peer: session.peer,
+                name: session.name.clone(),
+            };
+            self.shared.slowlog.lock().push(entry, self.config.slowlog_max_len);
+        }
+        let threshold = self.config.latency_threshold_ms;
+        let ms = us as u64 / 1_000;
+        if threshold > 0 && ms >= threshold {
+            let event = if command.flags.is_fast() { "fast-command" } else { "command" };
+            self.shared.latency.lock().note(event, self.clock.wall().0 / 1_000, ms);
+        }
+    }
+
+    /// Keeps of a request what the slow log would show.
+    pub fn shorten(command: &Command, request: &Request<'_>) -> Shortened {
+        slowlog::shorten(command, request)
     }
 
     /// Numbers clients from `first` on in steps.
@@ -136,7 +257,26 @@ impl Server {
         if session.queue.is_some() && command.flags.no_multi() {
             return refused(error::NO_MULTI);
         }
+        if self.config.strict_slots && !command.keys.is_empty() {
+            let keys = command.key_indexes(request.len()).filter_map(|index| request.get(index));
+            if cross_slots(keys) {
+                return refused(error::CROSS_SLOT);
+            }
+        }
         Ok(command)
+    }
+
+    /// Returns whether EXEC is refused because the queued commands' keys are of several slots.
+    pub fn refuses_unit(&self, session: &Session) -> bool {
+        if !self.config.strict_slots {
+            return false;
+        }
+        let queued = session.queue.iter().flat_map(|queue| &queue.commands);
+        cross_slots(queued.flat_map(|queued| {
+            let request = queued.request.as_request();
+            let indexes = queued.command.key_indexes(request.len());
+            indexes.filter_map(move |index| request.get(index))
+        }))
     }
 
     /// Replaces what the command wrote by an error.
@@ -147,17 +287,14 @@ impl Server {
     }
 
     pub fn count_error(&mut self, text: &[u8]) {
-        self.stats.error_replies.add(1);
-        // Codes are ours, never the client's, so their number is bounded.
-        let code = text.split(|&byte| byte == b' ').next().unwrap_or(&[]);
-        let code = String::from_utf8_lossy(code);
-        match self.errors.get_mut(code.as_ref()) {
-            Some(count) => *count += 1,
-            None => {
-                self.errors.insert(code.into_owned(), 1);
-            }
-        }
+        self.stats.count_error(text);
     }
+}
+
+/// Returns whether keys are of several slots, which a cluster of Redis refuses.
+fn cross_slots<'k>(mut keys: impl Iterator<Item = &'k [u8]>) -> bool {
+    let Some(first) = keys.next().map(layout::slot) else { return false };
+    keys.any(|key| layout::slot(key) != first)
 }
 
 fn unknown_command(name: &[u8], request: &Request<'_>) -> CommandError {

@@ -6,7 +6,8 @@ use atoll_env::Instant;
 use atoll_resp::{Limits, Protocol, ReplyWriter, RequestParser};
 
 use crate::front::Slots;
-use crate::task::Watched;
+use crate::store::Durability;
+use crate::task::{Consistency, Watched};
 use crate::unit::Queue;
 
 /// Identity of a connection, never used twice in a process; `CLIENT ID`.
@@ -37,6 +38,11 @@ pub(crate) struct Session {
     pub replies: Replies,
     pub no_evict: bool,
     pub no_touch: bool,
+    /// What CLIENT DURABILITY chose, `None` for what the server does by default.
+    pub durability: Option<Durability>,
+    pub consistency: Consistency,
+    /// A command waits for the end of CLIENT PAUSE.
+    pub paused: bool,
     /// The commands queued since MULTI, if it was executed.
     pub queue: Option<Queue>,
     /// The keys watched since the last EXEC.
@@ -82,6 +88,9 @@ impl Session {
             replies: Replies::On,
             no_evict: false,
             no_touch: false,
+            durability: None,
+            consistency: Consistency::Fast,
+            paused: false,
             queue: None,
             watched: Vec::new(),
             input: Vec::new(),
@@ -131,6 +140,8 @@ impl Session {
         self.replies = Replies::On;
         self.no_evict = false;
         self.no_touch = false;
+        self.durability = None;
+        self.consistency = Consistency::Fast;
         self.queue = None;
     }
 
@@ -148,6 +159,9 @@ impl Session {
         }
         if self.no_touch {
             flags.push('T');
+        }
+        if self.paused {
+            flags.push('b');
         }
         if flags.is_empty() {
             flags.push('N');

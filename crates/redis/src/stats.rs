@@ -1,10 +1,14 @@
-//! Counters of the Redis surface: written by the one executor, read by anybody.
+//! Counters of the Redis surface: each core writes its own, anybody reads the sums.
 //!
 //! INFO shows them, and so does the metrics page, which another thread may render. Each counter
-//! has one writer, so an increment is a load and a store, without a locked instruction.
+//! has one writer, so an increment is a load and a store, without a locked instruction; what the
+//! server shows is [`Stats::sum`] of what its cores counted.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::table::COMMANDS;
 
@@ -65,9 +69,8 @@ impl Histogram {
         Duration::from_nanos(self.sum_ns.get())
     }
 
-    fn reset(&self) {
-        self.buckets.iter().for_each(|bucket| bucket.set(0));
-        self.sum_ns.set(0);
+    fn counters(&self) -> impl Iterator<Item = &Counter> {
+        self.buckets.iter().chain([&self.sum_ns])
     }
 }
 
@@ -84,7 +87,13 @@ pub struct CommandStats {
     pub latency: Histogram,
 }
 
-/// All counters.
+impl CommandStats {
+    fn counters(&self) -> impl Iterator<Item = &Counter> {
+        [&self.calls, &self.failed, &self.rejected].into_iter().chain(self.latency.counters())
+    }
+}
+
+/// All counters of a core, or sums of them.
 #[derive(Debug)]
 pub struct Stats {
     commands: Vec<CommandStats>,
@@ -94,6 +103,10 @@ pub struct Stats {
     pub connections_rejected: Counter,
     /// Connections open now.
     pub connected_clients: Counter,
+    /// Bytes of memory that the stores hold now: caches, memtables.
+    pub store_bytes: Counter,
+    /// Bytes of memory that clients' buffers hold, as of the last second.
+    pub client_bytes: Counter,
     /// Bytes of requests taken in.
     pub input_bytes: Counter,
     /// Bytes of replies given out.
@@ -102,12 +115,13 @@ pub struct Stats {
     pub commands_processed: Counter,
     /// Error replies, refused requests and broken frames included.
     pub error_replies: Counter,
+    /// Error replies by their code.
+    errors: Mutex<BTreeMap<String, u64>>,
     /// Reads that found their key.
     pub keyspace_hits: Counter,
     /// Reads that did not.
     pub keyspace_misses: Counter,
-    /// Reads that met a key past its deadline: it was answered as absent, its space is
-    /// reclaimed by compaction.
+    /// Keys removed because their deadline had come.
     pub expired_keys: Counter,
     /// Turns executed.
     pub turns: Counter,
@@ -125,10 +139,13 @@ impl Stats {
             connections_received: Counter::default(),
             connections_rejected: Counter::default(),
             connected_clients: Counter::default(),
+            store_bytes: Counter::default(),
+            client_bytes: Counter::default(),
             input_bytes: Counter::default(),
             output_bytes: Counter::default(),
             commands_processed: Counter::default(),
             error_replies: Counter::default(),
+            errors: Mutex::default(),
             keyspace_hits: Counter::default(),
             keyspace_misses: Counter::default(),
             expired_keys: Counter::default(),
@@ -136,6 +153,34 @@ impl Stats {
             commits: Histogram::default(),
             commits_failed: Counter::default(),
         }
+    }
+
+    /// Returns the sums of several cores' counters.
+    pub fn sum<'s>(all: impl IntoIterator<Item = &'s Stats>) -> Stats {
+        let total = Stats::new();
+        for stats in all {
+            let counters = total.counted().zip(stats.counted());
+            counters.for_each(|(sum, counter)| sum.add(counter.get()));
+            total.levels().into_iter().zip(stats.levels()).for_each(|(sum, l)| sum.add(l.get()));
+            let mut sums = total.errors.lock();
+            for (code, count) in &*stats.errors.lock() {
+                *sums.entry(code.clone()).or_default() += count;
+            }
+        }
+        total
+    }
+
+    /// Takes away what was counted before, as CONFIG RESETSTAT asks; levels stay what they are.
+    pub(crate) fn less(self, before: &Stats) -> Stats {
+        for (counter, before) in self.counted().zip(before.counted()) {
+            counter.set(counter.get().saturating_sub(before.get()));
+        }
+        let before = before.errors.lock();
+        self.errors.lock().retain(|code, count| {
+            *count -= before.get(code).copied().unwrap_or(0).min(*count);
+            *count > 0
+        });
+        self
     }
 
     /// Returns the statistics of each command that was called or refused, by full name.
@@ -147,20 +192,34 @@ impl Stats {
             .map(|(command, stats)| (command.name, stats))
     }
 
+    /// Returns the number of error replies by their code.
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        self.errors.lock().clone()
+    }
+
     /// Returns the statistics of a row of the command table.
     pub(crate) fn command(&self, id: crate::table::Id) -> &CommandStats {
         &self.commands[id as usize]
     }
 
-    /// Returns to zero, as CONFIG RESETSTAT does; open connections stay counted.
-    pub(crate) fn reset(&self) {
-        for stats in &self.commands {
-            stats.calls.set(0);
-            stats.failed.set(0);
-            stats.rejected.set(0);
-            stats.latency.reset();
+    /// Counts an error reply.
+    pub(crate) fn count_error(&self, text: &[u8]) {
+        self.error_replies.add(1);
+        // Codes are ours, never the client's, so their number is bounded.
+        let code = text.split(|&byte| byte == b' ').next().unwrap_or(&[]);
+        let code = String::from_utf8_lossy(code);
+        let mut errors = self.errors.lock();
+        match errors.get_mut(code.as_ref()) {
+            Some(count) => *count += 1,
+            None => {
+                errors.insert(code.into_owned(), 1);
+            }
         }
-        for counter in [
+    }
+
+    /// Returns everything that only grows.
+    fn counted(&self) -> impl Iterator<Item = &Counter> {
+        [
             &self.connections_received,
             &self.connections_rejected,
             &self.input_bytes,
@@ -172,10 +231,15 @@ impl Stats {
             &self.expired_keys,
             &self.turns,
             &self.commits_failed,
-        ] {
-            counter.set(0);
-        }
-        self.commits.reset();
+        ]
+        .into_iter()
+        .chain(self.commits.counters())
+        .chain(self.commands.iter().flat_map(CommandStats::counters))
+    }
+
+    /// Returns what tells how things are now.
+    fn levels(&self) -> [&Counter; 3] {
+        [&self.connected_clients, &self.store_bytes, &self.client_bytes]
     }
 }
 
@@ -202,5 +266,24 @@ mod tests {
             }
             assert_eq!(histogram.sum(), Duration::from_micros(us));
         }
+    }
+
+    #[test]
+    fn sums_are_of_all_cores_and_a_reset_takes_away_what_was_before() {
+        let cores = [Stats::new(), Stats::new()];
+        for (core, clients) in cores.iter().zip([2, 3]) {
+            core.connected_clients.set(clients);
+            core.turns.add(10);
+            core.command(crate::table::Id::Get).calls.add(1);
+            core.count_error(b"ERR no");
+        }
+        let before = Stats::sum(&cores);
+        assert_eq!((before.connected_clients.get(), before.turns.get()), (5, 20));
+        cores[1].turns.add(1);
+        cores[1].count_error(b"NOAUTH no");
+        let since = Stats::sum(&cores).less(&before);
+        assert_eq!((since.connected_clients.get(), since.turns.get()), (5, 1));
+        assert_eq!(since.commands().count(), 0);
+        assert_eq!(since.errors().into_iter().collect::<Vec<_>>(), [("NOAUTH".to_owned(), 1)]);
     }
 }

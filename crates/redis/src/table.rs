@@ -152,6 +152,16 @@ impl Flags {
         self.has(NO_MULTI)
     }
 
+    /// Returns whether the command is about what is slow itself.
+    pub fn skips_slowlog(self) -> bool {
+        self.has(SKIP_SLOWLOG)
+    }
+
+    /// Returns whether the command takes little time, whatever its arguments.
+    pub fn is_fast(self) -> bool {
+        self.has(FAST)
+    }
+
     /// Returns whether the command may change keys.
     pub fn is_write(self) -> bool {
         self.has(WRITE)
@@ -208,9 +218,15 @@ macro_rules! commands {
 }
 
 commands! {
+    Acl: "acl", Session, -2, NONE, [], [], "server", "6.0.0",
+        "Depends on subcommand.", "A container for Access List Control commands.";
+    AclWhoami: "acl|whoami", Session, 2, SESSION, [], [], "server", "6.0.0",
+        "O(1)", "Returns the name of the user of the connection.";
     Append: "append", Data, 3, GROW, [INSERT], ["string"], "string", "2.0.0",
         "O(1) for short values, O(N) in the value's length otherwise",
         "Appends a string to the value of a key. Creates the key if it doesn't exist.";
+    Asking: "asking", Session, 1, FAST, [], ["connection"], "cluster", "3.0.0",
+        "O(1)", "Signals that a cluster client is following an -ASK redirect.";
     Auth: "auth", Session, -2, GREETING, [], ["connection"], "connection", "1.0.0",
         "O(1)", "Authenticates the connection.";
     Bitcount: "bitcount", Data, -2, READONLY, [READ], ["bitmap"], "bitmap", "2.6.0",
@@ -230,8 +246,16 @@ commands! {
         "Find first bit set or clear in a string.";
     Client: "client", Session, -2, NONE, [], [], "connection", "2.4.0",
         "Depends on subcommand.", "A container for client connection commands.";
+    ClientCaching: "client|caching", Session, 3, SESSION, [], ["connection"], "connection", "6.0.0",
+        "O(1)", "Instructs the server whether to track the keys in the next request.";
+    ClientConsistency: "client|consistency", Session, -2, SESSION, [], ["connection"], "connection", "7.0.0",
+        "O(1)", "Chooses which reads of the connection may be old: FAST, STRICT or STALE milliseconds.";
+    ClientDurability: "client|durability", Session, -2, SESSION, [], ["connection"], "connection", "7.0.0",
+        "O(1)", "Chooses what acknowledged writes of the connection survive: SYNCED, INTERVAL, BUFFERED or DEFAULT.";
     ClientGetname: "client|getname", Session, 2, SESSION, [], ["connection"], "connection", "2.6.9",
         "O(1)", "Returns the name of the connection.";
+    ClientGetredir: "client|getredir", Session, 2, SESSION, [], ["connection"], "connection", "6.0.0",
+        "O(1)", "Returns the client ID to which the connection's tracking notifications are redirected.";
     ClientHelp: "client|help", Session, 2, ALWAYS, [], ["connection"], "connection", "5.0.0",
         "O(1)", "Returns helpful text about the different subcommands.";
     ClientId: "client|id", Session, 2, SESSION, [], ["connection"], "connection", "5.0.0",
@@ -246,12 +270,50 @@ commands! {
         "O(1)", "Sets the client eviction mode of the connection.";
     ClientNoTouch: "client|no-touch", Session, 3, SESSION, [], ["connection"], "connection", "7.2.0",
         "O(1)", "Controls whether commands sent by the client affect the LRU/LFU of accessed keys.";
+    ClientPause: "client|pause", Session, -3, OPERATOR, [], ["connection"], "connection", "2.9.50",
+        "O(1)", "Suspends commands processing.";
     ClientReply: "client|reply", Session, 3, SESSION, [], ["connection"], "connection", "3.2.0",
         "O(1)", "Instructs the server whether to reply to commands.";
     ClientSetinfo: "client|setinfo", Session, 4, SESSION, [], ["connection"], "connection", "7.2.0",
         "O(1)", "Sets information specific to the client or connection.";
     ClientSetname: "client|setname", Session, 3, SESSION, [], ["connection"], "connection", "2.6.9",
         "O(1)", "Sets the connection name.";
+    ClientTracking: "client|tracking", Session, -3, SESSION, [], ["connection"], "connection", "6.0.0",
+        "O(1). Some options may introduce additional complexity.",
+        "Controls server-assisted client-side caching for the connection.";
+    ClientTrackinginfo: "client|trackinginfo", Session, 2, SESSION, [], ["connection"], "connection", "6.2.0",
+        "O(1)", "Returns information about server-assisted client-side caching for the connection.";
+    ClientUnblock: "client|unblock", Session, -3, OPERATOR, [], ["connection"], "connection", "5.0.0",
+        "O(log N) where N is the number of client connections",
+        "Unblocks a client blocked by a blocking command from a different connection.";
+    ClientUnpause: "client|unpause", Session, 2, OPERATOR, [], ["connection"], "connection", "6.2.0",
+        "O(N) Where N is the number of paused clients", "Resumes processing commands from paused clients.";
+    Cluster: "cluster", Session, -2, NONE, [], [], "cluster", "3.0.0",
+        "Depends on subcommand.", "A container for Redis Cluster commands.";
+    ClusterCountkeysinslot: "cluster|countkeysinslot", Session, 3, STALE, [], [], "cluster", "3.0.0",
+        "O(1)", "Returns the number of keys in a hash slot.";
+    ClusterGetkeysinslot: "cluster|getkeysinslot", Session, 4, STALE, [], [], "cluster", "3.0.0",
+        "O(N) where N is the number of requested keys", "Returns the key names in a hash slot.";
+    ClusterHelp: "cluster|help", Session, 2, ALWAYS, [], [], "cluster", "5.0.0",
+        "O(1)", "Returns helpful text about the different subcommands.";
+    ClusterInfo: "cluster|info", Session, 2, STALE, [], [], "cluster", "3.0.0",
+        "O(1)", "Returns information about the state of a node.";
+    ClusterKeyslot: "cluster|keyslot", Session, 3, STALE, [], [], "cluster", "3.0.0",
+        "O(N) where N is the number of bytes in the key", "Returns the hash slot for a key.";
+    ClusterLinks: "cluster|links", Session, 2, STALE, [], [], "cluster", "7.0.0",
+        "O(N) where N is the total number of Cluster nodes",
+        "Returns a list of all TCP links to and from peer nodes.";
+    ClusterMyid: "cluster|myid", Session, 2, STALE, [], [], "cluster", "3.0.0",
+        "O(1)", "Returns the ID of a node.";
+    ClusterNodes: "cluster|nodes", Session, 2, STALE, [], [], "cluster", "3.0.0",
+        "O(N) where N is the total number of Cluster nodes",
+        "Returns the cluster configuration for a node.";
+    ClusterShards: "cluster|shards", Session, 2, STALE, [], [], "cluster", "7.0.0",
+        "O(N) where N is the total number of cluster nodes",
+        "Returns the mapping of cluster slots to shards.";
+    ClusterSlots: "cluster|slots", Session, 2, STALE, [], [], "cluster", "3.0.0",
+        "O(N) where N is the total number of Cluster nodes",
+        "Returns the mapping of cluster slots to nodes.";
     Command: "command", Session, -1, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(N) where N is the total number of commands",
         "Returns detailed information about all commands.";
@@ -263,6 +325,9 @@ commands! {
     CommandGetkeys: "command|getkeys", Session, -3, ALWAYS, [], ["connection"], "server", "2.8.13",
         "O(N) where N is the number of arguments to the command",
         "Extracts the key names from an arbitrary command.";
+    CommandGetkeysandflags: "command|getkeysandflags", Session, -3, ALWAYS, [], ["connection"], "server", "7.0.0",
+        "O(N) where N is the number of arguments to the command",
+        "Extracts the key names and access flags for an arbitrary command.";
     CommandHelp: "command|help", Session, 2, ALWAYS, [], ["connection"], "server", "5.0.0",
         "O(1)", "Returns helpful text about the different subcommands.";
     CommandInfo: "command|info", Session, -2, ALWAYS, [], ["connection"], "server", "2.8.13",
@@ -279,6 +344,8 @@ commands! {
         "O(1)", "Returns helpful text about the different subcommands.";
     ConfigResetstat: "config|resetstat", Session, 2, OPERATOR, [], [], "server", "2.0.0",
         "O(1)", "Resets the server's statistics.";
+    ConfigRewrite: "config|rewrite", Session, 2, OPERATOR, [], [], "server", "2.8.0",
+        "O(1)", "Persists the effective configuration to file.";
     ConfigSet: "config|set", Session, -4, OPERATOR, [], [], "server", "2.0.0",
         "O(N) when N is the number of configuration parameters provided",
         "Sets configuration parameters in-flight.";
@@ -288,6 +355,8 @@ commands! {
     Dbsize: "dbsize", Keyspace, 1, LOOK, [], ["keyspace"], "server", "1.0.0",
         "O(N) where N is the number of keys in the database",
         "Returns the number of keys in the database.";
+    Debug: "debug", Session, -2, OPERATOR, [], [], "server", "1.0.0",
+        "Depends on subcommand.", "A container for debugging commands.";
     Decr: "decr", Data, 2, GROW, [UPDATE_READ], ["string"], "string", "1.0.0",
         "O(1)",
         "Decrements the integer value of a key by one. Uses 0 as initial value if the key doesn't \
@@ -323,6 +392,20 @@ commands! {
     Flushdb: "flushdb", Keyspace, -1, WRITE, [], ["keyspace" "dangerous"], "server", "1.0.0",
         "O(1): a range removal, reclaimed by compaction",
         "Remove all keys from the current database.";
+    Function: "function", Session, -2, NONE, [], [], "scripting", "7.0.0",
+        "Depends on subcommand.", "A container for function commands.";
+    FunctionDelete: "function|delete", Session, 3, WRITE.with(NOSCRIPT), [], ["scripting"], "scripting", "7.0.0",
+        "O(1)", "Deletes a library and its functions.";
+    FunctionFlush: "function|flush", Session, -2, WRITE.with(NOSCRIPT), [], ["scripting"], "scripting", "7.0.0",
+        "O(N) where N is the number of functions deleted", "Deletes all libraries and functions.";
+    FunctionHelp: "function|help", Session, 2, ALWAYS, [], ["scripting"], "scripting", "7.0.0",
+        "O(1)", "Returns helpful text about the different subcommands.";
+    FunctionKill: "function|kill", Session, 2, NOSCRIPT.with(ALLOW_BUSY), [], ["scripting"], "scripting", "7.0.0",
+        "O(1)", "Terminates a function during execution.";
+    FunctionList: "function|list", Session, -2, NOSCRIPT, [], ["scripting"], "scripting", "7.0.0",
+        "O(N) where N is the number of functions", "Returns information about all libraries.";
+    FunctionStats: "function|stats", Session, 2, NOSCRIPT.with(ALLOW_BUSY), [], ["scripting"], "scripting", "7.0.0",
+        "O(1)", "Returns information about a function during execution.";
     Get: "get", Data, 2, LOOK, [READ], ["string"], "string", "1.0.0",
         "O(1)", "Returns the string value of a key.";
     Getbit: "getbit", Data, 3, LOOK, [READ], ["bitmap"], "bitmap", "2.2.0",
@@ -356,21 +439,52 @@ commands! {
     Keys: "keys", Keyspace, 2, READONLY, [], ["keyspace" "dangerous"], "generic", "1.0.0",
         "O(N) with N being the number of keys in the database",
         "Returns all key names that match a pattern.";
+    Lastsave: "lastsave", Session, 1, ALWAYS.with(FAST), [], ["dangerous"], "server", "1.0.0",
+        "O(1)", "Returns the Unix timestamp of the last successful save to disk.";
+    Latency: "latency", Session, -2, NONE, [], [], "server", "2.8.13",
+        "Depends on subcommand.", "A container for latency diagnostics commands.";
+    LatencyDoctor: "latency|doctor", Session, 2, OPERATOR, [], [], "server", "2.8.13",
+        "O(1)", "Returns a human-readable latency analysis report.";
+    LatencyGraph: "latency|graph", Session, 3, OPERATOR, [], [], "server", "2.8.13",
+        "O(1)", "Returns a latency graph for an event.";
+    LatencyHelp: "latency|help", Session, 2, ALWAYS, [], [], "server", "2.8.13",
+        "O(1)", "Returns helpful text about the different subcommands.";
+    LatencyHistogram: "latency|histogram", Session, -2, OPERATOR, [], [], "server", "7.0.0",
+        "O(N) where N is the number of commands with latency information being retrieved.",
+        "Returns the cumulative distribution of latencies of a subset or all commands.";
+    LatencyHistory: "latency|history", Session, 3, OPERATOR, [], [], "server", "2.8.13",
+        "O(1)", "Returns timestamp-latency samples for an event.";
+    LatencyLatest: "latency|latest", Session, 2, OPERATOR, [], [], "server", "2.8.13",
+        "O(1)", "Returns the latest latency samples for all events.";
+    LatencyReset: "latency|reset", Session, -2, OPERATOR, [], [], "server", "2.8.13",
+        "O(1)", "Resets the latency data for one or more events.";
     Lcs: "lcs", Data, -3, READONLY, [Keys { first: 1, last: 2, ..READ }], ["string"], "string", "7.0.0",
         "O(N*M) where N and M are the lengths of s1 and s2, respectively",
         "Find longest common substring.";
     Memory: "memory", Session, -2, NONE, [], [], "server", "4.0.0",
         "Depends on subcommand.",
         "A container for memory diagnostics commands.";
+    MemoryDoctor: "memory|doctor", Session, 2, NONE, [], [], "server", "4.0.0",
+        "O(1)", "Outputs a memory problems report.";
     MemoryHelp: "memory|help", Session, 2, ALWAYS, [], [], "server", "4.0.0",
         "O(1)",
         "Show helpful text about the different subcommands.";
+    MemoryMallocStats: "memory|malloc-stats", Session, 2, NONE, [], [], "server", "4.0.0",
+        "O(1)", "Returns the allocator statistics.";
+    MemoryPurge: "memory|purge", Session, 2, NONE, [], [], "server", "4.0.0",
+        "O(1)", "Asks the allocator to release memory.";
+    MemoryStats: "memory|stats", Session, 2, NONE, [], [], "server", "4.0.0",
+        "O(1)", "Returns details about memory usage.";
     MemoryUsage: "memory|usage", Data, -3, READONLY, [PROBE.at(2)], [], "server", "4.0.0",
         "O(N) where N is the number of samples.",
         "Estimate the memory usage of a key.";
     Mget: "mget", Data, -2, LOOK, [READ_ALL], ["string"], "string", "1.0.0",
         "O(N) where N is the number of keys to retrieve.",
         "Atomically returns the string values of one or more keys.";
+    Module: "module", Session, -2, NONE, [], [], "server", "4.0.0",
+        "Depends on subcommand.", "A container for module commands.";
+    ModuleList: "module|list", Session, 2, ADMIN.with(NOSCRIPT), [], [], "server", "4.0.0",
+        "O(N) where N is the number of loaded modules.", "Returns all loaded modules.";
     Move: "move", Data, 3, CHANGE, [UPDATE_READ], ["keyspace"], "generic", "1.0.0",
         "O(1)",
         "Move a key to another database.";
@@ -427,6 +541,10 @@ commands! {
     Randomkey: "randomkey", Keyspace, 1, READONLY, [], ["keyspace"], "generic", "1.0.0",
         "O(1)",
         "Return a random key from the keyspace.";
+    Readonly: "readonly", Session, 1, ALWAYS.with(FAST), [], ["connection"], "cluster", "3.0.0",
+        "O(1)", "Enables read-only queries for a connection to a Redis Cluster replica node.";
+    Readwrite: "readwrite", Session, 1, ALWAYS.with(FAST), [], ["connection"], "cluster", "3.0.0",
+        "O(1)", "Enables read-write queries for a connection to a Redis Cluster replica node.";
     Rename: "rename", Data, 3, WRITE, [REMOVE, OVERWRITE.at(2)], ["keyspace"], "generic", "1.0.0",
         "O(1)",
         "Rename a key.";
@@ -435,10 +553,24 @@ commands! {
         "Rename a key, only if the new key does not exist.";
     Reset: "reset", Session, 1, GREETING, [], ["connection"], "connection", "6.2.0",
         "O(1)", "Resets the connection.";
+    Role: "role", Session, 1, SESSION.with(FAST), [], ["dangerous"], "server", "2.8.12",
+        "O(1)", "Returns the replication role.";
     Scan: "scan", Keyspace, -2, READONLY, [], ["keyspace"], "generic", "2.8.0",
         "O(1) for every call. O(N) for a complete iteration, including enough command calls for \
          the cursor to return back to 0. N is the number of elements inside the collection.",
         "Iterates over the key names in the database.";
+    Script: "script", Session, -2, NONE, [], [], "scripting", "2.6.0",
+        "Depends on subcommand.", "A container for Lua scripts management commands.";
+    ScriptExists: "script|exists", Session, -3, NOSCRIPT, [], ["scripting"], "scripting", "2.6.0",
+        "O(N) with N being the number of scripts to check",
+        "Determines whether server-side Lua scripts exist in the script cache.";
+    ScriptFlush: "script|flush", Session, -2, NOSCRIPT, [], ["scripting"], "scripting", "2.6.0",
+        "O(N) with N being the number of scripts in cache",
+        "Removes all server-side Lua scripts from the script cache.";
+    ScriptHelp: "script|help", Session, 2, ALWAYS, [], ["scripting"], "scripting", "5.0.0",
+        "O(1)", "Returns helpful text about the different subcommands.";
+    ScriptKill: "script|kill", Session, 2, NOSCRIPT.with(ALLOW_BUSY), [], ["scripting"], "scripting", "2.6.0",
+        "O(1)", "Terminates a server-side Lua script during execution.";
     Select: "select", Session, 2, ALWAYS.with(FAST), [], ["connection"], "connection", "1.0.0",
         "O(1)", "Changes the selected database.";
     Set: "set", Data, -3, WRITE.with(DENYOOM), [UPDATE_READ.varying()], ["string"], "string", "1.0.0",
@@ -456,6 +588,17 @@ commands! {
     Setrange: "setrange", Data, 4, WRITE.with(DENYOOM), [UPDATE], ["string"], "string", "2.2.0",
         "O(1), not counting the time taken to copy the new string in place. Usually, this string is very small so the amortized complexity is O(1). Otherwise, complexity is O(M) with M being the length of the value argument.",
         "Overwrite part of a string at key starting at the specified offset.";
+    Slowlog: "slowlog", Session, -2, NONE, [], [], "server", "2.2.12",
+        "Depends on subcommand.", "A container for slow log commands.";
+    SlowlogGet: "slowlog|get", Session, -2, ADMIN.with(ALWAYS), [], [], "server", "2.2.12",
+        "O(N) where N is the number of entries returned", "Returns the slow log's entries.";
+    SlowlogHelp: "slowlog|help", Session, 2, ALWAYS, [], [], "server", "6.2.0",
+        "O(1)", "Returns helpful text about the different subcommands.";
+    SlowlogLen: "slowlog|len", Session, 2, ADMIN.with(ALWAYS), [], [], "server", "2.2.12",
+        "O(1)", "Returns the number of entries in the slow log.";
+    SlowlogReset: "slowlog|reset", Session, 2, ADMIN.with(ALWAYS), [], [], "server", "2.2.12",
+        "O(N) where N is the number of entries in the slowlog",
+        "Clears all entries from the slow log.";
     Strlen: "strlen", Data, 2, LOOK, [PROBE], ["string"], "string", "2.2.0",
         "O(1)", "Returns the length of a string value.";
     Substr: "substr", Data, 4, READONLY, [READ], ["string"], "string", "1.0.0",
@@ -464,6 +607,8 @@ commands! {
     Swapdb: "swapdb", Keyspace, 3, CHANGE, [], ["keyspace" "dangerous"], "server", "4.0.0",
         "O(N) where N is the count of clients watching or blocking on keys from both databases.",
         "Swaps two Redis databases.";
+    Time: "time", Session, 1, ALWAYS.with(FAST), [], [], "server", "2.6.0",
+        "O(1)", "Returns the server time.";
     Touch: "touch", Data, -2, LOOK, [PROBE_ALL], ["keyspace"], "generic", "3.2.1",
         "O(N) where N is the number of keys that will be touched.",
         "Alters the last access time of a key(s). Returns the number of existing keys specified.";
@@ -476,6 +621,9 @@ commands! {
     Unwatch: "unwatch", Session, 1, SESSION.with(FAST).with(ALLOW_BUSY), [], ["transaction"], "transactions", "2.2.0",
         "O(1)",
         "Forget about all watched keys.";
+    Wait: "wait", Session, 3, NOSCRIPT, [], ["connection"], "generic", "3.0.0",
+        "O(1)",
+        "Blocks until the asynchronous replication of all preceding write commands sent by the connection is completed.";
     Watch: "watch", Session, -2, SESSION.with(FAST).with(ALLOW_BUSY), [PROBE_ALL], ["transaction"], "transactions", "2.2.0",
         "O(1) for every key.",
         "Watch the given keys to determine execution of the MULTI/EXEC block.";
@@ -536,7 +684,21 @@ impl Command {
     /// Returns whether the command takes a subcommand. Asked for every request, so not by a look at
     /// the table; a test compares.
     pub fn is_container(&self) -> bool {
-        matches!(self.id, Id::Client | Id::Command | Id::Config | Id::Memory | Id::Object)
+        matches!(
+            self.id,
+            Id::Acl
+                | Id::Client
+                | Id::Cluster
+                | Id::Command
+                | Id::Config
+                | Id::Function
+                | Id::Latency
+                | Id::Memory
+                | Id::Module
+                | Id::Object
+                | Id::Script
+                | Id::Slowlog
+        )
     }
 
     /// Returns whether a request of this many arguments is long enough and not too long.
@@ -659,7 +821,7 @@ mod tests {
             names.push(command.name);
         }
         let client = Index::new().find(b"client").unwrap();
-        assert_eq!(client.subcommands().count(), 11);
+        assert_eq!(client.subcommands().count(), 20);
     }
 
     #[test]

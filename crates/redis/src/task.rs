@@ -1,7 +1,10 @@
 //! Tasks: what a front end asks whoever has the keys, and what it is told.
 
+use std::time::Duration;
+
 use atoll_resp::{OwnedRequest, Protocol};
 
+use crate::session::ClientId;
 use crate::store::{DATABASES, Durability};
 use crate::table::{Class, Command};
 use crate::tx::Counts;
@@ -51,6 +54,62 @@ pub struct Manner {
     pub touch: bool,
     /// What an acknowledgement has to survive.
     pub durability: Durability,
+    /// How old what is read may be.
+    pub consistency: Consistency,
+}
+
+/// How old what a command reads may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// As of a moment between question and answer, for each shard by itself.
+    #[default]
+    Fast,
+    /// As of one timestamp of the oracle's, drawn after the question came.
+    Strict,
+    /// As of a timestamp at most this many milliseconds before the question came.
+    Stale {
+        /// The bound.
+        ms: u64,
+    },
+}
+
+/// What the front ends of all cores are asked, beside the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// The lines of CLIENT LIST.
+    List(Clients),
+    /// Close connections.
+    Kill {
+        /// Which ones.
+        clients: Clients,
+        /// Whether the asker wants their number.
+        counts: bool,
+    },
+    /// The pause is over: clients that were held back go on.
+    Resume,
+}
+
+/// Which connections are meant; every condition that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clients {
+    pub(crate) ids: Option<Vec<ClientId>>,
+    pub(crate) peer: Option<Box<[u8]>>,
+    pub(crate) local: Option<Box<[u8]>>,
+    /// Of a type other than `normal`: there are none of these.
+    pub(crate) other_type: bool,
+    /// Not this one.
+    pub(crate) except: Option<ClientId>,
+}
+
+/// What a front end says about its own clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Lines of CLIENT LIST, with the clients they are about.
+    Lines(Vec<(ClientId, Vec<u8>)>),
+    /// So many were closed.
+    Killed(usize),
+    /// Done.
+    Resumed,
 }
 
 /// What is to be done.
@@ -74,6 +133,10 @@ pub enum Task {
     },
     /// The counts of all databases, for INFO.
     Counts,
+    /// What the front ends of the other cores say.
+    Ask(Question),
+    /// Nothing, for a while.
+    Sleep(Duration),
 }
 
 impl Task {
@@ -87,7 +150,7 @@ impl Task {
                 .chain(watched.iter().map(|watched| &*watched.key))
                 .collect(),
             Task::Versions { keys, .. } => keys.iter().map(|key| &**key).collect(),
-            Task::Counts => Vec::new(),
+            Task::Counts | Task::Ask(_) | Task::Sleep(_) => Vec::new(),
         }
     }
 }
@@ -103,6 +166,10 @@ pub enum Done {
     Versions(Vec<u64>),
     /// Counts, by database.
     Counts(Box<[Counts; DATABASES]>),
+    /// What the front ends of the other cores have said.
+    Answers(Vec<Answer>),
+    /// The while is over.
+    Slept,
     /// Nothing was done, or it is not known whether it was: an error.
     Failed(Vec<u8>),
 }
@@ -121,6 +188,6 @@ pub trait Backend {
     /// Moves the time of tasks that are started to the present.
     fn refresh(&mut self);
 
-    /// Returns the bytes of memory held: caches, memtables.
-    fn memory_bytes(&self) -> u64;
+    /// Says whether keys are removed when their deadline comes, or only hidden from then on.
+    fn set_active_expire(&mut self, on: bool);
 }

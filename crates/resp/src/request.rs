@@ -150,6 +150,12 @@ impl<'a> Request<'a> {
         OwnedRequest { bytes, spans }
     }
 
+    /// Copies the arguments from `first` on, as a request of its own: what COMMAND GETKEYS is
+    /// asked about.
+    pub fn tail_owned(&self, first: usize) -> OwnedRequest {
+        Request { bytes: self.bytes, spans: self.spans.get(first..).unwrap_or(&[]) }.to_owned()
+    }
+
     /// Returns the number of arguments.
     pub fn len(&self) -> usize {
         self.spans.len()

@@ -9,6 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_env::random::Random;
 use atoll_env::sync::oneshot;
@@ -17,14 +19,16 @@ use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
 use atoll_objects::distributed::Step;
 use atoll_objects::whole::Change;
-use atoll_objects::{Call, ObjectProgram, Reply, Work, distributed, whole};
+use atoll_objects::{Call, Moment, ObjectProgram, Reply, Work, distributed, whole};
 use atoll_redis::StoreError;
-use atoll_redis::cursors::Cursors;
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
-use atoll_redis::task::{Backend, Done, Item, Manner, Task, Watched};
+use atoll_redis::task::{Answer, Backend, Consistency, Done, Item, Manner, Question, Task, Watched};
 use atoll_redis::tx::{Counts, Keyspaces};
+
+use crate::past::Past;
+use crate::server::{House, Visit};
 
 /// Tokens of calls that a task of this core waits for.
 const INNER: u64 = 1 << 62;
@@ -38,37 +42,41 @@ pub(crate) struct Tasks {
     pub(crate) signal: Rc<Signal>,
     inner: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
     next_inner: Cell<u64>,
-    cursors: RefCell<Cursors>,
+    house: Arc<House>,
+    past: Past,
 }
 
 /// A core's shards.
 pub(crate) struct ShardBackend {
     tasks: Rc<Tasks>,
-    memory: Rc<Cell<u64>>,
 }
 
 impl ShardBackend {
-    pub(crate) fn new(core: Core<ObjectProgram>, signal: Rc<Signal>, run_id: u64) -> ShardBackend {
+    pub(crate) fn new(
+        core: Core<ObjectProgram>,
+        signal: Rc<Signal>,
+        house: Arc<House>,
+    ) -> ShardBackend {
         let tasks = Tasks {
             core,
             done: RefCell::default(),
             signal,
             inner: RefCell::default(),
             next_inner: Cell::new(INNER),
-            cursors: RefCell::new(Cursors::new(run_id)),
+            house,
+            past: Past::default(),
         };
-        ShardBackend { tasks: Rc::new(tasks), memory: Rc::default() }
+        ShardBackend { tasks: Rc::new(tasks) }
     }
 
     pub(crate) fn tasks(&self) -> &Rc<Tasks> {
         &self.tasks
     }
 
-    /// Remembers how much memory the stores hold.
-    pub(crate) fn look_at_memory(&self) {
+    /// Returns how much memory the stores hold: caches, memtables.
+    pub(crate) fn store_bytes(&self) -> u64 {
         let stats = self.tasks.core.store_stats();
-        let bytes = stats.iter().map(|(_, s)| s.memtable_bytes + s.cache.bytes).sum();
-        self.memory.set(bytes);
+        stats.iter().map(|(_, s)| s.memtable_bytes + s.cache.bytes).sum()
     }
 }
 
@@ -78,13 +86,20 @@ impl Backend for ShardBackend {
             Task::One(item) => item.is_whole(),
             Task::Unit { items, .. } => items.iter().any(Item::is_whole),
             Task::Versions { .. } => false,
-            Task::Counts => true,
+            Task::Counts | Task::Ask(_) => return true,
+            Task::Sleep(_) => return false,
         };
         !whole && self.tasks.one_shard(&task.keys()).is_some()
     }
 
     fn start(&mut self, task: Task, manner: Manner, lane: u64, token: u64) -> Option<Done> {
-        let simple = self.is_simple(&task) && !matches!(task, Task::Counts);
+        let asks = matches!(task, Task::Counts | Task::Ask(_));
+        if let Task::Ask(_) = task
+            && self.tasks.core.cores() == 1
+        {
+            return Some(Done::Answers(Vec::new()));
+        }
+        let simple = self.is_simple(&task) && !asks;
         if !simple {
             let tasks = self.tasks.clone();
             let running = async move {
@@ -96,7 +111,8 @@ impl Backend for ShardBackend {
             return None;
         }
         let slot = self.tasks.one_shard(&task.keys())?;
-        let call = call(task, manner, slot)?;
+        let moment = self.tasks.moment(manner.consistency);
+        let call = call(task, manner, slot, moment)?;
         self.tasks.core.call(call, lane, token).map(done)
     }
 
@@ -104,21 +120,21 @@ impl Backend for ShardBackend {
         self.tasks.core.refresh();
     }
 
-    fn memory_bytes(&self) -> u64 {
-        self.memory.get()
+    fn set_active_expire(&mut self, on: bool) {
+        self.tasks.core.set_reaping(on);
     }
 }
 
 /// Makes a call of a simple task.
-fn call(task: Task, manner: Manner, slot: u16) -> Option<Call> {
+fn call(task: Task, manner: Manner, slot: u16, moment: Moment) -> Option<Call> {
     let work = match task {
         Task::One(item) => Work::One(item),
         Task::Unit { items, watched } => Work::Unit { items, watched },
         Task::Versions { db, keys } => Work::Versions { db, keys },
-        Task::Counts => return None,
+        Task::Counts | Task::Ask(_) | Task::Sleep(_) => return None,
     };
-    let Manner { protocol, touch, durability } = manner;
-    Some(Call { work, slot, protocol, touch, durability })
+    let Manner { protocol, touch, durability, .. } = manner;
+    Some(Call { work, slot, protocol, touch, durability, moment })
 }
 
 /// Returns what a reply is to the front end.
@@ -185,10 +201,22 @@ impl Tasks {
                 Ok(reply) => Done::One(reply),
                 Err(error) => Done::Failed(error),
             },
-            Task::One(item) => match self.spread(&[Step::Keys(item)], &[], manner).await {
-                Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
-                other => done(other),
-            },
+            Task::One(item) => {
+                let reply = match item.command.flags.is_readonly() {
+                    true => self.read(&[&item], manner).await,
+                    false => self.spread(&[Step::Keys(item)], &[], manner).await,
+                };
+                match reply {
+                    Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
+                    other => done(other),
+                }
+            }
+            Task::Unit { items, watched }
+                if watched.is_empty() && items.iter().all(only_reads_keys) =>
+            {
+                let items: Vec<&Item> = items.iter().collect();
+                done(self.read(&items, manner).await)
+            }
             Task::Unit { items, watched } => match self.steps(&items, manner).await {
                 Some(steps) => done(self.spread(&steps, &watched, manner).await),
                 None => self.sequence(items, watched, manner).await,
@@ -198,7 +226,7 @@ impl Tasks {
                 for key in keys {
                     let slot = slot(&key);
                     let task = Task::Versions { db, keys: vec![key] };
-                    let Some(call) = call(task, manner, slot) else { continue };
+                    let Some(call) = call(task, manner, slot, Moment::Now) else { continue };
                     match self.call(call).await {
                         Reply::Versions(found) => versions.extend(found),
                         other => return done(other),
@@ -219,7 +247,30 @@ impl Tasks {
                 }
                 Done::Counts(all)
             }
+            Task::Ask(question) => Done::Answers(self.ask(question).await),
+            Task::Sleep(time) => {
+                self.core.env().clock.sleep(time).await;
+                Done::Slept
+            }
         }
+    }
+
+    /// Asks the front ends of the other cores.
+    async fn ask(&self, question: Question) -> Vec<Answer> {
+        let mut asked = Vec::new();
+        for (index, (floor, _)) in self.house.floors.iter().enumerate() {
+            if index != self.core.index() {
+                let (sender, receiver) = oneshot::channel();
+                let _ = floor.send(Visit::Question(question.clone(), sender));
+                asked.push(receiver);
+            }
+        }
+        let mut answers = Vec::with_capacity(asked.len());
+        for receiver in asked {
+            // A core that has ended has no clients.
+            answers.extend(receiver.await.ok());
+        }
+        answers
     }
 
     /// Returns the steps of a transaction; `None` if a command asks what is in whole databases,
@@ -234,7 +285,8 @@ impl Tasks {
             let mut databases = Whole { core: &self.core, after: Vec::new(), refuses: true };
             let mut reply = Vec::new();
             let call = data_call(item, manner);
-            let outcome = keyspace::run(&call, &mut databases, &self.cursors, &mut reply).await;
+            let outcome =
+                keyspace::run(&call, &mut databases, self.house.shared.cursors(), &mut reply).await;
             if !databases.refuses {
                 return None;
             }
@@ -248,6 +300,27 @@ impl Tasks {
 
     async fn spread(&self, items: &[Step], watched: &[Watched], manner: Manner) -> Reply {
         distributed::run(&self.core, items, watched, manner.protocol, manner.touch).await
+    }
+
+    /// Runs commands that only read, all as of one moment.
+    async fn read(&self, items: &[&Item], manner: Manner) -> Reply {
+        let at = match self.moment(manner.consistency) {
+            Moment::Past(at) | Moment::At(at) => at,
+            // Whatever was answered before now is seen.
+            Moment::Now => self.core.read_point(),
+        };
+        distributed::read(&self.core, items, at, manner.protocol, manner.touch).await
+    }
+
+    /// Returns as of when a command is to be answered that comes now.
+    fn moment(&self, consistency: Consistency) -> Moment {
+        match consistency {
+            Consistency::Fast => Moment::Now,
+            Consistency::Strict => Moment::At(self.core.read_point()),
+            Consistency::Stale { ms } => {
+                Moment::Past(self.past.at(&self.core, Duration::from_millis(ms)))
+            }
+        }
     }
 
     /// Executes a unit that asks what is in whole databases: one command after the other.
@@ -280,7 +353,8 @@ impl Tasks {
         let call = data_call(item, manner);
         let mut keyspaces = Whole { core: &self.core, after: Vec::new(), refuses: false };
         let mut out = Vec::new();
-        let outcome = keyspace::run(&call, &mut keyspaces, &self.cursors, &mut out).await;
+        let outcome =
+            keyspace::run(&call, &mut keyspaces, self.house.shared.cursors(), &mut out).await;
         if let Err(error) = outcome {
             return Err(encode_error(manner.protocol, &error));
         }
@@ -290,6 +364,10 @@ impl Tasks {
         }
         Ok(out)
     }
+}
+
+fn only_reads_keys(item: &Item) -> bool {
+    item.command.flags.is_readonly() && !item.is_whole()
 }
 
 fn data_call(item: &Item, manner: Manner) -> DataCall<'_> {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use atoll_env::net::{Arrival, Stream};
+use atoll_env::net::Stream;
 use atoll_env::{Env, Instant};
 use atoll_kv::Signal;
 use atoll_redis::task::Done;
@@ -19,6 +19,7 @@ use atoll_redis::{ClientId, Front, Progress};
 
 use crate::backend::{ShardBackend, Tasks};
 use crate::connection::{self, OUTPUT_SOFT_LIMIT, Pipe};
+use crate::server::Visit;
 
 /// Time a client has to finish a request it has begun.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -35,10 +36,12 @@ const SCRATCH: usize = 64 << 10;
 pub(crate) struct Desk {
     /// Raised when there is something below.
     pub signal: Rc<Signal>,
-    pub arrivals: RefCell<Vec<(Box<dyn Arrival>, SocketAddr)>>,
+    pub visits: RefCell<Vec<Visit>>,
     ready: RefCell<VecDeque<ClientId>>,
     /// A second has passed.
     pub tick: Cell<bool>,
+    /// A pause that held clients back may be over.
+    pub pause_over: Cell<bool>,
     /// Target of reads. One for all connections, so that an idle one holds no buffer.
     pub scratch: RefCell<Vec<u8>>,
 }
@@ -47,7 +50,8 @@ impl Desk {
     pub fn new() -> Desk {
         Desk {
             signal: Rc::default(),
-            arrivals: RefCell::default(),
+            visits: RefCell::default(),
+            pause_over: Cell::new(false),
             ready: RefCell::default(),
             tick: Cell::new(false),
             scratch: RefCell::new(vec![0; SCRATCH]),
@@ -75,6 +79,8 @@ pub(crate) struct Floor {
     connections: BTreeMap<ClientId, Connection>,
     /// Identities of refused connections, counted down from the top.
     next_refused: ClientId,
+    /// When a pause is looked at again.
+    pause_ends: Option<Instant>,
 }
 
 struct Connection {
@@ -100,23 +106,39 @@ impl Floor {
     ) -> Floor {
         let tasks = front.backend().tasks().clone();
         let (next_refused, connections) = (ClientId::MAX, BTreeMap::new());
-        Floor { env, desk, front, tasks, done: Vec::new(), local, connections, next_refused }
+        let (done, pause_ends) = (Vec::new(), None);
+        Floor { env, desk, front, tasks, done, local, connections, next_refused, pause_ends }
     }
 
     /// Does what there is to do; returns whether more is ready.
     pub fn work(&mut self) -> bool {
-        for (arrival, peer) in self.desk.arrivals.take() {
-            // One that cannot be attached (the client is gone already) is nobody's loss.
-            if let Ok(stream) = arrival.attach() {
-                self.admit(stream, peer);
+        for visit in self.desk.visits.take() {
+            match visit {
+                // One that cannot be attached (the client is gone already) is nobody's loss.
+                Visit::Guest(arrival, peer) => {
+                    if let Ok(stream) = arrival.attach() {
+                        self.admit(stream, peer);
+                    }
+                }
+                Visit::Question(question, asker) => {
+                    let _ = asker.send(self.front.answer_question(&question));
+                    self.close_killed();
+                }
             }
         }
         if self.desk.tick.take() {
             self.enforce_times();
-            self.front.backend().look_at_memory();
+            let memory = self.front.backend().store_bytes();
+            self.front.note_memory(memory);
+        }
+        if self.desk.pause_over.take() {
+            self.pause_ends = None;
+            self.front.resume();
         }
         self.take_replies();
         self.turn();
+        self.list_runnable();
+        self.watch_pause();
         !self.desk.ready.borrow().is_empty()
     }
 
@@ -157,7 +179,7 @@ impl Floor {
     fn admit(&mut self, stream: Box<dyn Stream>, peer: SocketAddr) {
         let now = self.env.clock.now();
         let mut pipe = Pipe::default();
-        let refused = self.connections.len() >= self.front.config().maxclients;
+        let refused = self.front.is_full();
         let id = if refused {
             self.front.stats().connections_rejected.add(1);
             pipe.outgoing.extend_from_slice(b"-ERR max number of clients reached\r\n");
@@ -199,11 +221,43 @@ impl Floor {
         for id in touched {
             self.hand_out(id, now);
         }
+        self.list_runnable();
+    }
+
+    /// Makes ready whoever was held back and can go on.
+    fn list_runnable(&mut self) {
         for id in self.front.take_runnable() {
             if let Some(connection) = self.connections.get(&id) {
                 self.desk.list(id, &mut connection.pipe.borrow_mut());
             }
         }
+    }
+
+    /// Closes whoever was killed.
+    fn close_killed(&mut self) {
+        let now = self.env.clock.now();
+        for id in self.front.take_killed() {
+            self.close(id, now);
+        }
+    }
+
+    /// Has a look taken when a pause ends that holds clients back.
+    fn watch_pause(&mut self) {
+        let Some(until) = self.front.paused_until() else { return };
+        if self.pause_ends.is_some_and(|ends| ends <= until) {
+            return;
+        }
+        self.pause_ends = Some(until);
+        let (clock, desk) = (self.env.clock.clone(), Rc::downgrade(&self.desk));
+        self.env.tasks.spawn_local(
+            "pause",
+            Box::pin(async move {
+                clock.sleep(until.since(clock.now())).await;
+                let Some(desk) = desk.upgrade() else { return };
+                desk.pause_over.set(true);
+                desk.signal.raise();
+            }),
+        );
     }
 
     /// Puts the replies that may leave into a client's pipe.
@@ -230,14 +284,8 @@ impl Floor {
                 self.answer(id, progress, now);
             }
         }
-        for id in self.front.take_killed() {
-            self.close(id, now);
-        }
-        for id in self.front.take_runnable() {
-            if let Some(connection) = self.connections.get(&id) {
-                self.desk.list(id, &mut connection.pipe.borrow_mut());
-            }
-        }
+        self.close_killed();
+        self.list_runnable();
     }
 
     /// Executes a ready client's share of the turn, if it may have one.

@@ -29,6 +29,7 @@ mod connection;
 mod core;
 pub mod metrics;
 mod orders;
+mod past;
 mod server;
 
 pub use server::{Engine, Server, ServerError};

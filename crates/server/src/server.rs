@@ -17,14 +17,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atoll_env::net::{Arrival, Listener};
-use atoll_env::sync::{Either, QueueReceiver, QueueSender, queue, select_biased};
+use atoll_env::sync::{Either, QueueReceiver, QueueSender, oneshot, queue, select_biased};
 use atoll_env::{Env, task};
 use atoll_keyspaces::{Client, Hall};
 use atoll_kv::{Core, Node, NodeOptions, ShardReport, Table};
 use atoll_lsm::driven::Tree;
 use atoll_mvcc::keys::RoutingKey;
-use atoll_objects::{ObjectProgram, whole};
-use atoll_redis::{Config, Front, Identity, Stats};
+use atoll_objects::{ObjectProgram, dead, whole};
+use atoll_redis::task::{Answer, Question};
+use atoll_redis::{Config, Front, Identity, Shared};
 use event_listener::Event;
 use parking_lot::Mutex;
 
@@ -81,13 +82,17 @@ impl std::error::Error for ServerError {
     }
 }
 
-/// A connection on its way to a core.
-type Guest = (Box<dyn Arrival>, SocketAddr);
+/// What comes to a core's floor from elsewhere.
+pub(crate) enum Visit {
+    /// A connection to be served.
+    Guest(Box<dyn Arrival>, SocketAddr),
+    /// A question about the core's clients, and where the answer is waited for.
+    Question(Question, oneshot::Sender<Answer>),
+}
 
 /// What the cores and the door share.
-struct House {
-    stats: Arc<Stats>,
-    config: Mutex<Config>,
+pub(crate) struct House {
+    pub(crate) shared: Arc<Shared>,
     identity: Identity,
     local: Mutex<Option<SocketAddr>>,
     /// What is wanted of the shards from outside.
@@ -95,8 +100,8 @@ struct House {
     /// Where clients of keyspaces by name arrive.
     hall: Hall,
     /// Per core, the way to its floor and how many connections it has.
-    floors: Vec<(QueueSender<Guest>, AtomicUsize)>,
-    inboxes: Mutex<Vec<Option<QueueReceiver<Guest>>>>,
+    pub(crate) floors: Vec<(QueueSender<Visit>, AtomicUsize)>,
+    inboxes: Mutex<Vec<Option<QueueReceiver<Visit>>>>,
     /// Cores that serve.
     ready: AtomicUsize,
     stopping: AtomicBool,
@@ -132,8 +137,7 @@ impl Engine {
             inboxes.push(Some(receiver));
         }
         let house = Arc::new(House {
-            stats: Arc::new(Stats::new()),
-            config: Mutex::new(config),
+            shared: Shared::new(config, identity.run_id, cores),
             identity,
             local: Mutex::new(None),
             orders: Orders::new(),
@@ -146,10 +150,10 @@ impl Engine {
             trees: Mutex::default(),
             table: Mutex::default(),
         });
-        let (stats, rooms) = (house.stats.clone(), house.clone());
+        let (shared, rooms) = (house.shared.clone(), house.clone());
         let node = Node::start(
             options,
-            move |_| ObjectProgram::new(stats.clone()),
+            move |core| ObjectProgram::new(shared.stats(core)),
             move |core| Box::pin(serve(core, rooms.clone())),
         )
         .await?;
@@ -170,9 +174,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Returns the counters, to be read from anywhere while the server runs.
-    pub fn stats(&self) -> Arc<Stats> {
-        self.house.stats.clone()
+    /// Returns what the cores share, to be asked from anywhere for what they have counted.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.house.shared.clone()
     }
 
     /// Returns a client of keyspaces by name, for any thread.
@@ -255,11 +259,10 @@ impl Server {
         let listener = env.network.listen(addr).await;
         let listener = listener.map_err(|source| ServerError::Listen { addr, source })?;
         let local = listener.local_addr();
-        {
-            let mut config = engine.house.config.lock();
+        engine.house.shared.configure(|config| {
             config.bind = local.ip().to_string();
             config.port = local.port();
-        }
+        });
         *engine.house.local.lock() = Some(local);
         let cores = engine.node.cores();
         Ok(Server { env, listener, house: engine.house.clone(), cores })
@@ -283,13 +286,13 @@ impl Server {
     }
 
     /// Hands a connection to the core with the fewest.
-    fn seat(&self, guest: Guest) {
+    fn seat(&self, (arrival, peer): (Box<dyn Arrival>, SocketAddr)) {
         let floors = &self.house.floors[..self.cores];
         let fewest = floors.iter().min_by_key(|(_, guests)| guests.load(Ordering::Relaxed));
         if let Some((floor, guests)) = fewest {
             guests.fetch_add(1, Ordering::Relaxed);
             // A core that is gone has closed its door; so is the connection then.
-            let _ = floor.send(guest);
+            let _ = floor.send(Visit::Guest(arrival, peer));
         }
     }
 }
@@ -308,17 +311,18 @@ async fn serve(core: Core<ObjectProgram>, house: Arc<House>) {
     env.tasks.spawn_local("tick", Box::pin(tick(env.clone(), Rc::downgrade(&desk))));
     let replies = signal_replies(core.clone(), desk.clone());
     env.tasks.spawn_local("replies", Box::pin(replies));
+    let parts = reclaim_parts(core.clone(), house.clone());
+    env.tasks.spawn_local("reclaim parts", Box::pin(parts));
     if index == 0 {
         house.orders.serve(&core);
         env.tasks.spawn_local("reclaim", Box::pin(reclaim(core.clone(), house.clone())));
     }
 
     let door = house.hall.open(&core);
-    let config = house.config.lock().clone();
-    let run_id = house.identity.run_id;
-    let backend = ShardBackend::new(core.clone(), desk.signal.clone(), run_id ^ index as u64);
+    let backend = ShardBackend::new(core.clone(), desk.signal.clone(), house.clone());
     let clock = env.clock.clone();
-    let mut front = Front::new(backend, clock, config, house.identity.clone(), house.stats.clone());
+    let (shared, identity) = (house.shared.clone(), house.identity.clone());
+    let mut front = Front::new(backend, clock, shared, index, identity);
     front.number_clients(index as u64 + 1, core.cores() as u64);
     let local = SocketAddr::from(([127, 0, 0, 1], 0));
     let mut floor = Floor::new(env.clone(), desk.clone(), front, local);
@@ -383,10 +387,10 @@ async fn stopped(house: &House) {
     }
 }
 
-/// Puts connections that were handed over onto the desk.
-async fn receive(mut inbox: QueueReceiver<Guest>, desk: Rc<Desk>) {
-    while let Some(guest) = inbox.recv().await {
-        desk.arrivals.borrow_mut().push(guest);
+/// Puts what has come from elsewhere onto the desk.
+async fn receive(mut inbox: QueueReceiver<Visit>, desk: Rc<Desk>) {
+    while let Some(visit) = inbox.recv().await {
+        desk.visits.borrow_mut().push(visit);
         desk.signal.raise();
     }
 }
@@ -415,10 +419,20 @@ async fn reclaim(core: Core<ObjectProgram>, house: Arc<House>) {
     while !house.stopping.load(Ordering::Acquire) {
         core.env().clock.sleep(TICK).await;
         *house.table.lock() = core.table();
+        house.shared.sample(core.env().clock.now());
         ticks += 1;
         if ticks.is_multiple_of(RECLAIM_TICKS) {
             // What fails now is tried again the next time.
             let _ = whole::reclaim(&core).await;
         }
+    }
+}
+
+/// Gives back the space of long strings that were deleted or overwritten, on this core.
+async fn reclaim_parts(core: Core<ObjectProgram>, house: Arc<House>) {
+    while !house.stopping.load(Ordering::Acquire) {
+        core.env().clock.sleep(TICK).await;
+        // What fails now is tried again the next time.
+        let _ = dead::reclaim(&core).await;
     }
 }

@@ -14,12 +14,15 @@
 //! A command that only reads is served from the applied state and answered at once, without waiting
 //! for what is in flight: it is serialised just before the oldest entry in flight. Only if its
 //! client has an unanswered write on this shard it reads the edge, and is answered with it.
+//!
+//! A command that only reads can be given a timestamp instead. Then it reads as a transaction does
+//! that began there: it waits for entries and intents at or below the timestamp and for nothing else.
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use atoll_mvcc::request::Key;
+use atoll_mvcc::request::{Key, Refusal, Response};
 use atoll_mvcc::{Timestamp, Value};
 
 use crate::edge::{EntrySeq, Presence};
@@ -33,6 +36,21 @@ pub enum Sight {
     Applied,
     /// What is decided: for commands that may write.
     Edge,
+    /// What was true at a timestamp that the oracle gave after the command came: for commands that
+    /// only read. They wait for what is in flight at or below it.
+    At(Timestamp),
+    /// What was true at an earlier timestamp; likewise.
+    Past(Timestamp),
+}
+
+impl Sight {
+    /// Returns the timestamp that the command reads at, if it was given one.
+    fn moment(self) -> Option<Timestamp> {
+        match self {
+            Sight::At(at) | Sight::Past(at) => Some(at),
+            Sight::Applied | Sight::Edge => None,
+        }
+    }
 }
 
 /// Why a command has to be run again.
@@ -42,11 +60,21 @@ pub enum Interrupt {
     Miss,
     /// Something is in the way.
     Hindered(Step),
+    /// What was true at the given timestamp is not known any more; what is true now is.
+    TooOld,
 }
 
 impl From<Miss> for Interrupt {
     fn from(_: Miss) -> Interrupt {
         Interrupt::Miss
+    }
+}
+
+/// Returns what stands in the way of a read at a given timestamp.
+fn interrupt(step: Step) -> Interrupt {
+    match step {
+        Step::Answer(Response::Refused(Refusal::SnapshotTooOld)) => Interrupt::TooOld,
+        step => Interrupt::Hindered(step),
     }
 }
 
@@ -111,6 +139,11 @@ impl<'a, B: Base> Eval<'a, B> {
     /// Starts a command.
     pub fn new(leader: &'a mut Leader, base: &'a mut B, now: Now, sight: Sight) -> Eval<'a, B> {
         let (staged, read) = (Vec::new(), Vec::new());
+        // Whether a key is expired is decided at the moment that is looked at.
+        let now = match sight.moment() {
+            Some(at) => Now { epoch: at.epoch(), ..now },
+            None => now,
+        };
         Eval { leader, base, now, sight, staged, read, after: Cell::new(None) }
     }
 
@@ -126,6 +159,9 @@ impl<'a, B: Base> Eval<'a, B> {
 
     /// Returns one of the shard's own values, stored form.
     pub fn local(&self, name: &[u8]) -> Result<Option<Rc<[u8]>>, Interrupt> {
+        if let Some(at) = self.sight.moment() {
+            return self.leader.local_at(name, at).map_err(interrupt);
+        }
         let applied = self.sight == Sight::Applied;
         let value = self.leader.local(name, applied).map_err(Interrupt::Hindered)?;
         if !applied && !mutants::is("locals-at-once") {
@@ -144,6 +180,11 @@ impl<'a, B: Base> Eval<'a, B> {
         if let Some(staged) = self.staged.iter().rev().find(|s| s.key == key) {
             let value = staged.value.clone().map(Bytes::Edge);
             return Ok(Some(Seen { ts: None, value }));
+        }
+        if let Some(at) = self.sight.moment() {
+            self.leader.read_at_moment(key, at).map_err(interrupt)?;
+            let found = self.base.version(key, at)?;
+            return Ok(found.map(|f| Seen { ts: Some(f.ts), value: f.value.map(Bytes::Stored) }));
         }
         if self.sight == Sight::Applied {
             if let Some(step) = self.leader.read_applied(key, self.now) {

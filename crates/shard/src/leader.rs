@@ -198,6 +198,8 @@ pub struct Leader {
     /// Values of the shard's own (see [`LOCAL`]), by the end of their keys, and the entry that
     /// changed each last.
     locals: BTreeMap<Vec<u8>, Local>,
+    /// When one of them changed last, at the latest; [`Timestamp::MAX`] if an open entry does it.
+    locals_changed: Timestamp,
     /// Number of the open entry.
     seq: EntrySeq,
     /// Last entry applied.
@@ -247,6 +249,8 @@ impl Leader {
                 .collect(),
             heard: BTreeMap::new(),
             counts: loaded.counts,
+            // Somewhen before this leadership.
+            locals_changed: if loaded.locals.is_empty() { Timestamp::ZERO } else { low_water },
             locals: loaded
                 .locals
                 .into_iter()
@@ -409,6 +413,9 @@ impl Leader {
             self.records.insert(txn, held);
         }
         self.edge_max = self.edge_max.max(stamp);
+        if self.locals_changed == Timestamp::MAX {
+            self.locals_changed = stamp;
+        }
         let seq = self.seq;
         self.seq += 1;
         Some(self.open.close(seq, self.edge_max, self.descriptor.id, &self.counts))
@@ -530,6 +537,56 @@ impl Leader {
         }
     }
 
+    /// Returns one of the shard's own values, stored form, as it was at a timestamp.
+    ///
+    /// # Errors
+    /// What stands in the way; that it is too old if it is not known how it was then.
+    pub(crate) fn local_at(&self, name: &[u8], at: Timestamp) -> Result<Option<Rc<[u8]>>, Step> {
+        if at < self.locals_changed {
+            return Err(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
+        }
+        if !self.intents.is_empty()
+            && let Some(key) = self.local_key(name)
+            && let Some(step) = self.intent_at(None, &key, at)
+        {
+            return Err(step);
+        }
+        match self.locals.get(name) {
+            None => Ok(None),
+            Some((_, entry)) if *entry > self.applied => Err(Step::AwaitEntry(*entry)),
+            Some((value, _)) => Ok(value.clone()),
+        }
+    }
+
+    /// Prepares a read of a key at a timestamp by a command of this shard alone, as
+    /// [`Leader::evaluate`] does for transactions.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub(crate) fn read_at_moment(&mut self, key: &[u8], at: Timestamp) -> Result<(), Step> {
+        if at < self.horizon {
+            return Err(Step::Answer(Response::Refused(Refusal::SnapshotTooOld)));
+        }
+        if !mutants::is("reads-do-not-raise") {
+            self.max_read.raise(key, at);
+            // It has read what its database is, too.
+            let slots = self.descriptor.range.slots();
+            if !slots.is_empty() {
+                let end = local_key(slots.start, &[0xff]);
+                self.max_read.raise_span(&local_key(slots.start, &[]), &end, at);
+            }
+        }
+        if let Some(entry) = self.edge.awaited_at(key, at)
+            && !mutants::is("reads-do-not-wait")
+        {
+            return Err(Step::AwaitEntry(entry));
+        }
+        match self.intent_at(None, key, at) {
+            Some(step) if !mutants::is("reads-pass-intents") => Err(step),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the entry that changed one of the shard's own values last.
     pub(crate) fn local_entry(&self, name: &[u8]) -> Option<EntrySeq> {
         self.locals.get(name).map(|(_, entry)| *entry)
@@ -547,8 +604,10 @@ impl Leader {
         key.starts_with(&LOCAL.to_be_bytes()) && key[4..].starts_with(&first_slot())
     }
 
-    fn note_local(&mut self, key: &[u8], value: Option<&[u8]>) {
+    /// Notes a change of one of the shard's own values, at `ts` or when the open entry closes.
+    fn note_local(&mut self, key: &[u8], value: Option<&[u8]>, ts: Option<Timestamp>) {
         if self.is_local(key) {
+            self.locals_changed = self.locals_changed.max(ts.unwrap_or(Timestamp::MAX));
             let name = key[LOCAL_HEAD..].to_vec();
             self.locals.insert(name, (value.map(Rc::from), self.seq));
         }
@@ -556,7 +615,7 @@ impl Leader {
 
     /// Writes a value in the open entry.
     pub(crate) fn put(&mut self, key: Key, value: Option<Rc<[u8]>>, before: Presence, now: Now) {
-        self.note_local(&key, value.as_deref());
+        self.note_local(&key, value.as_deref(), None);
         self.open.stamp_above(Timestamp::commit_at(now.epoch));
         self.open.grow(key.len() + value.as_ref().map_or(0, |v| v.len()));
         self.edge.put(key, value, before);
@@ -1027,7 +1086,7 @@ impl Leader {
         // From here on nothing fails.
         self.open.stamp_above(claim.commit_ts);
         for (write, before) in claim.writes.iter().zip(changes) {
-            self.note_local(&write.key, write.value.as_deref());
+            self.note_local(&write.key, write.value.as_deref(), None);
             let value = write.value.as_deref().map(Rc::from);
             self.open.grow(write.key.len() + write.value.as_ref().map_or(0, Vec::len));
             self.edge.put(write.key.clone(), value, before);
@@ -1331,7 +1390,7 @@ impl Leader {
             if let Outcome::Committed(ts) = outcome {
                 let before = intent.before;
                 let after = Presence::of(intent.value.as_deref());
-                self.note_local(key, intent.value.as_deref());
+                self.note_local(key, intent.value.as_deref(), Some(ts));
                 self.open.put_version(key, ts, intent.value.as_deref());
                 if !mutants::is("intents-not-counted") {
                     self.count(key, before, after);
@@ -1407,6 +1466,20 @@ impl Leader {
                 self.open.counts_changed(id);
             }
         }
+    }
+
+    /// Removes a range of keys that no reader can name any more, and the note that said so, in one
+    /// entry. Returns whether the note was still there.
+    pub fn remove_dead(&mut self, note: &[u8], span: &Span, now: Now) -> bool {
+        let here = self.owns(note) && self.descriptor.contains_span(span);
+        // One that is in flight was removed before, or is younger than the caller thinks.
+        if !here || self.edge_value(note).is_some() || self.intents.contains_key(note) {
+            return false;
+        }
+        self.open.remove_data(span);
+        let before = Presence { exists: true, deadline_ms: None };
+        self.put(note.to_vec(), None, before, now);
+        true
     }
 
     /// Returns the largest timestamp of an applied version.

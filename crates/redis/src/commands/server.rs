@@ -1,32 +1,12 @@
-//! The server as clients see it: its commands, its configuration, its figures.
+//! The server as clients see it: its commands and its configuration.
 
-use std::fmt::Write;
-
-use atoll_resp::{ReplyWriter, Request};
+use atoll_resp::ReplyWriter;
 
 use crate::commands::SessionCall;
-use crate::commands::connection::REDIS_VERSION;
-use crate::config::PARAMETERS;
+use crate::config::{self, PARAMETERS, Parameter};
 use crate::error::{self, Outcome, fixed, quoting};
 use crate::glob;
-use crate::stats::BUCKETS;
 use crate::table::{self, CATEGORIES, COMMANDS, Command};
-use crate::tx::Counts;
-
-/// The sections of INFO in their order, and whether they are shown when none is asked for.
-const SECTIONS: &[(&str, bool)] = &[
-    ("server", true),
-    ("clients", true),
-    ("memory", true),
-    ("persistence", true),
-    ("stats", true),
-    ("replication", true),
-    ("commandstats", false),
-    ("errorstats", true),
-    ("latencystats", false),
-    ("cluster", true),
-    ("keyspace", true),
-];
 
 impl SessionCall<'_> {
     pub fn command_count(&mut self) -> Outcome {
@@ -103,21 +83,53 @@ impl SessionCall<'_> {
     }
 
     pub fn command_getkeys(&mut self) -> Outcome {
-        let found = self.server.index.find(self.arg(2));
-        let command = found.ok_or(fixed("ERR Invalid command specified"))?;
+        let command = self.with_keys()?;
         let args = self.request.len() - 2;
-        if command.keys.is_empty() {
-            return Err(fixed("ERR The command has no key arguments"));
-        }
-        if !command.accepts(args) {
-            return Err(fixed("ERR Invalid number of arguments specified for command"));
-        }
         let mut reply = self.session.reply();
         reply.array(command.key_indexes(args).count());
         for index in command.key_indexes(args) {
             reply.bulk(&self.request[index + 2]);
         }
         Ok(())
+    }
+
+    pub fn command_getkeysandflags(&mut self) -> Outcome {
+        let command = self.with_keys()?;
+        let args = self.request.len() - 2;
+        let asked = self.request.tail_owned(2);
+        let asked = asked.as_request();
+        let mut reply = self.session.reply();
+        reply.array(command.key_indexes(args).count());
+        for keys in command.keys {
+            let access = command.access(keys, &asked);
+            for index in keys.indexes(args) {
+                reply.array(2);
+                reply.bulk(&asked[index]);
+                reply.set(access.len());
+                access.iter().for_each(|access| reply.simple(access));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the command that the request is about, which has keys where the table says.
+    fn with_keys(&self) -> Outcome<&'static Command> {
+        let index = &self.server.index;
+        let found = index.find(self.arg(2));
+        let mut command = found.ok_or(fixed("ERR Invalid command specified"))?;
+        if command.is_container()
+            && let Some(subcommand) = self.request.get(3)
+        {
+            let found = index.find_subcommand(command, subcommand);
+            command = found.ok_or(fixed("ERR Invalid command specified"))?;
+        }
+        if command.keys.is_empty() {
+            return Err(fixed("ERR The command has no key arguments"));
+        }
+        if !command.accepts(self.request.len() - 2) {
+            return Err(fixed("ERR Invalid number of arguments specified for command"));
+        }
+        Ok(command)
     }
 
     /// Answers the HELP of a container from the table.
@@ -139,16 +151,29 @@ impl SessionCall<'_> {
     }
 
     pub fn config_get(&mut self) -> Outcome {
-        let request = self.request;
-        let wanted = PARAMETERS.iter().filter(|parameter| {
-            let name = parameter.name.as_bytes();
-            request.tail(2).any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), name))
+        // A name is shown as it was asked for, what a pattern finds as it is written here.
+        let mut wanted: Vec<(&[u8], &Parameter)> = Vec::new();
+        for pattern in self.request.tail(2) {
+            if !pattern.iter().any(|byte| b"*?[".contains(byte)) {
+                wanted.extend(Parameter::find(pattern).map(|parameter| (pattern, parameter)));
+                continue;
+            }
+            let pattern = pattern.to_ascii_lowercase();
+            let matching = PARAMETERS.iter().filter(|p| glob::matches(&pattern, p.name.as_bytes()));
+            wanted.extend(matching.map(|parameter| (parameter.name.as_bytes(), parameter)));
+        }
+        let mut seen: Vec<&str> = Vec::new();
+        wanted.retain(|(_, parameter)| {
+            let is_new = !seen.contains(&parameter.name);
+            seen.push(parameter.name);
+            is_new
         });
+        wanted.sort_by_key(|(_, parameter)| parameter.name);
         let mut reply = self.session.reply();
-        reply.map(wanted.clone().count());
-        for parameter in wanted {
-            reply.bulk(parameter.name.as_bytes());
-            reply.bulk(&(parameter.get)(&self.server.config));
+        reply.map(wanted.len());
+        for (name, parameter) in wanted {
+            reply.bulk(name);
+            reply.bulk(&parameter.get(&self.server.config));
         }
         Ok(())
     }
@@ -157,184 +182,59 @@ impl SessionCall<'_> {
         if !self.request.len().is_multiple_of(2) {
             return Err(error::SYNTAX);
         }
-        // Set on a copy, so that all take effect or none.
-        let mut config = self.server.config.clone();
-        let mut seen: Vec<&str> = Vec::new();
+        let failed = |parameter: &Parameter, why: &str| {
+            let before = b"ERR CONFIG SET failed (possibly related to argument '";
+            quoting(&[before, parameter.name.as_bytes(), b"') - ", why.as_bytes()])
+        };
+        // Names first, then values, as Redis does.
+        let mut parameters: Vec<&Parameter> = Vec::new();
         for at in (2..self.request.len()).step_by(2) {
             let name = self.arg(at);
-            let Some(parameter) = PARAMETERS.iter().find(|parameter| self.is(at, parameter.name))
-            else {
+            let Some(parameter) = Parameter::find(name) else {
                 let before = b"ERR Unknown option or number of arguments for CONFIG SET - '";
                 return Err(quoting(&[before, name, b"'"]));
             };
-            let failed = |why: &str| {
-                let before = b"ERR CONFIG SET failed (possibly related to argument '";
-                quoting(&[before, name, b"') - ", why.as_bytes()])
-            };
-            if seen.contains(&parameter.name) {
-                return Err(failed("duplicate parameter"));
+            if parameter.is_fixed() {
+                return Err(failed(parameter, config::IMMUTABLE));
             }
-            seen.push(parameter.name);
-            let set = parameter.set.ok_or_else(|| failed("can't set immutable config"))?;
-            set(&mut config, self.arg(at + 1)).map_err(|why| failed(&why))?;
+            if parameters.iter().any(|other| other.name == parameter.name) {
+                return Err(failed(parameter, "duplicate parameter"));
+            }
+            parameters.push(parameter);
         }
-        self.server.config = config;
+        // Set on a copy, so that all take effect or none.
+        let mut config = self.server.shared.config();
+        for (index, parameter) in parameters.into_iter().enumerate() {
+            let value = self.arg(3 + 2 * index);
+            parameter.set(&mut config, value).map_err(|why| failed(parameter, &why))?;
+        }
+        // Checked against a copy that another core may have changed meanwhile: set again on what
+        // is there now, value by value.
+        let request = self.request;
+        self.server.shared.configure(|config| {
+            for at in (2..request.len()).step_by(2) {
+                let parameter = request.get(at).and_then(Parameter::find);
+                if let (Some(parameter), Some(value)) = (parameter, request.get(at + 1)) {
+                    // What the copy took, this takes too.
+                    let _ = parameter.set(config, value);
+                }
+            }
+        });
+        self.server.look();
         self.reply().ok();
         Ok(())
     }
 
     pub fn config_resetstat(&mut self) -> Outcome {
-        self.server.stats.reset();
-        self.server.errors.clear();
+        self.server.shared.reset_stats();
         self.reply().ok();
         Ok(())
     }
 
-    pub fn info(&mut self) -> Outcome {
-        let shown = SECTIONS.iter().map(|(section, _)| *section);
-        let shown: Vec<&str> = shown.filter(|section| shows(&self.request, section)).collect();
-        let mut text = String::new();
-        for section in shown {
-            if !text.is_empty() {
-                text.push_str("\r\n");
-            }
-            let (first, rest) = section.split_at(1);
-            text.push_str(&format!("# {}{rest}\r\n", first.to_ascii_uppercase()));
-            if section == "keyspace" {
-                self.info_keyspace(&mut text);
-            } else {
-                self.info_section(section, &mut text);
-            }
-        }
-        self.reply().verbatim(b"txt", text.as_bytes());
-        Ok(())
+    /// Settings come from flags, variables and a file that this server only reads.
+    pub fn config_rewrite(&mut self) -> Outcome {
+        Err(fixed("ERR The server is running without a config file"))
     }
-
-    fn info_section(&self, section: &str, text: &mut String) {
-        let server = &*self.server;
-        let (stats, config) = (&server.stats, &server.config);
-        let uptime = server.tick.since(server.started).as_secs();
-        let mut line = |name: &str, value: &dyn std::fmt::Display| {
-            text.push_str(&format!("{name}:{value}\r\n"));
-        };
-        match section {
-            "server" => {
-                line("redis_version", &REDIS_VERSION);
-                line("atoll_version", &server.identity.version);
-                line("redis_mode", &"standalone");
-                line("os", &std::env::consts::OS);
-                line("arch_bits", &usize::BITS);
-                line("process_id", &server.identity.process_id);
-                line("run_id", &format_args!("{:040x}", server.identity.run_id));
-                line("tcp_port", &config.port);
-                line("server_time_usec", &server.now_ms.saturating_mul(1_000));
-                line("uptime_in_seconds", &uptime);
-                line("uptime_in_days", &(uptime / 86_400));
-            }
-            "clients" => {
-                line("connected_clients", &stats.connected_clients.get());
-                line("maxclients", &config.maxclients);
-                line("blocked_clients", &0);
-            }
-            "memory" => {
-                let sessions = server.sessions.values().map(|session| &**session);
-                let buffers: usize = sessions
-                    .chain([&*self.session])
-                    .map(|session| session.input.capacity() + session.output.capacity())
-                    .sum();
-                let store = server.store_memory;
-                line("used_memory", &(store + buffers as u64));
-                line("used_memory_engine", &store);
-                line("used_memory_clients", &buffers);
-            }
-            "persistence" => {
-                line("loading", &0);
-                line("async_loading", &0);
-                line("durability", &config.durability.name());
-            }
-            "stats" => {
-                line("total_connections_received", &stats.connections_received.get());
-                line("total_commands_processed", &stats.commands_processed.get());
-                line("total_net_input_bytes", &stats.input_bytes.get());
-                line("total_net_output_bytes", &stats.output_bytes.get());
-                line("rejected_connections", &stats.connections_rejected.get());
-                line("expired_keys", &stats.expired_keys.get());
-                line("evicted_keys", &0);
-                line("keyspace_hits", &stats.keyspace_hits.get());
-                line("keyspace_misses", &stats.keyspace_misses.get());
-                line("total_error_replies", &stats.error_replies.get());
-                line("turns", &stats.turns.get());
-                line("commits", &stats.commits.counts().iter().sum::<u64>());
-                line("commits_failed", &stats.commits_failed.get());
-            }
-            "replication" => {
-                line("role", &"master");
-                line("connected_slaves", &0);
-            }
-            "commandstats" => {
-                for (name, command) in stats.commands() {
-                    let (calls, usec) = (command.calls.get(), command.latency.sum().as_micros());
-                    let (rejected, failed) = (command.rejected.get(), command.failed.get());
-                    let per_call = usec as f64 / calls.max(1) as f64;
-                    line(
-                        &format!("cmdstat_{name}"),
-                        &format_args!(
-                            "calls={calls},usec={usec},usec_per_call={per_call:.2},\
-                             rejected_calls={rejected},failed_calls={failed}"
-                        ),
-                    );
-                }
-            }
-            "errorstats" => {
-                for (code, count) in &server.errors {
-                    line(&format!("errorstat_{code}"), &format_args!("count={count}"));
-                }
-            }
-            "latencystats" => {
-                for (name, command) in stats.commands() {
-                    let counts = command.latency.counts();
-                    let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|p| percentile_us(&counts, p));
-                    line(
-                        &format!("latency_percentiles_usec_{name}"),
-                        &format_args!("p50={p50},p99={p99},p99.9={p999}"),
-                    );
-                }
-            }
-            "cluster" => line("cluster_enabled", &0),
-            _ => {}
-        }
-    }
-
-    fn info_keyspace(&self, text: &mut String) {
-        for (db, counts) in self.server.counts.counts.iter().enumerate() {
-            let Counts { keys, expiring, mean_ttl_ms } = counts;
-            if *keys > 0 {
-                // Writing to a string does not fail.
-                let _ =
-                    write!(text, "db{db}:keys={keys},expires={expiring},avg_ttl={mean_ttl_ms}\r\n");
-            }
-        }
-    }
-}
-
-/// Returns whether this request of INFO shows a section.
-pub(crate) fn shows(request: &Request<'_>, section: &str) -> bool {
-    let asked = |name: &str| request.tail(1).any(|arg| arg.eq_ignore_ascii_case(name.as_bytes()));
-    let by_default = SECTIONS.iter().any(|(name, by_default)| *name == section && *by_default);
-    let default = request.len() == 1 || asked("default");
-    asked("all") || asked("everything") || (default && by_default) || asked(section)
-}
-
-/// Returns the upper bound, in microseconds, of the bucket in which a share of all durations is
-/// reached.
-fn percentile_us(counts: &[u64; BUCKETS], share: f64) -> u64 {
-    let wanted = (counts.iter().sum::<u64>() as f64 * share).ceil() as u64;
-    let mut seen = 0;
-    let bucket = counts.iter().position(|count| {
-        seen += count;
-        seen >= wanted
-    });
-    1 << bucket.unwrap_or(0)
 }
 
 /// Writes a command as COMMAND INFO does.

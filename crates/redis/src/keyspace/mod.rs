@@ -1,12 +1,12 @@
 //! Commands on databases as wholes: iteration, counts, flushing.
 //!
 //! Functions on [`Keyspaces`], as the commands on named keys are on a transaction. SCAN's cursors
-//! are the front end's, because a cursor means the same to every shard.
+//! belong to the server, because a cursor means the same to every core and shard.
 
-use std::cell::RefCell;
 use std::ops::{Bound, ControlFlow};
 
 use atoll_resp::ReplyWriter;
+use parking_lot::Mutex;
 
 use crate::cursors::Cursors;
 use crate::data::DataCall;
@@ -33,7 +33,7 @@ const FEW_KEYS: usize = 1024;
 pub async fn run<K: Keyspaces>(
     call: &DataCall<'_>,
     keyspaces: &mut K,
-    cursors: &RefCell<Cursors>,
+    cursors: &Mutex<Cursors>,
     out: &mut Vec<u8>,
 ) -> Outcome {
     debug_assert_eq!(call.command.class, Class::Keyspace);
@@ -96,7 +96,7 @@ impl<'c, K: Keyspaces> Keyspace<'c, K> {
         Ok(())
     }
 
-    async fn scan(&mut self, cursors: &RefCell<Cursors>) -> Outcome {
+    async fn scan(&mut self, cursors: &Mutex<Cursors>) -> Outcome {
         // No digits at all are the cursor 0, as for the `strtoul` that Redis reads them with.
         let text = if self.arg(1).is_empty() { b"0" } else { self.arg(1) };
         let cursor = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
@@ -122,7 +122,7 @@ impl<'c, K: Keyspaces> Keyspace<'c, K> {
 
         let (db, now) = (self.call.db, self.keyspaces.now_ms());
         let mut from = Vec::new();
-        let bound = cursors.borrow().resume(cursor, db, &mut from).map(|()| &*from);
+        let bound = cursors.lock().resume(cursor, db, &mut from).map(|()| &*from);
         let mut keys = Vec::new();
         let mut last = None;
         let (mut visited, mut bytes) = (0, 0);
@@ -143,7 +143,7 @@ impl<'c, K: Keyspaces> Keyspace<'c, K> {
         };
         let scanned = self.keyspaces.visit(db, bound, &mut visitor).await;
         scanned.map_err(|error| error::unreadable(&error))?;
-        let cursor = last.map_or(0, |last| cursors.borrow_mut().save(db, &last));
+        let cursor = last.map_or(0, |last| cursors.lock().save(db, &last));
         let mut reply = self.reply();
         reply.array(2);
         reply.bulk(cursor.to_string().as_bytes());

@@ -173,6 +173,109 @@ const FAMILIES: &[(&str, &[&str])] = &[
             "NOSUCH {v}",
         ],
     ),
+    (
+        "settings_are_checked_and_what_is_absent_is_answered",
+        &[
+            "CONFIG SET {setting} {value}",
+            "CONFIG SET {setting} {value}",
+            "CONFIG SET {setting} {value} {setting} {value}",
+            "CONFIG GET {setting}",
+            "CONFIG GET {setting}",
+            "CONFIG REWRITE",
+            "CONFIG NOSUCH",
+            "SLOWLOG GET {nocount}",
+            "SLOWLOG GET 1 2",
+            "SLOWLOG RESET",
+            "SLOWLOG NOSUCH",
+            "LATENCY HISTORY command",
+            "LATENCY LATEST",
+            "LATENCY RESET",
+            "LATENCY RESET command {v}",
+            "LATENCY GRAPH {v}",
+            "LATENCY HISTOGRAM nosuch",
+            "MEMORY PURGE",
+            "MEMORY NOSUCH",
+            "DEBUG SET-ACTIVE-EXPIRE 1",
+            "DEBUG SLEEP",
+            "DEBUG NOSUCH {v}",
+            "FUNCTION LIST",
+            "FUNCTION LIST {listopt} {listopt}",
+            "FUNCTION FLUSH {flush}",
+            "FUNCTION KILL",
+            "FUNCTION DELETE {k}",
+            "FUNCTION NOSUCH",
+            "SCRIPT EXISTS {k} {k}",
+            "SCRIPT FLUSH {flush}",
+            "SCRIPT KILL",
+            "CLUSTER INFO",
+            "CLUSTER NODES",
+            "CLUSTER SLOTS",
+            "CLUSTER SHARDS",
+            "CLUSTER MYID",
+            "CLUSTER KEYSLOT {k}",
+            "CLUSTER COUNTKEYSINSLOT {i}",
+            "CLUSTER GETKEYSINSLOT {i} {i}",
+            "CLUSTER NOSUCH",
+            "READONLY",
+            "READWRITE",
+            "ASKING",
+            "WAIT 0 0",
+            "WAIT {i} 1",
+            "WAIT 0 {nocount}",
+            "ROLE",
+            "MODULE LIST",
+            "ACL WHOAMI",
+            "CLIENT PAUSE {nocount}",
+            "CLIENT PAUSE 1 {v}",
+            "CLIENT UNPAUSE",
+            "CLIENT UNBLOCK {i} {unblockopt}",
+            "CLIENT GETREDIR",
+            "CLIENT TRACKINGINFO",
+            "CLIENT CACHING YES",
+            "CLIENT NO-EVICT {onoff}",
+            "CLIENT NOSUCH",
+            "CLIENT KILL 127.0.0.1:1",
+            "CLIENT KILL ID 999999",
+            "CLIENT LIST ID 999999",
+            "CLIENT LIST TYPE master",
+            "CLIENT LIST {v}",
+            "COMMAND GETKEYS {called}",
+            "COMMAND GETKEYSANDFLAGS {called}",
+            "COMMAND LIST FILTERBY {v} {v}",
+        ],
+    ),
+];
+
+/// Settings that may be set to anything, and what they are at first.
+const SETTINGS: &[(&str, &str)] = &[
+    ("activerehashing", "yes"),
+    ("appendfsync", "everysec"),
+    ("busy-reply-threshold", "5000"),
+    ("hash-max-listpack-entries", "512"),
+    ("hash-max-ziplist-entries", "512"),
+    ("hash-max-ziplist-value", "64"),
+    ("hll-sparse-max-bytes", "3000"),
+    ("latency-tracking-info-percentiles", "50 99 99.9"),
+    ("lazyfree-lazy-user-flush", "no"),
+    ("lfu-log-factor", "10"),
+    ("list-compress-depth", "0"),
+    ("list-max-listpack-size", "-2"),
+    ("list-max-ziplist-size", "-2"),
+    ("loglevel", "notice"),
+    ("maxmemory-samples", "5"),
+    ("rdbcompression", "yes"),
+    ("repl-diskless-load", "disabled"),
+    ("sanitize-dump-payload", "no"),
+    ("save", ""),
+    ("set-max-intset-entries", "512"),
+    ("slowlog-log-slower-than", "10000"),
+    ("slowlog-max-len", "128"),
+    ("stop-writes-on-bgsave-error", "yes"),
+    ("stream-node-max-bytes", "4096"),
+    ("stream-node-max-entries", "100"),
+    ("timeout", "0"),
+    ("tracking-table-max-keys", "1000000"),
+    ("zset-max-listpack-value", "64"),
 ];
 
 const ODD: &[&str] = &[
@@ -306,6 +409,39 @@ fn placeholder(name: &str, random: &mut Random) -> Vec<u8> {
         "db" => random.pick(&["0", "1", "2", "0", "1", "15", "16", "-1", "x"]).to_owned(),
         "pattern" => random.pick(&["*", "a*", "[ab]", "?", "\\{a}*", "nothing"]).to_owned(),
         "flush" => random.pick(&["", "ASYNC", "SYNC", "now"]).to_owned(),
+        "setting" => match random.below(12) {
+            0 => random.pick(&["nosuch", "cluster-enabled", "databases", "unixsocket"]).to_owned(),
+            1 => "TIMEOUT".to_owned(),
+            _ => SETTINGS[random.below(SETTINGS.len() as u64) as usize].0.to_owned(),
+        },
+        "value" => match random.below(8) {
+            0 => random.pick(ODD).to_owned(),
+            1 => random.pick(&["yes", "NO", "maybe", "debug", "swapdb", "clients"]).to_owned(),
+            2 => random.pick(&["1mb", "2GB", "3k", "4b", "5x", "always", "no"]).to_owned(),
+            3 => random.pick(&["900 1", "900 1 60 10", "0 1", "900", "50 99", "101"]).to_owned(),
+            _ => random.below(2_000).to_string(),
+        },
+        "nocount" => random.pick(&["x", "-2", "-9", "", "1.5"]).to_owned(),
+        "listopt" => random.pick(&["", "WITHCODE", "LIBRARYNAME {k}", "LIBRARYNAME"]).to_owned(),
+        "unblockopt" => random.pick(&["", "TIMEOUT", "error", "NOW"]).to_owned(),
+        "onoff" => random.pick(&["on", "OFF", "maybe"]).to_owned(),
+        "called" => random
+            .pick(&[
+                "GET {k}",
+                "SET {k} {v}",
+                "SET {k} {v} GET",
+                "MSET {k} {v} {k} {v}",
+                "BITOP AND {k} {k} {k}",
+                "COPY {k} {k}",
+                "BITFIELD {k} GET u8 0",
+                "BITFIELD {k} SET u8 0 1",
+                "LCS {k} {k}",
+                "PING {v}",
+                "NOSUCH {v}",
+                "GET {k} {k}",
+                "OBJECT ENCODING {k}",
+            ])
+            .to_owned(),
         other => panic!("no placeholder {other}"),
     };
     text.into_bytes()
@@ -379,6 +515,21 @@ fn is_meant(step: &Step, theirs: &str) -> Option<&'static str> {
         {
             Some("the deadline was given from now, and the clocks differ")
         }
+        b"COMMAND" if theirs.starts_with("-ERR wrong number of arguments for 'command|getkeys") => {
+            Some("7.0 wants an argument more than 7.2 does")
+        }
+        b"LATENCY" if theirs.contains("histogram_usec") || theirs.contains("xxh3") => {
+            Some("each counts its own commands")
+        }
+        b"CLIENT" if theirs.contains("laddr=") || theirs.contains("xxh3") => {
+            Some("each has its own clients")
+        }
+        b"SLOWLOG" if theirs.contains("127.0.0.1") || theirs.contains("xxh3") => {
+            Some("each has its own slow commands")
+        }
+        b"DEBUG" if step.args.get(1).is_some_and(|arg| arg.eq_ignore_ascii_case(b"SLEEP")) => {
+            Some("sleeping is the front end's, and this is the executor")
+        }
         _ => None,
     }
 }
@@ -402,7 +553,13 @@ struct Ours(Bench);
 
 impl Ours {
     fn new() -> Ours {
-        Ours(Bench::at(NOW_MS, Config::default()))
+        let mut ours = Ours(Bench::at(NOW_MS, Config::default()));
+        // As Redis is at first.
+        ours.ask(&Step {
+            client: 1,
+            args: ["CONFIG", "SET", "appendfsync", "everysec"].map(|arg| arg.into()).into(),
+        });
+        ours
     }
 
     fn ask(&mut self, step: &Step) -> String {
@@ -477,6 +634,14 @@ impl<'r> Theirs<'r> {
     fn new(redis: &'r Redis) -> Theirs<'r> {
         let mut theirs = Theirs { redis, clients: Vec::new() };
         theirs.ask(&Step { client: 1, args: vec![b"FLUSHALL".to_vec()] });
+        let mut settings = vec![b"CONFIG".to_vec(), b"SET".to_vec()];
+        for (name, value) in SETTINGS {
+            // Two names of one setting cannot be set at once.
+            if !name.contains("ziplist-entries") && !name.contains("ziplist-size") {
+                settings.extend([name.as_bytes().to_vec(), value.as_bytes().to_vec()]);
+            }
+        }
+        assert_eq!(theirs.ask(&Step { client: 1, args: settings }), "+OK");
         theirs
     }
 

@@ -20,7 +20,7 @@ async fn engine(dir: &std::path::Path, config: Config) -> Engine {
     options.stores = 2;
     options.memory = 32 << 20;
     options.engine.log_segment_size = 4 << 20;
-    let identity = Identity { version: "test", process_id: 1, run_id: 1 };
+    let identity = Identity { version: "test", process_id: 1, run_id: 1, measure: None };
     Engine::start(options, config, identity).await.unwrap()
 }
 

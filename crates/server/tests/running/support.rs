@@ -13,6 +13,7 @@ use atoll_env::random::Prng;
 use atoll_env::sim::{Node, Sim};
 use atoll_env::sync::oneshot;
 use atoll_kv::NodeOptions;
+use atoll_lsm::driven::Tree;
 use atoll_redis::{Config, Identity};
 use atoll_resp::{ReplyDecoder, Value};
 use atoll_server::{Engine, Server};
@@ -85,6 +86,9 @@ impl LoopNetwork {
             outgoing: outgoing.clone(),
         };
         let mut state = lock(&self.0);
+        if !state.listeners.contains_key(&addr) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         state.next_port += 1;
         let peer = SocketAddr::from(([10, 0, 0, 9], state.next_port));
         let backlog = state.listeners.get_mut(&addr);
@@ -209,8 +213,24 @@ pub fn start(sim: &Sim, node: &Node, network: &LoopNetwork, config: Config) -> H
     sim.block_on(&starter, async { spawn(node, network, config) }).done()
 }
 
+/// The trees of a running server's stores.
+pub type Trees = Arc<Mutex<Vec<Tree>>>;
+
+/// Starts a server and shows the trees under it.
+pub fn start_open(sim: &Sim, node: &Node, network: &LoopNetwork) -> (Handles, Trees) {
+    let trees = Trees::default();
+    let starter = sim.node("starter");
+    let shown = trees.clone();
+    let spawning = async { spawn_showing(node, network, Config::default(), shown) };
+    (sim.block_on(&starter, spawning).done(), trees)
+}
+
 /// Opens the database of a node and starts a server on it.
 pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
+    spawn_showing(node, network, config, Trees::default())
+}
+
+fn spawn_showing(node: &Node, network: &LoopNetwork, config: Config, trees: Trees) -> Handles {
     let env = Env { network: Arc::new(network.clone()), ..node.env() };
     let (stop, stopped) = oneshot::channel();
     let (end, ended) = oneshot::channel();
@@ -225,8 +245,9 @@ pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
             // Small segments: each is written whole when it is made.
             options.engine.log_segment_size = 256 << 10;
             let run_id = env.random.next_u64();
-            let identity = Identity { version: "test", process_id: 1, run_id };
+            let identity = Identity { version: "test", process_id: 1, run_id, measure: None };
             let engine = Engine::start(options, config, identity).await.expect("it opens");
+            lock(&trees).extend(engine.trees().into_iter().map(|(_, tree)| tree));
             let server = Server::bind(&engine, address()).await;
             let stop = async {
                 let _ = stopped.await;

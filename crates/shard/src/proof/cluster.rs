@@ -264,7 +264,7 @@ impl World {
                             job.misses += 1;
                             self.catch_up(index, job);
                         }
-                        Interrupt::Hindered(other) => {
+                        other @ (Interrupt::Hindered(_) | Interrupt::TooOld) => {
                             self.is_wrong(format!("a command met {other:?}"));
                         }
                     }

@@ -302,7 +302,8 @@ async fn serve(
         Durability::Buffered => atoll_redis::Durability::Buffered,
     };
     let config = Config { durability: promised, ..Config::default() };
-    let identity = Identity { version: "sim", process_id: 1, run_id: env.random.next_u64() };
+    let run_id = env.random.next_u64();
+    let identity = Identity { version: "sim", process_id: 1, run_id, measure: None };
     let engine = Rc::new(Engine::start(options, config, identity).await?);
     let address = world.address();
     let server = Server::bind(&engine, address).await;
