@@ -19,9 +19,11 @@ use std::future::Future;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::mesh::Port;
+use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Placement, RoutingKey, is_slotted, place_of};
@@ -68,6 +70,8 @@ pub(crate) type Housed<P> = (Rc<StoreHost<P>>, Rc<Group<P>>);
 const REQUEST: u64 = 1 << 63;
 /// Keys reaped between two looks at what else there is to do.
 const REAP_BATCH: usize = 2_000;
+/// How long a split waits for transactions that have written the shard's own values.
+const SPLIT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Tokens whose answer nobody wants.
 const NOBODY: u64 = u64::MAX;
 
@@ -393,11 +397,40 @@ impl<P: Program> Inner<P> {
             let _ = done.send(Err(format!("shard {shard} is not on core {}", self.index)));
             return;
         };
-        let receiver = host.split(&group, at, id);
+        let core = self.clone();
         self.spawn("split", async move {
-            let result = receiver.await;
-            let _ = done.send(result.unwrap_or_else(|_| Err("the store has stopped".to_owned())));
+            let _ = done.send(core.split_group(&host, &group, at, id).await);
         });
+    }
+
+    async fn split_group(
+        self: &Rc<Self>,
+        host: &Rc<StoreHost<P>>,
+        group: &Rc<Group<P>>,
+        at: RoutingKey,
+        id: ShardId,
+    ) -> Result<(), String> {
+        let deadline = self.env.clock.now().after(SPLIT_TIME_MAX);
+        loop {
+            match host.split(group, at.clone(), id) {
+                Ok(split) => {
+                    return split.await.unwrap_or_else(|_| Err("the store has stopped".to_owned()));
+                }
+                Err(obstacles) => {
+                    sometimes!(true, "a split waits for a transaction over all shards");
+                    for obstacle in &obstacles {
+                        self.resolve(obstacle).await?;
+                    }
+                    if self.env.clock.now() >= deadline {
+                        return Err(format!(
+                            "shard {} is not split: a transaction over all shards does not end",
+                            group.id
+                        ));
+                    }
+                    self.env.clock.sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
     }
 
     pub(crate) fn shard_ready(&self) {

@@ -27,7 +27,7 @@ use atoll_lsm::log::{EntryId, GroupState};
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
 use atoll_mvcc::record::{Fence, TxnRecord};
-use atoll_mvcc::request::{Key, Request, Response, Version};
+use atoll_mvcc::request::{Key, Obstacle, Request, Response, Version};
 use atoll_mvcc::{Bound, Epoch, Timestamp, TxnId, Value};
 use atoll_shard::consensus::{self, Consensus, EntryKind, ShardConsensus};
 use atoll_shard::descriptor::{Descriptor, ShardId};
@@ -915,15 +915,22 @@ impl<P: Program> StoreHost<P> {
 
     // ---- splits ----
 
-    /// Asks for a split of a shard at a place. Completes when it is done.
+    /// Asks for a split of a shard at a place. What is returned completes when it is done.
+    ///
+    /// # Errors
+    /// Transactions have intents on the shard's own values: they have to end first.
     pub(crate) fn split(
         self: &Rc<Self>,
         group: &Rc<Group<P>>,
         at: RoutingKey,
         id: ShardId,
-    ) -> oneshot::Receiver<Result<(), String>> {
+    ) -> Result<oneshot::Receiver<Result<(), String>>, Vec<Obstacle>> {
         let (done, receiver) = oneshot::channel();
         let mut state = group.state.borrow_mut();
+        let obstacles = state.leader.as_ref().map(Leader::local_obstacles).unwrap_or_default();
+        if !obstacles.is_empty() {
+            return Err(obstacles);
+        }
         let halves = state.descriptor.split(at.clone(), id);
         let refusal = match &halves {
             _ if state.splitting.is_some() => Some(format!("shard {} is being split", group.id)),
@@ -941,7 +948,7 @@ impl<P: Program> StoreHost<P> {
                 let _ = done.send(Err(refusal.unwrap_or_default()));
             }
         }
-        receiver
+        Ok(receiver)
     }
 
     /// Makes the entry that splits a shard on which nothing is under way.

@@ -14,8 +14,9 @@
 use std::time::Duration;
 
 use atoll_env::sync::oneshot;
-use atoll_mvcc::keys::{RoutingKey, TreeKey, place_of};
+use atoll_mvcc::keys::{PARTS, RoutingKey, TreeKey, is_slotted, place_of};
 use atoll_shard::descriptor::ShardId;
+use atoll_shard::leader::{LOCAL, Leader};
 
 use crate::core::{Core, Inner};
 use crate::program::Program;
@@ -92,8 +93,13 @@ impl<P: Program> Inner<P> {
             let state = group.state.borrow();
             let range = &state.descriptor.range;
             let inside = weights.iter().filter(|w| range.contains(w.place.borrowed()));
-            let keys = |leader: &atoll_shard::leader::Leader| {
-                leader.counts().values().map(|count| count.keys.max(0) as u64).sum()
+            // Neither the shard's own values nor the parts of others.
+            let counts = |keyspace: u32| {
+                keyspace != LOCAL && !(is_slotted(keyspace) && keyspace & PARTS != 0)
+            };
+            let keys = |leader: &Leader| {
+                let counted = leader.counts().iter().filter(|(keyspace, _)| counts(**keyspace));
+                counted.map(|(_, count)| count.keys.max(0) as u64).sum()
             };
             reports.push(ShardReport {
                 id: group.id.0,

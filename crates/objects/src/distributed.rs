@@ -53,18 +53,12 @@ pub async fn run(
             attempt(core, txn, steps, watched, protocol, touch).await
         })
         .await;
-    let settled = match done {
+    let replies = match done {
         Ok((None, _)) => return Reply::Unit(None),
-        Ok((Some(ran), _)) => {
-            let settled = match ran.renumbered {
-                Some((map, shards)) => whole::settle(core, &map, shards).await,
-                None => Ok(()),
-            };
-            settled.map(|()| ran.replies)
-        }
+        Ok((Some(replies), _)) => Ok(replies),
         Err(error) => Err(error),
     };
-    match settled {
+    match replies {
         Ok(replies) => Reply::Unit(Some(replies)),
         Err(error) => Reply::Failed(explain(protocol, &error)),
     }
@@ -149,13 +143,7 @@ pub fn explain(protocol: Protocol, error: &Error) -> Vec<u8> {
     encode_text(protocol, text.as_bytes())
 }
 
-/// What a transaction came to.
-struct Ran {
-    replies: Vec<Vec<u8>>,
-    /// The map of the databases if it was changed, and on how many shards.
-    renumbered: Option<(Map, usize)>,
-}
-
+/// Returns the replies, `None` if a watched key has changed.
 async fn attempt(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
@@ -163,7 +151,7 @@ async fn attempt(
     watched: &[Watched],
     protocol: Protocol,
     touch: bool,
-) -> Result<Option<Ran>, Error> {
+) -> Result<Option<Vec<Vec<u8>>>, Error> {
     let first = steps.iter().find_map(|step| match step {
         Step::Keys(item) => item.keys().next().map(slot),
         Step::Databases { .. } => None,
@@ -268,11 +256,10 @@ async fn attempt(
             None => txn.delete(&key).await?,
         }
     }
-    let mut renumbered = None;
     if map != before {
-        renumbered = Some((map, whole::renumber(core, txn, &before, &map).await?));
+        whole::renumber(core, txn, &before, &map).await?;
     }
-    Ok(Some(Ran { replies, renumbered }))
+    Ok(Some(replies))
 }
 
 /// Returns the database that MOVE and COPY write to, if it is another one.

@@ -6,11 +6,11 @@ use std::time::Duration;
 use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
 use atoll_keyspaces::ids::{self, Class};
-use atoll_kv::Core;
+use atoll_kv::{Core, Table};
 use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
-use atoll_shard::leader::local_key;
+use atoll_shard::leader::{EPOCH, epoch_of, local_key};
 use atoll_txn::{Error, ScanOptions, Unavailable};
 
 use crate::databases::{self, DATABASES};
@@ -20,8 +20,8 @@ use crate::txn_tx::NodeTxn;
 
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
-/// How long a count waits for shards that are being split.
-const COUNT_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long shards that are being split are waited for.
+const SPLIT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Keys of each database, and how many of them have a deadline.
 pub type Counts = [(u64, u64); DATABASES];
@@ -71,7 +71,7 @@ fn stopping() -> Error {
 /// # Errors
 /// Those of a transaction.
 async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABASES], Error> {
-    let deadline = core.env().clock.now().after(COUNT_TIME_MAX);
+    let deadline = core.env().clock.now().after(SPLIT_TIME_MAX);
     loop {
         let version = core.table().version();
         if core.leads_all()
@@ -147,11 +147,9 @@ pub async fn change(core: &Core<ObjectProgram>, changes: &[Change]) -> Result<()
         for change in changes {
             plan(txn, &mut after, change).await?;
         }
-        let shards = renumber(core, txn, &before, &after).await?;
-        Ok::<_, Error>((after, shards))
+        renumber(core, txn, &before, &after).await
     });
-    let ((after, shards), _) = done.await?;
-    settle(core, &after, shards).await
+    done.await.map(|_| ())
 }
 
 /// Changes a map as `change` says, and notes in the transaction what that uses up and leaves behind.
@@ -170,44 +168,54 @@ pub(crate) async fn plan(txn: &mut NodeTxn, map: &mut Map, change: &Change) -> R
     Ok(())
 }
 
-/// Writes what is different in the map on all shards. Returns how many there are.
+/// Writes what is different in the map on all shards. That they are all is read in the transaction
+/// too, shard by shard, so a split before its commit makes it begin again.
 pub(crate) async fn renumber(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
     before: &Map,
     after: &Map,
-) -> Result<usize, Error> {
-    let table = core.table();
-    let slots = table.routes().iter().map(|route| route.descriptor.range.slots());
-    for first in slots.filter(|slots| !slots.is_empty()).map(|slots| slots.start) {
+) -> Result<(), Error> {
+    let deadline = core.env().clock.now().after(SPLIT_TIME_MAX);
+    let table = loop {
+        let table = core.table();
+        if knows_all_splits(&table, txn).await? {
+            break table;
+        }
+        sometimes!(true, "a transaction over all shards meets a split");
+        if core.env().clock.now() >= deadline {
+            return Err(stopping());
+        }
+        core.env().clock.sleep(Duration::from_millis(1)).await;
+    };
+    for first in first_slots(&table) {
         for (db, (old, new)) in before.iter().zip(after).enumerate() {
             if old != new {
-                let name = local_key(first, &databases::name(db));
+                let name = local_key(first.0, &databases::name(db));
                 txn.put(&name, &databases::entry(*new)).await?;
             }
         }
     }
-    Ok(table.routes().len())
+    Ok(())
 }
 
-/// Makes up for a split during a change that saw `shards` shards: the right half was left behind
-/// with the old map. It gets the new one, until the shards stay as they are.
-pub(crate) async fn settle(
-    core: &Core<ObjectProgram>,
-    after: &Map,
-    mut shards: usize,
-) -> Result<(), Error> {
-    // No map has keyspace 0, so all of the map is written.
-    const NONE: Map = [0; DATABASES];
-    while core.table().routes().len() != shards {
-        let coordinator = core.coordinator();
-        let done = coordinator.run(Isolation::Serializable, async |txn| {
-            keyspaces(core, txn, 0).await?;
-            renumber(core, txn, &NONE, after).await
-        });
-        shards = done.await?.0;
+/// Returns the shards with slots: their first ones, and their epochs.
+fn first_slots(table: &Table) -> impl Iterator<Item = (u16, u64)> + '_ {
+    let routes = table.routes().iter();
+    let slots = routes.map(|route| (route.descriptor.range.slots(), route.descriptor.epoch));
+    slots.filter(|(slots, _)| !slots.is_empty()).map(|(slots, epoch)| (slots.start, epoch))
+}
+
+/// Returns whether a table has every split that the transaction sees. A later one is in what it
+/// reads here, and fails its commit.
+async fn knows_all_splits(table: &Table, txn: &mut NodeTxn) -> Result<bool, Error> {
+    for (first, epoch) in first_slots(table) {
+        let seen = txn.get(&local_key(first, EPOCH)).await?;
+        if epoch_of(seen.as_deref()).is_some_and(|seen| seen > epoch) {
+            return Ok(false);
+        }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A stored key on a walk: its user key and its deadline.

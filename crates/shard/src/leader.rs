@@ -42,7 +42,7 @@ use atoll_mvcc::request::{
     Fate, Isolation, Key, Obstacle, Outcome, ReadSet, Record, Refusal, Request, Response, Span,
     Version, Write,
 };
-use atoll_mvcc::{Epoch, Timestamp, TxnId};
+use atoll_mvcc::{Epoch, Timestamp, TxnId, Value};
 
 use crate::descriptor::Descriptor;
 use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
@@ -58,6 +58,12 @@ pub const ALIVE_MS: u64 = 3_000;
 /// keys, written by ordinary transactions, and kept in memory besides. The right half of a split
 /// inherits them.
 pub const LOCAL: u32 = keys::SLOTTED;
+
+/// Names the own value that tells how often the shard's range has changed: the epoch of its
+/// descriptor, absent as long as it was never split. Every split writes it in both halves. So a
+/// transaction over *all* shards (FLUSHDB) reads it in each, and its commit fails if one of them was
+/// split meanwhile: the half that it does not know would keep the old values.
+pub const EPOCH: &[u8] = b"e";
 /// Bytes of a local value's key before its name.
 const LOCAL_HEAD: usize = 6;
 
@@ -1423,21 +1429,43 @@ impl Leader {
 
     // ---- splitting ----
 
-    /// Closes the entry that splits the shard. Nothing is open or in flight; nothing is evaluated
-    /// before it is applied, and then both halves start from the applied state. `epoch` as in
-    /// [`Leader::close`].
+    /// Returns the intents on the shard's own values. A shard is split only without any: the right
+    /// half inherits what the values are, and would not learn what a committed transaction makes of
+    /// them.
+    pub fn local_obstacles(&self) -> Vec<Obstacle> {
+        let slots = self.descriptor.range.slots();
+        if slots.is_empty() {
+            return Vec::new();
+        }
+        let first = local_key(slots.start, b"");
+        let mine = self.intents.range(first..).take_while(|(key, _)| self.is_local(key));
+        mine.map(|(key, held)| obstacle(key, &held.intent)).collect()
+    }
+
+    /// Closes the entry that splits the shard. Nothing is open or in flight, no intent lies on its own
+    /// values ([`Leader::local_obstacles`]); nothing is evaluated before it is applied, and then both
+    /// halves start from the applied state. `epoch` as in [`Leader::close`].
     ///
     /// Counts stay with the left half: sums over shards are what is exact.
     pub fn close_split(&mut self, split: Split, epoch: impl FnMut() -> Epoch) -> Closed {
         debug_assert!(self.is_settled(), "a shard is split between two entries");
         let slots = split.right.range.slots();
+        // Writes like any other: above whoever has read that they are not there.
         if !slots.is_empty() && !mutants::is("split-forgets-locals") {
-            // Writes like any other: above whoever has read that they are not there.
             for (name, (value, _)) in &self.locals {
-                if value.is_some() {
+                if value.is_some() && name != EPOCH {
                     let key = local_key(slots.start, name);
                     self.edge.put(key, value.clone(), Presence::default());
                 }
+            }
+        }
+        let before = self.locals.get(EPOCH).and_then(|(value, _)| value.as_deref());
+        let before = Presence::of(before);
+        for (half, before) in [(&split.left, before), (&split.right, Presence::default())] {
+            let slots = half.range.slots();
+            if !slots.is_empty() {
+                let value = epoch_value(half.epoch).into();
+                self.edge.put(local_key(slots.start, EPOCH), Some(value), before);
             }
         }
         self.open.put_descriptor(&split.left);
@@ -1508,6 +1536,17 @@ pub fn local_key(first_slot: u16, name: &[u8]) -> Key {
     key.extend_from_slice(&first_slot.to_be_bytes());
     key.extend_from_slice(name);
     key
+}
+
+/// Returns the stored form of an epoch of a descriptor.
+fn epoch_value(epoch: u64) -> Vec<u8> {
+    Value { deadline_ms: None, payload: &epoch.to_le_bytes() }.encode()
+}
+
+/// Reads the own value [`EPOCH`]; `None` if the shard was never split, or the value is none.
+pub fn epoch_of(value: Option<&[u8]>) -> Option<u64> {
+    let payload = Value::decode(value?).ok()?.payload;
+    Some(u64::from_le_bytes(payload.try_into().ok()?))
 }
 
 /// A transaction's request to write.
