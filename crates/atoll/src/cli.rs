@@ -96,6 +96,24 @@ pub(crate) enum Command {
         #[arg(long, env = "ATOLL_HTTP", value_name = "ADDR", default_value = "127.0.0.1:7480")]
         http: Server,
     },
+    /// Show the shards of a server: range, store, size, load, position in the log
+    #[command(after_help = "A running server is asked over HTTP; with --data the directory of a \
+                            stopped one is read. Sizes are those of table files, \
+                            estimated.\n\nExamples:\n  atoll shards\n  atoll shards --data \
+                            ./atoll-data")]
+    Shards {
+        #[command(flatten)]
+        http: HttpArgs,
+        /// The data directory of a stopped server, to be read instead
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["http", "password"])]
+        data: Option<PathBuf>,
+    },
+    /// Change into how many shards the data is cut
+    #[command(after_help = "Example:\n  atoll reshard double --http 127.0.0.1:7480")]
+    Reshard {
+        #[command(subcommand)]
+        how: Reshard,
+    },
     /// Read every byte of a stopped server's data and check it
     #[command(after_help = "Changes nothing. Exit code 1 if something is wrong.\n\nExample:\n  \
                             atoll verify --data ./atoll-data")]
@@ -132,6 +150,28 @@ pub(crate) enum Command {
                             --keyspace 100000 --tests set,get"
     )]
     Bench(BenchArgs),
+}
+
+/// How the shards change.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Reshard {
+    /// Split every shard at its midpoint while the server serves: twice as many, no data is moved
+    #[command(after_help = "Example:\n  atoll reshard double")]
+    Double {
+        #[command(flatten)]
+        http: HttpArgs,
+    },
+}
+
+/// Where the server's HTTP port is, for the commands that ask there.
+#[derive(Args, Debug)]
+pub(crate) struct HttpArgs {
+    /// The server's HTTP address
+    #[arg(long, env = "ATOLL_HTTP", value_name = "ADDR", default_value = "127.0.0.1:7480")]
+    pub(crate) http: Server,
+    /// The server's password, if it has one
+    #[arg(long, env = "ATOLL_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub(crate) password: Option<String>,
 }
 
 /// Where the server is, for the commands that talk to one.

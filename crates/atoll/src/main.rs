@@ -21,6 +21,7 @@ mod failure;
 mod memory;
 mod offline;
 mod pages;
+mod shards;
 mod start;
 mod value;
 
@@ -31,7 +32,7 @@ use atoll_lsm::RepairOptions;
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Reshard};
 use failure::{Failure, Result};
 
 fn main() -> ExitCode {
@@ -74,6 +75,9 @@ async fn perform(command: Command, out: &mut dyn Write) -> Result<()> {
         Command::Stats { server, section, .. } => {
             ask::stats(&server, section.as_deref(), out).await
         }
+        Command::Shards { data: Some(data), .. } => shards::list_stopped(&data, out).await,
+        Command::Shards { http, .. } => shards::list(&http, out).await,
+        Command::Reshard { how: Reshard::Double { http } } => shards::double(&http, out).await,
         Command::Bench(args) => bench::run(&args, out).await,
         // These block: there is nothing else to do meanwhile.
         Command::Verify { data } => offline::verify(&data.dir, out),

@@ -3,10 +3,29 @@
 use std::sync::Arc;
 
 use atoll_env::{Clock, Instant};
-use atoll_http::{Health, Pages};
+use atoll_http::{Health, Pages, ShardFuture, Shards};
+use atoll_kv::{RoutingKey, ShardReport};
 use atoll_lsm::Stats as EngineStats;
 use atoll_lsm::driven::Tree;
 use atoll_redis::Shared;
+use atoll_server::Operator;
+
+/// The shards of a running server.
+pub(crate) struct OfServer(pub(crate) Operator);
+
+impl Shards for OfServer {
+    fn list(&self) -> ShardFuture<'_, Vec<ShardReport>> {
+        Box::pin(self.0.shards())
+    }
+
+    fn double(&self) -> ShardFuture<'_, (usize, Vec<String>)> {
+        Box::pin(self.0.reshard_double())
+    }
+
+    fn split(&self, slot: u16) -> ShardFuture<'_, u64> {
+        Box::pin(self.0.split_at(RoutingKey::Slot(slot)))
+    }
+}
 
 /// The pages of a running server.
 pub(crate) struct ServerPages {

@@ -33,7 +33,7 @@ use tokio::task::LocalSet;
 use crate::cli::StartArgs;
 use crate::config::{Pin, Settings, processors};
 use crate::failure::{Failure, Result};
-use crate::pages::ServerPages;
+use crate::pages::{OfServer, ServerPages};
 use crate::value::Listen;
 
 /// Descriptors for what is not a Redis connection: tables, log segments, HTTP, standard streams.
@@ -129,7 +129,8 @@ impl Running {
             trees: engine.trees(),
         });
         let http = http.map(|(listener, addr)| {
-            let api = Api::new(engine.client(), addr, password);
+            let shards = Rc::new(OfServer(engine.operator()));
+            let api = Api::new(engine.client(), shards, addr, password);
             atoll_http::serve(listener, pages, Some(api), until_stop())
         });
         let resp = resp.map(|server| server.run(until_stop()));

@@ -32,9 +32,10 @@ mod survey;
 mod table;
 
 pub use crate::core::{Core, CoreShards, NodeOracle};
+pub use atoll_mvcc::keys::RoutingKey;
 pub use group::Lane;
 pub use node::{Node, NodeOptions};
 pub use program::{Failure, Program};
 pub use signal::Signal;
-pub use survey::ShardReport;
+pub use survey::{ShardReport, shards_of_stopped};
 pub use table::{Route, Table};

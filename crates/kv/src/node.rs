@@ -248,6 +248,15 @@ impl<P: Program> Node<P> {
     }
 }
 
+/// Takes the lock of a directory.
+pub(crate) async fn lock(env: &Env, root: &Path) -> Result<Box<dyn Send + Sync>> {
+    let path = root.join("LOCK");
+    env.disk.lock(&path).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => Error::Locked(root.to_owned()),
+        _ => Error::io("locking", &path, e),
+    })
+}
+
 /// Locks a directory and reads or makes its identity.
 async fn open_directory(
     env: &Env,
@@ -258,11 +267,7 @@ async fn open_directory(
     env.disk.create_dir(root).await.map_err(context)?;
     // Looked at before the lock file is made: somebody else's directory stays as it is.
     identity::read(env, root).await?;
-    let lock_path = root.join("LOCK");
-    let lock = env.disk.lock(&lock_path).await.map_err(|e| match e.kind() {
-        std::io::ErrorKind::WouldBlock => Error::Locked(root.clone()),
-        _ => Error::io("locking", &lock_path, e),
-    })?;
+    let lock = lock(env, root).await?;
     if let Some(identity) = identity::read(env, root).await? {
         return Ok((identity, lock));
     }
@@ -384,7 +389,11 @@ async fn open_stores<P: Program>(
 
 /// Returns the shards of a store: those it was made with, as they are by now, and those that were
 /// split off.
-async fn descriptors(tree: &Tree, identity: Identity, store: usize) -> Result<Vec<Descriptor>> {
+pub(crate) async fn descriptors(
+    tree: &Tree,
+    identity: Identity,
+    store: usize,
+) -> Result<Vec<Descriptor>> {
     let mut found = std::collections::BTreeMap::new();
     for (n, range) in Range::divide(identity.shards).into_iter().enumerate() {
         if n % usize::from(identity.stores) == store {

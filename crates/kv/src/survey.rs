@@ -11,14 +11,21 @@
 //! ([`Core::reshard_double`]) splits in the middle of the *slots*, as hashing spreads them evenly, and
 //! falls back on the middle of the bytes where there are no slots to halve.
 
+use std::path::Path;
 use std::time::Duration;
 
+use atoll_env::Env;
 use atoll_env::sync::oneshot;
-use atoll_mvcc::keys::{PARTS, RoutingKey, TreeKey, is_slotted, place_of};
+use atoll_lsm::driven::{self, Direction, OpenOptions, Tree};
+use atoll_lsm::{Error, Options, Result};
+use atoll_mvcc::keys::{PARTS, Range, RoutingKey, TreeKey, is_slotted, place_of};
 use atoll_shard::descriptor::ShardId;
 use atoll_shard::leader::{LOCAL, Leader};
+use atoll_shard::{entry, state};
 
 use crate::core::{Core, Inner};
+use crate::identity::{self, store_path};
+use crate::node;
 use crate::program::Program;
 
 /// Between two looks at the sizes of shards.
@@ -71,16 +78,96 @@ fn place(tree_key: &[u8]) -> Option<RoutingKey> {
     place_of(&key).map(RoutingKey::into_owned)
 }
 
+/// Adds where the bytes of a store are.
+fn weigh(tree: &Tree, weights: &mut Vec<Weight>) {
+    tree.survey(|key, bytes| {
+        if let Some(place) = place(key) {
+            weights.push(Weight { place, bytes });
+        }
+    });
+}
+
+/// Returns the bytes inside of a range.
+fn bytes_in(weights: &[Weight], range: &Range) -> u64 {
+    weights.iter().filter(|w| range.contains(w.place.borrowed())).map(|w| w.bytes).sum()
+}
+
+/// Returns whether the keys of a keyspace are somebody's: not the shard's own values, nor parts of
+/// other values.
+fn is_shown(keyspace: u32) -> bool {
+    keyspace != LOCAL && !(is_slotted(keyspace) && keyspace & PARTS != 0)
+}
+
+/// Reports the shards of a directory that nobody has open, by the start of their ranges: as they
+/// were when it was last closed or flushed. What is in the logs since is replayed by the next start.
+/// Cores, loads and what is in flight are those of nobody.
+///
+/// # Errors
+/// The directory is none of ours, damaged, or open elsewhere.
+pub async fn shards_of_stopped(env: &Env, path: &Path) -> Result<Vec<ShardReport>> {
+    let identity = identity::read(env, path).await?;
+    let identity = identity.ok_or_else(|| Error::Foreign {
+        path: path.to_owned(),
+        what: "it is no data directory of a server".to_owned(),
+    })?;
+    let lock = node::lock(env, path).await?;
+    let mut reports = Vec::new();
+    for store in 0..usize::from(identity.stores) {
+        let options = OpenOptions { options: Options::new(env.clone()) };
+        let (driver, tree) = driven::open(&store_path(path, store), options).await?;
+        let mut weights = Vec::new();
+        weigh(&tree, &mut weights);
+        for descriptor in node::descriptors(&tree, identity, store).await? {
+            let id = descriptor.id.0;
+            reports.push(ShardReport {
+                id,
+                bytes: bytes_in(&weights, &descriptor.range),
+                range: (descriptor.range.start, descriptor.range.end),
+                epoch: descriptor.epoch,
+                store,
+                core: 0,
+                keys: keys_of(&tree, id).await?,
+                jobs: 0,
+                jobs_per_s: 0.0,
+                applied: driver.applied(id),
+                in_flight: 0,
+                serves: false,
+            });
+        }
+        driver.close().await?;
+    }
+    drop(lock);
+    reports.sort_by(|a, b| a.range.0.cmp(&b.range.0));
+    Ok(reports)
+}
+
+/// Returns the keys that a shard has counted.
+async fn keys_of(tree: &Tree, shard: u64) -> Result<u64> {
+    let (mut start, mut end) = (Vec::new(), Vec::new());
+    atoll_mvcc::keys::tree::shard(&mut start, shard, b"");
+    atoll_mvcc::keys::tree::shard(&mut end, shard + 1, b"");
+    let mut cursor = tree.scan(&start, &end, Direction::Forward);
+    let mut keys = 0;
+    while let Some(row) = cursor.next().await? {
+        let Ok(TreeKey::Shard { what, .. }) = TreeKey::decode(row.key()) else { continue };
+        if state::counted(what).is_some_and(is_shown)
+            && let Some(value) = row.value().await?
+        {
+            let count = entry::decode_count(&value).map_err(|e| {
+                Error::Stopped(format!("a count of shard {shard} does not decode: {e}"))
+            })?;
+            keys += count.keys.max(0) as u64;
+        }
+    }
+    Ok(keys)
+}
+
 impl<P: Program> Inner<P> {
     /// Returns where the bytes of this core's stores are, by place.
     fn weights(&self) -> Vec<Weight> {
         let mut weights = Vec::new();
         for host in self.stores.borrow().values() {
-            host.tree.survey(|key, bytes| {
-                if let Some(place) = place(key) {
-                    weights.push(Weight { place, bytes });
-                }
-            });
+            weigh(&host.tree, &mut weights);
         }
         weights.sort_by(|a, b| a.place.cmp(&b.place));
         weights
@@ -92,13 +179,8 @@ impl<P: Program> Inner<P> {
         for (host, group) in self.all_groups() {
             let state = group.state.borrow();
             let range = &state.descriptor.range;
-            let inside = weights.iter().filter(|w| range.contains(w.place.borrowed()));
-            // Neither the shard's own values nor the parts of others.
-            let counts = |keyspace: u32| {
-                keyspace != LOCAL && !(is_slotted(keyspace) && keyspace & PARTS != 0)
-            };
             let keys = |leader: &Leader| {
-                let counted = leader.counts().iter().filter(|(keyspace, _)| counts(**keyspace));
+                let counted = leader.counts().iter().filter(|(keyspace, _)| is_shown(**keyspace));
                 counted.map(|(_, count)| count.keys.max(0) as u64).sum()
             };
             reports.push(ShardReport {
@@ -107,7 +189,7 @@ impl<P: Program> Inner<P> {
                 epoch: state.descriptor.epoch,
                 store: host.index,
                 core: self.index,
-                bytes: inside.map(|w| w.bytes).sum(),
+                bytes: bytes_in(&weights, range),
                 keys: state.leader.as_ref().map_or(0, keys),
                 jobs: state.jobs,
                 jobs_per_s: state.jobs_per_s,
@@ -152,7 +234,7 @@ impl<P: Program> Core<P> {
     ///
     /// # Errors
     /// A sentence: a core has ended.
-    pub async fn shards(&self) -> Result<Vec<ShardReport>, String> {
+    pub async fn shards(&self) -> std::result::Result<Vec<ShardReport>, String> {
         let mut receivers = Vec::new();
         for index in 0..self.cores() {
             let (sender, receiver) = oneshot::channel();

@@ -32,4 +32,5 @@ mod orders;
 mod past;
 mod server;
 
+pub use orders::Operator;
 pub use server::{Engine, Server, ServerError};

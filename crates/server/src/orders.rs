@@ -4,6 +4,7 @@
 //! of a command.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use atoll_env::sync::{QueueReceiver, QueueSender, oneshot, queue};
 use atoll_kv::{Core, ShardReport};
@@ -55,21 +56,37 @@ impl Orders {
         self.sender.send(order).ok()?;
         receiver.await.ok()
     }
+}
 
+/// What an operator may ask of the shards and do to them, from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Operator(pub(crate) Arc<Orders>);
+
+impl Operator {
     /// Reports all shards, by the start of their ranges.
-    pub(crate) async fn shards(&self) -> Result<Vec<ShardReport>, String> {
-        self.run(|core| async move { core.shards().await }).await.unwrap_or_else(ended)
+    ///
+    /// # Errors
+    /// A sentence: the server stops.
+    pub async fn shards(&self) -> Result<Vec<ShardReport>, String> {
+        self.0.run(|core| async move { core.shards().await }).await.unwrap_or_else(ended)
     }
 
-    /// Splits every shard at its midpoint.
-    pub(crate) async fn reshard_double(&self) -> Result<(usize, Vec<String>), String> {
-        let split = self.run(|core| async move { Ok(core.reshard_double().await) });
+    /// Splits every shard at its midpoint while all of them serve. Returns how many were split, and
+    /// why others were not.
+    ///
+    /// # Errors
+    /// A sentence: the server stops.
+    pub async fn reshard_double(&self) -> Result<(usize, Vec<String>), String> {
+        let split = self.0.run(|core| async move { Ok(core.reshard_double().await) });
         split.await.unwrap_or_else(ended)
     }
 
-    /// Splits the shard that has a place, there.
-    pub(crate) async fn split_at(&self, at: RoutingKey) -> Result<u64, String> {
-        let split = self.run(|core| async move { core.split_at(at).await.map(|id| id.0) });
+    /// Splits the shard that has a place, there. Returns the id of the new shard.
+    ///
+    /// # Errors
+    /// A sentence: the place divides no shard, or the server stops.
+    pub async fn split_at(&self, at: RoutingKey) -> Result<u64, String> {
+        let split = self.0.run(|core| async move { core.split_at(at).await.map(|id| id.0) });
         split.await.unwrap_or_else(ended)
     }
 }

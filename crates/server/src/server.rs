@@ -20,9 +20,8 @@ use atoll_env::net::{Arrival, Listener};
 use atoll_env::sync::{Either, QueueReceiver, QueueSender, oneshot, queue, select_biased};
 use atoll_env::{Env, task};
 use atoll_keyspaces::{Client, Hall};
-use atoll_kv::{Core, Node, NodeOptions, ShardReport, Table};
+use atoll_kv::{Core, Node, NodeOptions, Table};
 use atoll_lsm::driven::Tree;
-use atoll_mvcc::keys::RoutingKey;
 use atoll_objects::{ObjectProgram, dead, whole};
 use atoll_redis::task::{Answer, Question};
 use atoll_redis::{Config, Front, Identity, Shared};
@@ -31,7 +30,7 @@ use parking_lot::Mutex;
 
 use crate::backend::ShardBackend;
 use crate::core::{Desk, Floor};
-use crate::orders::Orders;
+use crate::orders::{Operator, Orders};
 
 /// Pause after a failed accept (no file descriptors left), so that it does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -96,7 +95,7 @@ pub(crate) struct House {
     identity: Identity,
     local: Mutex<Option<SocketAddr>>,
     /// What is wanted of the shards from outside.
-    orders: Orders,
+    orders: Arc<Orders>,
     /// Where clients of keyspaces by name arrive.
     hall: Hall,
     /// Per core, the way to its floor and how many connections it has.
@@ -140,7 +139,7 @@ impl Engine {
             shared: Shared::new(config, identity.run_id, cores),
             identity,
             local: Mutex::new(None),
-            orders: Orders::new(),
+            orders: Arc::new(Orders::new()),
             hall: Hall::new(),
             floors,
             inboxes: Mutex::new(inboxes),
@@ -184,29 +183,9 @@ impl Engine {
         self.house.hall.client()
     }
 
-    /// Reports all shards, by the start of their ranges.
-    ///
-    /// # Errors
-    /// A sentence: the server stops.
-    pub async fn shards(&self) -> Result<Vec<ShardReport>, String> {
-        self.house.orders.shards().await
-    }
-
-    /// Splits every shard at its midpoint while all of them serve. Returns how many were split, and
-    /// why others were not.
-    ///
-    /// # Errors
-    /// A sentence: the server stops.
-    pub async fn reshard_double(&self) -> Result<(usize, Vec<String>), String> {
-        self.house.orders.reshard_double().await
-    }
-
-    /// Splits the shard that has a place, there. Returns the id of the new shard.
-    ///
-    /// # Errors
-    /// A sentence: the place divides no shard, or the server stops.
-    pub async fn split_at(&self, at: RoutingKey) -> Result<u64, String> {
-        self.house.orders.split_at(at).await
+    /// Returns a handle on the shards, for operators.
+    pub fn operator(&self) -> Operator {
+        Operator(self.house.orders.clone())
     }
 
     /// Returns the trees of all stores, to be asked for what they hold.

@@ -8,3 +8,4 @@ mod harness;
 mod kill;
 mod rest;
 mod session;
+mod shards;

@@ -13,6 +13,7 @@
 //! | [`scan`] | ranges, page by page |
 //! | [`txn`] | comparisons and what is done if they hold |
 //! | [`keyspaces`] | making, listing, dropping |
+//! | [`shards`] | what is where; splitting |
 //! | [`bytes`] | keys and values in JSON: text, or base64 |
 //! | `openapi.json` | all of this for machines; a test compares it with `route` |
 //!
@@ -25,12 +26,14 @@ mod keys;
 mod keyspaces;
 mod route;
 mod scan;
+mod shards;
 #[cfg(test)]
 mod tests;
 mod txn;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use atoll_keyspaces::{Client, Error, Keyspace};
@@ -45,6 +48,7 @@ use serde_json::{Value as Json, json};
 
 use self::guard::Guard;
 use self::route::{Resource, method_not_allowed};
+pub use self::shards::{ShardFuture, Shards};
 
 /// Bytes of a request's body; more is answered with 413.
 pub const BODY_BYTES_MAX: usize = 8 << 20;
@@ -63,6 +67,7 @@ const DEADLINE: HeaderName = HeaderName::from_static("atoll-deadline-ms");
 /// The API of a database.
 pub struct Api {
     client: Client,
+    shards: Rc<dyn Shards>,
     guard: Guard,
     /// Bytes of bodies that are read or worked on.
     bodies: Cell<usize>,
@@ -139,8 +144,13 @@ fn json_response(status: StatusCode, body: &Json) -> Response<Full<Bytes>> {
 impl Api {
     /// Returns the API of a database, reached at `bound`. With a password, data is shown and changed
     /// only to those who give it.
-    pub fn new(client: Client, bound: SocketAddr, password: Option<Vec<u8>>) -> Api {
-        Api { client, guard: Guard::new(bound, password), bodies: Cell::new(0) }
+    pub fn new(
+        client: Client,
+        shards: Rc<dyn Shards>,
+        bound: SocketAddr,
+        password: Option<Vec<u8>>,
+    ) -> Api {
+        Api { client, shards, guard: Guard::new(bound, password), bodies: Cell::new(0) }
     }
 
     /// Answers a request.
@@ -194,6 +204,18 @@ impl Api {
                 Resource::Keyspace { name } => {
                     query.finish()?;
                     self.keyspace(&name, method, &body.bytes).await
+                }
+                Resource::Shards => {
+                    query.finish()?;
+                    self.shards().await
+                }
+                Resource::DoubleShards => {
+                    query.finish()?;
+                    self.double_shards().await
+                }
+                Resource::SplitShard => {
+                    query.finish()?;
+                    self.split_shard(&body.bytes).await
                 }
                 Resource::OpenApi => unreachable!("answered above"),
             }

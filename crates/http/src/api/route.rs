@@ -27,6 +27,12 @@ pub(super) enum Resource {
     Keyspaces,
     /// A keyspace.
     Keyspace { name: String },
+    /// All shards.
+    Shards,
+    /// Every shard is to be split.
+    DoubleShards,
+    /// A shard is to be split.
+    SplitShard,
     /// The description of all this.
     OpenApi,
 }
@@ -39,8 +45,9 @@ pub(super) struct Endpoint {
 
 /// Everything there is, the pages included.
 #[cfg(test)]
-pub(super) const ENDPOINTS: [&Endpoint; 8] =
-    [&KEY, &KEYS, &TXN, &KEYSPACES, &KEYSPACE, &OPENAPI, &METRICS, &HEALTH];
+pub(super) const ENDPOINTS: [&Endpoint; 11] = [
+    &KEY, &KEYS, &TXN, &KEYSPACES, &KEYSPACE, &SHARDS, &DOUBLE, &SPLIT, &OPENAPI, &METRICS, &HEALTH,
+];
 
 const KEY: Endpoint = Endpoint {
     template: "/v1/kv/{keyspace}/{key}",
@@ -53,6 +60,9 @@ const KEYSPACE: Endpoint = Endpoint {
     template: "/v1/keyspaces/{name}",
     methods: &[Method::GET, Method::PUT, Method::DELETE],
 };
+const SHARDS: Endpoint = Endpoint { template: "/v1/shards", methods: &[Method::GET] };
+const DOUBLE: Endpoint = Endpoint { template: "/v1/shards/double", methods: &[Method::POST] };
+const SPLIT: Endpoint = Endpoint { template: "/v1/shards/split", methods: &[Method::POST] };
 const OPENAPI: Endpoint = Endpoint { template: "/openapi.json", methods: &[Method::GET] };
 #[cfg(test)]
 const METRICS: Endpoint = Endpoint { template: "/metrics", methods: &[Method::GET] };
@@ -67,6 +77,9 @@ impl Resource {
             Resource::Txn => &TXN,
             Resource::Keyspaces => &KEYSPACES,
             Resource::Keyspace { .. } => &KEYSPACE,
+            Resource::Shards => &SHARDS,
+            Resource::DoubleShards => &DOUBLE,
+            Resource::SplitShard => &SPLIT,
             Resource::OpenApi => &OPENAPI,
         }
     }
@@ -99,6 +112,9 @@ pub(super) fn find(path: &str) -> Result<Option<Resource>, Refusal> {
     Ok(Some(match path {
         "/v1/txn" => Resource::Txn,
         "/v1/keyspaces" => Resource::Keyspaces,
+        "/v1/shards" => Resource::Shards,
+        "/v1/shards/double" => Resource::DoubleShards,
+        "/v1/shards/split" => Resource::SplitShard,
         "/openapi.json" => Resource::OpenApi,
         _ => {
             if let Some(name) = path.strip_prefix("/v1/keyspaces/") {

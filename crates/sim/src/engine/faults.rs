@@ -184,7 +184,8 @@ async fn split(world: &World, prng: &mut Prng) {
     let Some(engine) = world.engine.borrow().clone() else { return };
     let slot = prng.below(u64::from(SLOTS)) as u16;
     let clock = world.judge.env().clock;
-    let splitting = engine.split_at(RoutingKey::Slot(slot));
+    let operator = engine.operator();
+    let splitting = operator.split_at(RoutingKey::Slot(slot));
     if let Ok(Ok(_)) = timeout(&*clock, SPLIT_MAX, splitting).await {
         world.fault("split");
     }
@@ -196,7 +197,8 @@ async fn double(world: &World) {
         return;
     }
     let clock = world.judge.env().clock;
-    if let Ok(Ok(_)) = timeout(&*clock, SPLIT_MAX, engine.reshard_double()).await {
+    let operator = engine.operator();
+    if let Ok(Ok(_)) = timeout(&*clock, SPLIT_MAX, operator.reshard_double()).await {
         world.fault("doubling");
     }
 }
