@@ -7,7 +7,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use atoll_env::block_on;
+use atoll_env::{Env, block_on};
 use atoll_lsm::driven::{self, OpenOptions};
 use atoll_lsm::{Options, RepairOptions};
 
@@ -17,21 +17,18 @@ use crate::value::Size;
 /// Returns the stores of a data directory; a bare engine's directory is its own only one.
 fn stores(data: &Path) -> Result<Vec<PathBuf>> {
     must_exist(data)?;
-    #[expect(clippy::disallowed_methods, reason = "a program's own look at a stopped directory")]
-    let listing = std::fs::read_dir(data);
-    let mut stores: Vec<PathBuf> = listing
-        .map_err(|e| Failure::new(format!("{} cannot be listed: {e}", data.display())))?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with("store-")) && path.is_dir()
-        })
-        .collect();
-    stores.sort();
-    if stores.is_empty() {
-        stores.push(data.to_owned());
+    // A bare engine has its files here, a server's directory only stores.
+    if ["CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
+        return Ok(vec![data.to_owned()]);
     }
-    Ok(stores)
+    let stores = block_on(atoll_kv::identity::stores(&env()?, data));
+    stores.map_err(|e| Failure::of_data(data, e))
+}
+
+fn env() -> Result<Env> {
+    atoll_env::os::env().map_err(|e| {
+        Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
+    })
 }
 
 /// Reads everything and tells all that is wrong.
@@ -60,9 +57,7 @@ pub(crate) fn verify(data: &Path, out: &mut dyn Write) -> Result<()> {
 /// Merges all tables into the last level, which drops what is dead.
 pub(crate) fn compact(data: &Path, out: &mut dyn Write) -> Result<()> {
     let failed = |e| Failure::of_data(data, e);
-    let env = atoll_env::os::env().map_err(|e| {
-        Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
-    })?;
+    let env = env()?;
     for store in stores(data)? {
         let (before, after) = block_on(async {
             let options = OpenOptions { options: Options::new(env.clone()) };

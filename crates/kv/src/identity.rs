@@ -1,14 +1,15 @@
 //! The file `ATOLL` of a whole database's directory: what it is, and what was fixed when it was made.
 //!
 //! ```text
-//!   atoll 1 5f0c21e9a7b3d846 stores=2 shards=4 9d3c01aa\n
-//!   kind, format version, identity, number of stores, shards at creation, crc32c (hex)
+//!   atoll 1 5f0c21e9a7b3d846 stores=2 shards=4 ids=07c5...,b1e9... 9d3c01aa\n
+//!   kind, format version, identity, number of stores, shards at creation, which stores, crc32c (hex)
 //!
 //!   data/ATOLL   data/LOCK   data/store-0/   data/store-1/   ...
 //! ```
 //!
 //! It is written last when a database is made, so a directory without it is empty, or one whose
-//! making did not finish, or somebody else's. The page is docs/formats/directory.md.
+//! making did not finish, or somebody else's, or one that has lost it. It names the identity of each
+//! store, so that none is missed, exchanged or copied unnoticed. The page is docs/formats/directory.md.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ const KIND: &str = "atoll";
 const FORMAT: u32 = 1;
 /// What the directory of a bare engine says it is; also that of the server before stores.
 const ENGINE: &str = "atoll-lsm";
+/// How the names of stores begin.
+const STORE: &str = "store-";
 const CREATE: IoTag = IoTag::new(IoClass::Flush, "create");
 /// Longest identity there can be.
 const LEN_MAX: u64 = 4096;
@@ -36,16 +39,63 @@ pub struct Identity {
     pub shards: u16,
 }
 
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) identity: Identity,
+    /// The identity of each store; empty in directories of the first programs, which did not say.
+    pub(crate) ids: Vec<u64>,
+}
+
 /// Returns the directory of a store.
 pub(crate) fn store_path(root: &Path, store: usize) -> PathBuf {
-    root.join(format!("store-{store}"))
+    root.join(format!("{STORE}{store}"))
+}
+
+/// Refuses a store that is not there: it would be made anew, and what was in it be missing.
+pub(crate) async fn must_exist(env: &Env, store: &Path) -> Result<()> {
+    let path = store.join("ATOLL");
+    match env.disk.open(&path, OpenMode::Read).await {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::corruption(&path, 0, "the file or its store is missing"))
+        }
+        Err(e) => Err(Error::io("opening", &path, e)),
+    }
+}
+
+/// Reads what the directory of a stopped server says about itself, and checks that its stores are
+/// there; returns their directories.
+///
+/// # Errors
+/// `Foreign` if it is none, or of another format; `Corruption` if it does not verify or a store is
+/// missing.
+pub async fn stores(env: &Env, root: &Path) -> Result<Vec<PathBuf>> {
+    let Some(Found { identity, .. }) = read(env, root).await? else {
+        let what = "the file ATOLL is missing: restore it from a backup, or start the server to go \
+                    on with a making that did not finish";
+        return Err(Error::Foreign { path: root.to_owned(), what: what.to_owned() });
+    };
+    let stores: Vec<_> =
+        (0..usize::from(identity.stores)).map(|store| store_path(root, store)).collect();
+    for store in &stores {
+        must_exist(env, store).await?;
+    }
+    Ok(stores)
+}
+
+/// Returns the stores that are there, whatever the directory says.
+pub(crate) async fn stores_found(env: &Env, root: &Path) -> Result<Vec<PathBuf>> {
+    let entries = env.disk.list(root).await.map_err(|e| Error::io("listing", root, e))?;
+    let stores = entries.iter().filter(|entry| entry.is_dir && entry.name.starts_with(STORE));
+    Ok(stores.map(|entry| root.join(&entry.name)).collect())
 }
 
 /// Reads the identity of a directory; `None` if a new database may be made there.
 ///
 /// # Errors
 /// `Foreign` if it is somebody else's or another format, `Corruption` if it does not verify.
-pub(crate) async fn read(env: &Env, root: &Path) -> Result<Option<Identity>> {
+pub(crate) async fn read(env: &Env, root: &Path) -> Result<Option<Found>> {
     let path = root.join("ATOLL");
     let foreign = |what: String| Err(Error::Foreign { path: root.to_owned(), what });
     let file = match env.disk.open(&path, OpenMode::Read).await {
@@ -57,7 +107,7 @@ pub(crate) async fn read(env: &Env, root: &Path) -> Result<Option<Identity>> {
                 Err(e) => return Err(Error::io("listing", root, e)),
             };
             let ours =
-                |name: &str| name == "LOCK" || name == "ATOLL.new" || name.starts_with("store-");
+                |name: &str| name == "LOCK" || name == "ATOLL.new" || name.starts_with(STORE);
             if let Some(other) = entries.iter().find(|e| !ours(&e.name)) {
                 return foreign(format!(
                     "this is no AtollDB directory and not empty (it holds '{}'): choose an empty \
@@ -77,7 +127,7 @@ pub(crate) async fn read(env: &Env, root: &Path) -> Result<Option<Identity>> {
     parse(&bytes, root, &path)
 }
 
-fn parse(bytes: &[u8], root: &Path, path: &Path) -> Result<Option<Identity>> {
+fn parse(bytes: &[u8], root: &Path, path: &Path) -> Result<Option<Found>> {
     let text = String::from_utf8_lossy(bytes);
     let foreign = |what: String| Err(Error::Foreign { path: root.to_owned(), what });
     // The checksum comes first, so that a flipped bit is not taken for another program's version.
@@ -122,15 +172,23 @@ fn parse(bytes: &[u8], root: &Path, path: &Path) -> Result<Option<Identity>> {
     };
     let stores = number("stores=")?;
     let shards = number("shards=")?;
-    Ok(Some(Identity { id, stores, shards }))
+    let ids = match words.next().and_then(|word| word.strip_prefix("ids=")) {
+        None => Vec::new(),
+        Some(ids) => {
+            let ids = ids.split(',').map(|id| u64::from_str_radix(id, 16).map_err(|_| broken()));
+            ids.collect::<Result<Vec<_>>>()?
+        }
+    };
+    if !ids.is_empty() && ids.len() != usize::from(stores) {
+        return Err(broken());
+    }
+    Ok(Some(Found { identity: Identity { id, stores, shards }, ids }))
 }
 
 /// Writes the identity of a new database, durably.
-pub(crate) async fn write(env: &Env, root: &Path, identity: Identity) -> Result<()> {
+pub(crate) async fn write(env: &Env, root: &Path, found: &Found) -> Result<()> {
     let (path, temp) = (root.join("ATOLL"), root.join("ATOLL.new"));
-    let Identity { id, stores, shards } = identity;
-    let body = format!("{KIND} {FORMAT} {id:016x} stores={stores} shards={shards}");
-    let text = format!("{body} {:08x}\n", sum_of(&body));
+    let text = encode(found);
     let context = |e| Error::io("writing", &temp, e);
     let disk = &env.disk;
     // Left by a making that did not finish.
@@ -140,6 +198,16 @@ pub(crate) async fn write(env: &Env, root: &Path, identity: Identity) -> Result<
     file.sync(CREATE).await.map_err(context)?;
     disk.rename(CREATE, &temp, &path).await.map_err(|e| Error::io("naming", &path, e))?;
     disk.sync_dir(CREATE, root).await.map_err(|e| Error::io("syncing the directory", root, e))
+}
+
+fn encode(Found { identity, ids }: &Found) -> String {
+    let Identity { id, stores, shards } = identity;
+    let mut body = format!("{KIND} {FORMAT} {id:016x} stores={stores} shards={shards}");
+    if !ids.is_empty() {
+        let ids: Vec<_> = ids.iter().map(|id| format!("{id:016x}")).collect();
+        body.push_str(&format!(" ids={}", ids.join(",")));
+    }
+    format!("{body} {:08x}\n", sum_of(&body))
 }
 
 fn sum_of(body: &str) -> u32 {
@@ -167,15 +235,20 @@ mod tests {
             env.disk.create_dir(root).await.unwrap();
             assert!(matches!(read(&env, root).await, Ok(None)));
             let identity = Identity { id: 77, stores: 2, shards: 8 };
-            write(&env, root, identity).await.unwrap();
-            assert_eq!(read(&env, root).await.unwrap(), Some(identity));
+            let found = Found { identity, ids: vec![5, u64::MAX] };
+            write(&env, root, &found).await.unwrap();
+            assert_eq!(read(&env, root).await.unwrap(), Some(found.clone()));
             let path = root.join("ATOLL");
-            let text = format!("atoll 1 {:016x} stores=2 shards=8", 77);
-            let text = format!("{text} {:08x}\n", sum_of(&text));
-            for bit in 0..text.len() * 8 {
-                let mut bytes = text.clone().into_bytes();
-                bytes[bit / 8] ^= 1 << (bit % 8);
-                assert!(parse(&bytes, root, &path).is_err(), "bit {bit}");
+            // Without the ids, as the first programs wrote it.
+            let first = Found { ids: Vec::new(), ..found.clone() };
+            for found in [found, first] {
+                let text = encode(&found);
+                assert_eq!(parse(text.as_bytes(), root, &path).unwrap(), Some(found));
+                for bit in 0..text.len() * 8 {
+                    let mut bytes = text.clone().into_bytes();
+                    bytes[bit / 8] ^= 1 << (bit % 8);
+                    assert!(parse(&bytes, root, &path).is_err(), "bit {bit}");
+                }
             }
         });
     }

@@ -35,7 +35,7 @@ use parking_lot::Mutex;
 
 use crate::care;
 use crate::core::{Core, Inner, Message};
-use crate::identity::{self, Identity, store_path};
+use crate::identity::{self, Found, Identity, store_path};
 use crate::program::Program;
 use crate::store::{StoreHost, open_group};
 use crate::table::{Route, Table};
@@ -91,6 +91,8 @@ impl NodeOptions {
 pub(crate) struct Shared<P: Program> {
     pub(crate) cores: usize,
     pub(crate) identity: Identity,
+    /// The identity of each store, if the directory says it.
+    store_ids: Vec<u64>,
     pub(crate) options: NodeOptions,
     pub(crate) deadlocks: Arc<Deadlocks>,
     /// Per core, the oldest moment that it still needs.
@@ -162,12 +164,13 @@ impl<P: Program> Node<P> {
         P: Send,
     {
         let env = options.env.clone();
-        let (identity, lock) = open_directory(&env, &options).await?;
+        let (Found { identity, ids }, lock) = open_directory(&env, &options).await?;
         let cores = options.cores.clamp(1, usize::from(identity.stores));
         let ports = mesh(cores, RING).into_iter().map(Some).collect();
         let shared = Arc::new(Shared {
             cores,
             identity,
+            store_ids: ids,
             deadlocks: Deadlocks::new(),
             // Until every core has said what it needs, everything is needed: an intent of one core
             // leans on the record of another's.
@@ -258,24 +261,24 @@ pub(crate) async fn lock(env: &Env, root: &Path) -> Result<Box<dyn Send + Sync>>
 }
 
 /// Locks a directory and reads or makes its identity.
-async fn open_directory(
-    env: &Env,
-    options: &NodeOptions,
-) -> Result<(Identity, Box<dyn Send + Sync>)> {
+async fn open_directory(env: &Env, options: &NodeOptions) -> Result<(Found, Box<dyn Send + Sync>)> {
     let root = &options.path;
     let context = |e| Error::io("making the directory", root, e);
     env.disk.create_dir(root).await.map_err(context)?;
     // Looked at before the lock file is made: somebody else's directory stays as it is.
     identity::read(env, root).await?;
     let lock = lock(env, root).await?;
-    if let Some(identity) = identity::read(env, root).await? {
-        return Ok((identity, lock));
+    if let Some(found) = identity::read(env, root).await? {
+        return Ok((found, lock));
     }
     let identity =
         Identity { id: env.random.next_u64(), stores: options.stores, shards: options.shards };
+    must_be_unused(options, identity).await?;
+    let mut ids = Vec::new();
     for store in 0..usize::from(identity.stores) {
         let (driver, _) =
             driven::open(&store_path(root, store), store_options(options, identity)).await?;
+        ids.push(driver.identity());
         driver.close().await?;
     }
     for above in root.ancestors().skip(1) {
@@ -288,8 +291,26 @@ async fn open_directory(
             synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
         }
     }
-    identity::write(env, root, identity).await?;
-    Ok((identity, lock))
+    let found = Found { identity, ids };
+    identity::write(env, root, &found).await?;
+    Ok((found, lock))
+}
+
+/// Refuses a directory without its identity whose stores were used: a making that did not finish left
+/// nothing in them.
+async fn must_be_unused(options: &NodeOptions, identity: Identity) -> Result<()> {
+    let root = &options.path;
+    for path in identity::stores_found(&options.env, root).await? {
+        let (driver, tree) = driven::open(&path, store_options(options, identity)).await?;
+        let used = driver.groups().next().is_some() || tree.stats().table_bytes() > 0;
+        driver.close().await?;
+        if used {
+            let what = "the file ATOLL is missing but there are stores with data: restore it from \
+                        a backup";
+            return Err(Error::Foreign { path: root.clone(), what: what.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 fn store_options(options: &NodeOptions, identity: Identity) -> OpenOptions {
@@ -372,8 +393,15 @@ async fn open_stores<P: Program>(
     let mut stores = Vec::new();
     for store in (index..usize::from(identity.stores)).step_by(shared.cores) {
         let path = store_path(&shared.options.path, store);
+        identity::must_exist(&shared.options.env, &path).await?;
         let (mut driver, tree) =
             driven::open(&path, store_options(&shared.options, identity)).await?;
+        if shared.store_ids.get(store).is_some_and(|id| *id != driver.identity()) {
+            driver.close().await?;
+            let what = "this store is not the one that was made here: stores were exchanged, or \
+                        copied from elsewhere";
+            return Err(Error::corruption(&path.join("ATOLL"), 0, what));
+        }
         let descriptors = descriptors(&tree, identity, store).await?;
         let mut groups = Vec::new();
         let mut bound = read_bound(&tree).await?;

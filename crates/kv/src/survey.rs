@@ -105,11 +105,12 @@ fn is_shown(keyspace: u32) -> bool {
 /// # Errors
 /// The directory is none of ours, damaged, or open elsewhere.
 pub async fn shards_of_stopped(env: &Env, path: &Path) -> Result<Vec<ShardReport>> {
-    let identity = identity::read(env, path).await?;
-    let identity = identity.ok_or_else(|| Error::Foreign {
+    let found = identity::read(env, path).await?;
+    let found = found.ok_or_else(|| Error::Foreign {
         path: path.to_owned(),
         what: "it is no data directory of a server".to_owned(),
     })?;
+    let identity = found.identity;
     let lock = node::lock(env, path).await?;
     let mut reports = Vec::new();
     for store in 0..usize::from(identity.stores) {

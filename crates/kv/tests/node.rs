@@ -10,7 +10,7 @@ use atoll_kv::Core;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_mvcc::request::Isolation;
 use parking_lot::Mutex;
-use support::{Call, Client, Reply, Toy, key, open, options, run_node};
+use support::{Call, Client, Reply, Toy, key, open, options, run_node, stop_all, until_stopped};
 
 #[test]
 fn what_was_set_is_read_and_survives_a_restart() {
@@ -422,5 +422,88 @@ fn the_real_disk_and_threads_serve_as_the_simulator_does() {
             }
             support::stop_all(&core);
         });
+    }
+}
+
+#[test]
+fn stores_that_are_missing_exchanged_or_without_their_directorys_identity_are_refused() {
+    let sim = Sim::new(3);
+    let node = sim.node("n");
+    let start = |stores: u16| {
+        let mut options = options(node.env(), usize::from(stores), 2);
+        options.stores = stores;
+        let outcome = sim.block_on(
+            &node,
+            open(options, |core: Core<Toy>| async move {
+                if core.index() > 0 {
+                    return until_stopped(&core).await;
+                }
+                let mut client = Client::new(&core, 1);
+                for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+                    assert!(matches!(client.call(Call::Add(key(name), 1)).await, Reply::Number(_)));
+                }
+                stop_all(&core);
+            }),
+        );
+        let Outcome::Done(result) = outcome else { panic!("nobody crashes it") };
+        result.map_err(|e| e.to_string())
+    };
+    start(2).unwrap();
+    let disk = node.disk();
+    let files = || -> std::collections::BTreeMap<String, Vec<u8>> {
+        let files = disk.files().into_iter();
+        files.filter_map(|f| Some((f.clone(), disk.read_file(&f)?))).collect()
+    };
+    let sound = files();
+    let of = |store: &str| -> Vec<String> {
+        sound.keys().filter(|f| f.contains(store)).cloned().collect()
+    };
+    type Damage<'a> = Box<dyn Fn() + 'a>;
+    let damage: [(&str, Damage<'_>); 4] = [
+        ("ATOLL is missing", Box::new(|| disk.remove_file("/data/db/ATOLL").unwrap())),
+        (
+            "store-0/ATOLL",
+            Box::new(|| {
+                of("store-0").iter().for_each(|f| disk.remove_file(f).unwrap());
+            }),
+        ),
+        (
+            "not the one that was made here",
+            Box::new(|| {
+                for (a, b) in [("store-0", "store-1"), ("store-1", "store-0")] {
+                    of(a).iter().for_each(|f| disk.remove_file(f).unwrap());
+                    for file in of(b) {
+                        disk.write_file(file.replace(b, a), &sound[&file]).unwrap();
+                    }
+                }
+            }),
+        ),
+        (
+            "not the one that was made here",
+            Box::new(|| {
+                of("store-0").iter().for_each(|f| disk.remove_file(f).unwrap());
+                for file in of("store-1") {
+                    disk.write_file(file.replace("store-1", "store-0"), &sound[&file]).unwrap();
+                }
+            }),
+        ),
+    ];
+    for (says, damage) in damage {
+        damage();
+        let damaged = files();
+        for stores in [1, 2] {
+            let refusal = start(stores).unwrap_err();
+            assert!(refusal.contains(says), "{refusal}");
+            let left = files();
+            let kept = damaged.iter().filter(|(f, _)| f.ends_with(".sst") || f.ends_with(".log"));
+            for (file, bytes) in kept.filter(|(f, _)| sound.contains_key(*f)) {
+                assert!(left.contains_key(file), "{says}: {file} of {} is gone", bytes.len());
+            }
+        }
+        files().keys().for_each(|f| disk.remove_file(f).unwrap());
+        sound.iter().for_each(|(f, bytes)| disk.write_file(f, bytes).unwrap());
+        start(2).unwrap();
+        files().keys().for_each(|f| disk.remove_file(f).unwrap());
+        sound.iter().for_each(|(f, bytes)| disk.write_file(f, bytes).unwrap());
     }
 }

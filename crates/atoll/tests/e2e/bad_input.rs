@@ -120,6 +120,32 @@ fn a_newer_format_is_refused_with_both_versions() {
 }
 
 #[test]
+fn a_directory_that_lost_a_part_is_refused_and_left_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let path = data.to_str().unwrap();
+    let flags = ["--stores", "2", "--memory", "16MiB"];
+    let server = Server::start(&data, &flags);
+    for n in 0..20 {
+        server.client().set(format!("key {n}"), n).unwrap();
+    }
+    assert_eq!(server.stop(Signal::TERM).code(), Some(0));
+    for part in ["ATOLL", "store-0", "store-1"] {
+        let (from, away) = (data.join(part), dir.path().join("away"));
+        std::fs::rename(&from, &away).unwrap();
+        assert_refused(&start(&data, &[]), 1, &[path, "ATOLL", "missing", "backup"]);
+        for command in [&["verify"][..], &["compact"], &["repair", "--cut-log"]] {
+            let output = run(&[command, &["--data", path]].concat());
+            assert_refused(&output, 1, &[path, "ATOLL", "missing"]);
+        }
+        assert!(!from.exists(), "nothing is put in its place");
+        std::fs::rename(&away, &from).unwrap();
+    }
+    let server = Server::start(&data, &[]);
+    assert_eq!(server.client().get("key 19").unwrap().as_deref(), Some("19"));
+}
+
+#[test]
 fn a_file_in_place_of_the_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("data");
