@@ -553,6 +553,10 @@ impl<P: Program> Core<P> {
         for host in hosts {
             // Evaluated at once, so that counts know; the entries follow.
             while care::reap(&self.0, &host, REAP_BATCH).await == REAP_BATCH {
+                if host.stopped.borrow().is_some() || host.tree.refusal().is_some() {
+                    // Nothing goes from the index: it would be found due for ever.
+                    break;
+                }
                 atoll_env::task::yield_now().await;
             }
         }

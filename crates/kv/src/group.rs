@@ -175,18 +175,30 @@ impl<P: Program> State<P> {
         !self.late.is_empty() || self.sync_to.min(logged) > self.synced
     }
 
-    /// Takes everybody who waits for something that was not applied.
+    /// Takes everybody who waits for something that was not applied. A lane whose first job is
+    /// elsewhere (it reads from the disk, or it resolves an intent) stays stalled: what comes now may
+    /// not overtake it.
     pub(crate) fn take_all(&mut self) -> Vec<Waiter<P>> {
         let mut all: Vec<Waiter<P>> = Vec::new();
+        let (mut taken, mut ended) = (Vec::new(), Vec::new());
         for (_, waiters) in std::mem::take(&mut self.waiters) {
             all.extend(waiters);
         }
         let again = |job| Waiter::Again(Box::new(job));
         all.extend(self.for_locks.drain(..).map(again));
-        for (_, jobs) in std::mem::take(&mut self.stalled) {
-            all.extend(jobs.into_iter().map(again));
-        }
         all.extend(self.queue.drain(..).map(again));
+        for waiter in &all {
+            if let Waiter::Again(job) = waiter
+                && let Some(behind) = job.lane.and_then(|lane| self.stalled.get_mut(&lane))
+            {
+                // Its first job is here.
+                taken.extend(behind.drain(..));
+                ended.extend(job.lane);
+            }
+        }
+        ended.iter().for_each(|lane| drop(self.stalled.remove(lane)));
+        self.stalled.values_mut().for_each(|behind| taken.extend(behind.drain(..)));
+        all.extend(taken.into_iter().map(again));
         self.unanswered.clear();
         self.closed.clear();
         self.in_flight.clear();

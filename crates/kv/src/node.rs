@@ -349,7 +349,7 @@ async fn run_core<P: Program>(
     }
     core.starting.set(starting);
     core.spawn("mesh", core.clone().serve_mesh());
-    while core.starting.get() > 0 && !core.has_stopped() {
+    while core.starting.get() > 0 && core.why_stopped().is_none() {
         core.changed.raised().await;
     }
     // Nobody serves before everybody can: a split that is still to be replayed elsewhere must not
@@ -363,7 +363,8 @@ async fn run_core<P: Program>(
         }
         changed.await;
     }
-    if !core.has_stopped() {
+    let never_served = core.why_stopped();
+    if never_served.is_none() {
         core.spawn("care", care::run(Rc::downgrade(&core)));
         main(Core(core.clone())).await;
     }
@@ -376,7 +377,7 @@ async fn run_core<P: Program>(
         core.changed.raised().await;
     }
     let failure = core.close_failure.borrow_mut().take();
-    match failure {
+    match never_served.or(failure) {
         Some(why) => Err(Error::Stopped(why)),
         None => Ok(()),
     }
@@ -519,9 +520,9 @@ async fn report<P: Program>(
 }
 
 impl<P: Program> Inner<P> {
-    /// Returns whether a store of this core has stopped.
-    pub(crate) fn has_stopped(&self) -> bool {
-        self.stores.borrow().values().any(|host| host.stopped.borrow().is_some())
+    /// Returns why a store of this core has stopped, if one has.
+    pub(crate) fn why_stopped(&self) -> Option<String> {
+        self.stores.borrow().values().find_map(|host| host.stopped.borrow().clone())
     }
 
     /// Returns the oldest moment that this core still needs: intents, readers. A shard whose leader

@@ -27,7 +27,7 @@ use atoll_lsm::log::{EntryId, GroupState};
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
 use atoll_mvcc::record::{Fence, TxnRecord};
-use atoll_mvcc::request::{Key, Obstacle, Request, Response, Version};
+use atoll_mvcc::request::{Key, Obstacle, Refusal, Request, Response, Version};
 use atoll_mvcc::{Bound, Epoch, Timestamp, TxnId, Value};
 use atoll_shard::consensus::{self, Consensus, EntryKind, ShardConsensus};
 use atoll_shard::descriptor::{Descriptor, ShardId};
@@ -394,6 +394,15 @@ impl<P: Program> StoreHost<P> {
         group: &Rc<Group<P>>,
         job: Job<P>,
     ) -> Option<(Job<P>, Answer<P>)> {
+        if let Some(why) = &*self.stopped.borrow() {
+            // It was elsewhere when the store stopped: nobody would log what it decides now, or
+            // answer it.
+            if let Some(lane) = job.lane {
+                group.state.borrow_mut().stalled.remove(&lane);
+            }
+            let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
+            return Some((job, answer));
+        }
         let frozen = {
             let state = group.state.borrow();
             state.leader.is_none() || state.frozen
@@ -460,6 +469,11 @@ impl<P: Program> StoreHost<P> {
         let inner = core.clone();
         core.run(async move {
             let response = match read_tree(&tree, &request).await {
+                // The leader looked before the read began. While it waited for the disk the horizon
+                // may have passed it, and a compaction taken away what it was to find.
+                Ok(_) if is_below(&request, Timestamp(tree.horizon())) => {
+                    Response::Refused(Refusal::SnapshotTooOld)
+                }
                 Ok(response) => response,
                 Err(failure) => Response::Unavailable(failure.to_string()),
             };
@@ -482,6 +496,8 @@ impl<P: Program> StoreHost<P> {
                 break;
             }
         }
+        // Closing takes a while, and other cores may still send: they are told, not forgotten.
+        self.end(&core, "the engine stops");
         let closed = driver.close().await;
         core.store_closed(self.index, closed);
     }
@@ -499,13 +515,23 @@ impl<P: Program> StoreHost<P> {
 
     /// Ends the service of the store.
     fn stop(self: &Rc<Self>, core: &Rc<Inner<P>>, failure: &Error) {
-        self.stopped.borrow_mut().get_or_insert_with(|| failure.to_string());
+        self.end(core, &failure.to_string());
+    }
+
+    /// Refuses everything from now on, and whoever waits.
+    fn end(self: &Rc<Self>, core: &Rc<Inner<P>>, why: &str) {
+        self.stopped.borrow_mut().get_or_insert_with(|| why.to_owned());
+        // A core that waits for its shards to serve learns that they never will.
+        core.changed.raise();
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
         for group in groups {
-            let (waiters, late) = {
+            let (waiters, late, splitting) = {
                 let mut state = group.state.borrow_mut();
-                (state.take_all(), std::mem::take(&mut state.late))
+                (state.take_all(), std::mem::take(&mut state.late), state.splitting.take())
             };
+            if let Some(splitting) = splitting {
+                let _ = splitting.done.send(Err(why.to_owned()));
+            }
             for (job, _) in late {
                 let answer = refuse(core, &job, &Failure::Unknown);
                 core.deliver(job.reply_to, answer);
@@ -513,7 +539,7 @@ impl<P: Program> StoreHost<P> {
             for waiter in waiters {
                 let (job, failure) = match waiter {
                     Waiter::Answered { job, .. } => (job, Failure::Unknown),
-                    Waiter::Again(job) => (job, Failure::Unavailable(failure.to_string())),
+                    Waiter::Again(job) => (job, Failure::Unavailable(why.to_owned())),
                 };
                 let answer = refuse(core, &job, &failure);
                 core.deliver(job.reply_to, answer);
@@ -628,12 +654,20 @@ impl<P: Program> StoreHost<P> {
             };
             let mut leader = self.lead(core, descriptor).await?;
             leader.resume_at(seq);
-            {
+            let splitting = {
                 let mut state = group.state.borrow_mut();
                 state.leader = Some(leader);
                 state.unlocks = 0;
                 state.frozen = false;
                 state.sync_to = state.synced;
+                // A split that was to follow is refused as well. Left for later it would be carried
+                // out while commands are evaluated behind its entry: the halves start anew from the
+                // applied state, without what those decided, and the entry that comes next under
+                // their number would tell them that it was done.
+                state.splitting.take()
+            };
+            if let Some(splitting) = splitting {
+                let _ = splitting.done.send(Err(refusal.to_string()));
             }
             for waiter in waiters {
                 let job = match waiter {
@@ -933,6 +967,7 @@ impl<P: Program> StoreHost<P> {
         }
         let halves = state.descriptor.split(at.clone(), id);
         let refusal = match &halves {
+            _ if self.stopped.borrow().is_some() => self.stopped.borrow().clone(),
             _ if state.splitting.is_some() => Some(format!("shard {} is being split", group.id)),
             None => Some(format!("{at} does not divide shard {}", state.descriptor)),
             Some(_) => None,
@@ -972,6 +1007,11 @@ impl<P: Program> StoreHost<P> {
         if self.group(right.id).is_none() {
             let (child, _) = open_group(driver, right.clone()).await?;
             self.groups.borrow_mut().insert(right.id, Rc::new(child));
+            if group.state.borrow().leader.is_none() {
+                // Found in the log of an earlier process: one more that has to lead before the core
+                // serves.
+                core.starting.set(core.starting.get() + 1);
+            }
         }
         let splitting = {
             let mut state = group.state.borrow_mut();
@@ -1040,6 +1080,11 @@ fn refuse<P: Program>(core: &Inner<P>, job: &Job<P>, failure: &Failure) -> Answe
             Failure::Unavailable(why) => Response::Unavailable(why.clone()),
         }),
     }
+}
+
+/// Returns whether a request reads at a moment below the horizon.
+fn is_below(request: &Request, horizon: Timestamp) -> bool {
+    matches!(request, Request::Get { at, .. } | Request::Scan { at, .. } if *at < horizon)
 }
 
 /// Reads what a `Get` or `Scan` asks for.

@@ -76,6 +76,40 @@ fn increments_of_one_key_in_flight_share_their_entries() {
 }
 
 #[test]
+fn a_client_that_does_not_wait_sees_its_own_writes_whatever_it_read_between() {
+    let sim = Sim::new(5);
+    let node = sim.node("n");
+    let outcome = sim.block_on(
+        &node,
+        open(options(node.env(), 1, 1), |core| async move {
+            let (other, mine) = (1, 2);
+            assert!(core.call(Call::Set(key("y"), 1), other, 1).is_none());
+            // Its entry is on the way to the disk; the next one is open.
+            core.env().clock.sleep(Duration::from_micros(1)).await;
+            assert!(core.call(Call::Set(key("x"), 1), mine, 2).is_none());
+            assert!(core.call(Call::Get(key("y")), mine, 3).is_none());
+            let mut replies = Vec::new();
+            while replies.len() < 2 {
+                core.replied().await;
+                core.take_replies(&mut replies);
+            }
+            // Answered with the first entry; the second is not applied.
+            assert_eq!(replies, [(1, Reply::Done), (3, Reply::Number(1))]);
+            assert!(
+                core.call(Call::Get(key("x")), mine, 4).is_none(),
+                "it waits for its own write"
+            );
+            while replies.len() < 4 {
+                core.replied().await;
+                core.take_replies(&mut replies);
+            }
+            assert_eq!(replies[2..], [(2, Reply::Done), (4, Reply::Number(1))]);
+        }),
+    );
+    assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
+}
+
+#[test]
 fn a_transaction_over_shards_of_two_cores_is_seen_whole_or_not_at_all() {
     let sim = Sim::new(3);
     let node = sim.node("n");

@@ -943,7 +943,13 @@ impl Leader {
                 continue;
             }
             let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
-            let Some(read_ts) = locked.map(|(_, ts)| *ts).or(claim.read_ts) else { continue };
+            if let Some((_, found)) = locked {
+                if !self.is_as_found(key, *found, base)? {
+                    return Ok(conflict());
+                }
+                continue;
+            }
+            let Some(read_ts) = claim.read_ts else { continue };
             match self.checked_edge(key) {
                 Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
                     return Ok(conflict());
@@ -958,6 +964,25 @@ impl Leader {
             }
         }
         Ok(None)
+    }
+
+    /// Returns whether a key's newest version is the one that was found under a lock, at timestamp
+    /// `found`. That nothing newer is there does not say so: the lock may be lost for as long as it
+    /// takes to remove the key and to compact the removal away. (A removal that was found and is
+    /// gone looks the same; that is taken for a change, which costs a repetition.)
+    fn is_as_found(
+        &self,
+        key: &[u8],
+        found: Timestamp,
+        base: &mut impl Base,
+    ) -> Result<bool, Miss> {
+        let newest = match self.checked_edge(key) {
+            Some(edge) => edge.stamp,
+            None => Some(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |f| f.ts)),
+        };
+        Ok(newest.is_some_and(|newest| {
+            newest == found || (newest < found && mutants::is("locked-may-vanish"))
+        }))
     }
 
     /// Checks that what was read at `read_ts` still holds at `at`; `None` if it does.
@@ -1002,11 +1027,7 @@ impl Leader {
             if let Some(step) = self.intent_at(Some(txn), key, at) {
                 return Ok(Some(step));
             }
-            let newest = match self.checked_edge(key) {
-                Some(edge) => edge.stamp,
-                None => Some(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |f| f.ts)),
-            };
-            if newest.is_none_or(|newest| newest > *found) {
+            if !self.is_as_found(key, *found, base)? {
                 return Ok(conflict(key));
             }
         }

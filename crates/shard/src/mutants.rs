@@ -24,6 +24,7 @@
 //! | `commits-pass-locks` | a transaction does not write what another has locked |
 //! | `locks-pass-intents` | a lock is granted when no intent is left on its key |
 //! | `locks-do-not-wait` | and when nothing of it is in flight |
+//! | `locked-may-vanish` | what was read under a lock is there at the commit, not merely nothing newer |
 //! | `locked-not-checked` | what was read under a lock is checked at the commit: leaders forget locks |
 //! | `read-the-edge-at-once` | who saw the edge is answered with the entry that he saw |
 //! | `no-delete-at-once` | a removal of what the edge has removed waits for it |

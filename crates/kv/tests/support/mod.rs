@@ -1,5 +1,7 @@
 //! A program of three commands, and clients of it.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -281,6 +281,30 @@ fn what_was_read_under_a_lock_is_what_is_there_or_the_commit_is_refused() {
 }
 
 #[test]
+pub(crate) fn what_was_read_under_a_lock_and_is_gone_has_changed() {
+    for writes in [true, false] {
+        let (mut rig, a) = written(APPLIED);
+        let Step::Answer(Response::Values(found)) = rig.ask(lock(1, &a)) else { panic!("a lock") };
+        let found = found[0].as_ref().expect("the key is there").ts;
+        // The lock is lost, the key is removed, and so is its removal.
+        rig.change_leader();
+        rig.set(&a, None);
+        rig.settle();
+        let horizon = rig.read_point();
+        rig.applied.collect(horizon);
+        rig.leader.raise_horizon(horizon);
+        let reads = ReadSet { locked: vec![(a.clone(), found)], ..ReadSet::default() };
+        let commit_ts = rig.commit_point();
+        let written = if writes { a.clone() } else { key("b") };
+        let refusal = match writes {
+            true => Refusal::WriteConflict { key: a.clone() },
+            false => Refusal::ReadConflict { key: a.clone() },
+        };
+        assert_eq!(rig.ask(commit(1, &written, reads, commit_ts)), refused(refusal));
+    }
+}
+
+#[test]
 fn an_intent_waits_until_reads_of_the_open_entry_have_their_timestamp() {
     let (mut rig, a) = written(APPLIED);
     let b = key("b");

@@ -247,7 +247,8 @@ const COORDINATORS: [(&str, &str); 15] = [
 ];
 
 /// Rules that random schedules miss too seldom, and the corner that misses them.
-const CORNERS: [(&str, fn()); 5] = [
+const CORNERS: [(&str, fn()); 6] = [
+    ("locked-may-vanish", corners::what_was_read_under_a_lock_and_is_gone_has_changed),
     ("command-reads-do-not-raise", corners::a_command_that_writes_keeps_what_it_read),
     (
         "local-below-commands",
