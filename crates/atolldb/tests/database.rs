@@ -1,5 +1,7 @@
 //! The database as a program uses it: on the real disk, with real threads.
 
+#![expect(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! A server serves what was made in a process, and the other way round.
 
+#![expect(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+
 use atoll_env::{block_on, os};
 use atoll_kv::NodeOptions;
 use atoll_redis::{Config, Identity};

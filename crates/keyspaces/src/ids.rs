@@ -166,7 +166,7 @@ mod tests {
     fn the_classes_of_ids_do_not_meet_and_parts_stay_free() {
         assert!(Class::Ordered.end() <= Class::Slotted.first());
         assert_eq!((Class::Slotted.end() - 1) & PARTS, 0);
-        assert!(SYSTEM < FIRST_ORDERED);
+        const { assert!(SYSTEM < FIRST_ORDERED) };
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Keyspaces on a node in the simulator: catalog, transactions, drops, space.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sim::{Outcome as Ended, Sim};
+use atoll_env::sim::{CrashTiming, Outcome as Ended, Sim};
 use atoll_env::sync::Notify;
 use atoll_kv::{Core, Node, NodeOptions};
 use atoll_lsm::driven::{Direction, Tree};
@@ -430,4 +431,95 @@ fn a_stale_read_sees_the_past_and_not_more_of_it_than_allowed() {
             assert_eq!(read(50).await, b"new");
         })
     });
+}
+
+/// What is known of keyspaces outside of the database.
+#[derive(Default)]
+struct Known {
+    /// By name, the id of what was acknowledged to be there; `None`: to be gone.
+    acknowledged: BTreeMap<String, Option<u32>>,
+    /// Names whose creation or drop was asked for and not acknowledged.
+    asked: BTreeSet<String>,
+    /// Every id that was ever seen, with its name and the time it was created.
+    ids: BTreeMap<u32, (String, u64)>,
+}
+
+impl Known {
+    fn see(&mut self, keyspace: &Keyspace) {
+        let of = (keyspace.name().to_owned(), keyspace.info().created_ms);
+        let before = self.ids.entry(keyspace.info().id).or_insert_with(|| of.clone());
+        assert_eq!(*before, of, "an id was given twice");
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_moment_leaves_every_keyspace_whole_or_gone_and_no_id_twice() {
+    let mut cuts = 0;
+    for seed in 0..40u64 {
+        let sim = Sim::new(seed);
+        let node = sim.node("n");
+        let known: Arc<Mutex<Known>> = Arc::default();
+        for life in 0..4u64 {
+            let before = node.disk().mutations();
+            if life < 3 {
+                node.disk().crash_at(before + 30 + (seed * 13 + life * 29) % 160, CrashTiming::Any);
+            }
+            let shared = known.clone();
+            let cores = 1 + (seed % 2) as usize;
+            let run = with_node(options(node.env(), cores), |client, _| async move {
+                check_known(&client, &shared).await;
+                for n in 0..12u64 {
+                    let name = format!("k{}/{}", n % 3, (seed + n + life) % 4);
+                    let options = if n % 2 == 0 { hashed(4) } else { Options::default() };
+                    shared.lock().asked.insert(name.clone());
+                    match client.create_keyspace(&name, options).await {
+                        Ok((keyspace, _)) => {
+                            put(&client, &keyspace, b"k", name.as_bytes()).await;
+                            let mut known = shared.lock();
+                            known.see(&keyspace);
+                            known.acknowledged.insert(name.clone(), Some(keyspace.info().id));
+                            known.asked.remove(&name);
+                        }
+                        Err(Error::Exists { .. }) => {
+                            client.drop_keyspace(&name).await.unwrap();
+                            let mut known = shared.lock();
+                            known.acknowledged.insert(name.clone(), None);
+                            known.asked.remove(&name);
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+            match sim.block_on(&node, run) {
+                Ended::Crashed => {
+                    cuts += 1;
+                    node.restart();
+                }
+                Ended::Done(()) => _ = node.disk().cancel_crash(),
+            }
+        }
+    }
+    assert!(cuts >= 60, "{cuts} power cuts");
+}
+
+async fn check_known(client: &Client, known: &Mutex<Known>) {
+    let names: BTreeSet<String> = names(client).await.into_iter().collect();
+    let (acknowledged, asked) = {
+        let known = known.lock();
+        (known.acknowledged.clone(), known.asked.clone())
+    };
+    for (name, id) in acknowledged.iter().filter(|(name, _)| !asked.contains(*name)) {
+        assert_eq!(names.contains(name), id.is_some(), "{name}");
+        let Some(id) = id else { continue };
+        let keyspace = client.keyspace(name).await.unwrap();
+        assert_eq!(keyspace.info().id, *id, "{name}");
+        assert_eq!(get(client, &keyspace, b"k").await.as_deref(), Some(name.as_bytes()));
+    }
+    for name in names.iter().filter(|name| asked.contains(*name)) {
+        let keyspace = client.keyspace(name).await.unwrap();
+        known.lock().see(&keyspace);
+        let value = get(client, &keyspace, b"k").await;
+        assert!(value.is_none_or(|value| value == name.as_bytes()), "of another keyspace");
+        known.lock().acknowledged.insert(name.clone(), None);
+    }
 }

@@ -329,7 +329,6 @@ impl Drop for Held<'_> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "requests are served on the machine's clock")]
 async fn within<T>(time: Duration, work: impl Future<Output = T>) -> Result<T, ()> {
     tokio::time::timeout(time, work).await.map_err(|_| ())
 }
