@@ -15,11 +15,12 @@ use atoll_lsm::Error;
 use atoll_lsm::driven::Direction;
 use atoll_mvcc::keys::{Placement, tree};
 use atoll_mvcc::request::{Key, Span};
+use atoll_mvcc::{Epoch, Timestamp};
 
 use crate::core::Core;
 use crate::program::Program;
 
-/// Notes of a shard that are worked off in one entry.
+/// Notes of a shard that are worked off in one entry, and old intents looked after at a time.
 const BATCH: usize = 256;
 
 impl<P: Program> Core<P> {
@@ -33,6 +34,7 @@ impl<P: Program> Core<P> {
         notes: u32,
         about: impl Fn(&[u8]) -> Option<Span>,
     ) -> Result<usize, Error> {
+        self.resolve_old_intents().await;
         let mut worked_off = 0;
         for (host, group) in self.0.all_groups() {
             let horizon = host.tree.horizon();
@@ -68,5 +70,24 @@ impl<P: Program> Core<P> {
             host.relist(&group, state);
         }
         Ok(worked_off)
+    }
+
+    /// Finds out what became of transactions whose intents are as old as versions get. Their
+    /// coordinators are gone, and nobody may ever meet these keys; the horizon stays below them
+    /// until somebody does.
+    async fn resolve_old_intents(&self) {
+        let retention = self.0.shared.options.retention_us;
+        let past = Timestamp::commit_at(Epoch(self.0.oracle.last().0.saturating_sub(retention)));
+        for (_, group) in self.0.all_groups() {
+            let obstacles = {
+                let state = group.state.borrow();
+                let leader = state.leader.as_ref();
+                leader.map(|leader| leader.intents_below(past, BATCH)).unwrap_or_default()
+            };
+            for obstacle in &obstacles {
+                // What fails now is tried again the next time.
+                let _ = self.0.resolve(obstacle).await;
+            }
+        }
     }
 }

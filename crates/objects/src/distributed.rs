@@ -10,9 +10,9 @@
 use std::collections::BTreeMap;
 
 use atoll_kv::Core;
-use atoll_mvcc::{Timestamp, Value};
 use atoll_mvcc::keys::slot;
 use atoll_mvcc::request::{Isolation, Key};
+use atoll_mvcc::{Timestamp, Value};
 use atoll_redis::data::{self, DataCall};
 use atoll_resp::Protocol;
 use atoll_shard::leader::local_key;

@@ -11,9 +11,9 @@ use atoll_redis::tx::{Facts, Looked, Tx};
 use atoll_redis::{Stats, StoreError};
 use atoll_txn::{Error, Transaction};
 
-use crate::{databases, dead};
 use crate::program::ObjectProgram;
 use crate::shard_tx::{RecordBytes, record, stored};
+use crate::{databases, dead};
 
 /// A transaction on this node.
 pub(crate) type NodeTxn = Transaction<CoreShards<ObjectProgram>, NodeOracle>;

@@ -24,7 +24,9 @@ use atoll_redis::StoreError;
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
-use atoll_redis::task::{Answer, Backend, Consistency, Done, Item, Manner, Question, Task, Watched};
+use atoll_redis::task::{
+    Answer, Backend, Consistency, Done, Item, Manner, Question, Task, Watched,
+};
 use atoll_redis::tx::{Counts, Keyspaces};
 
 use crate::past::Past;

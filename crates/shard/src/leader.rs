@@ -346,6 +346,12 @@ impl Leader {
         self.intents.values().map(|held| held.intent.min_commit_ts).chain(resolving).min()
     }
 
+    /// Returns intents below a timestamp, at most so many.
+    pub fn intents_below(&self, ts: Timestamp, most: usize) -> Vec<Obstacle> {
+        let below = self.intents.iter().filter(|(_, held)| held.intent.min_commit_ts < ts);
+        below.take(most).map(|(key, held)| obstacle(key, &held.intent)).collect()
+    }
+
     /// Raises the horizon: what is stamped below it is refused from now on, and records and fences
     /// that only such requests could meet are removed. No shard has an intent below it.
     pub fn raise_horizon(&mut self, horizon: Timestamp) {

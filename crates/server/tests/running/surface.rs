@@ -70,7 +70,8 @@ fn clients_of_all_cores_are_listed_and_killed() {
         }
         for asker in [0, 1] {
             let list = text(clients[asker].ask(&["CLIENT", "LIST"]).await);
-            let names: Vec<&str> = list.lines().map(|line| line.split(' ').nth(3).unwrap()).collect();
+            let names: Vec<&str> =
+                list.lines().map(|line| line.split(' ').nth(3).unwrap()).collect();
             let expected: Vec<String> = (0..5).map(|n| format!("name=client-{n}")).collect();
             assert_eq!(names, expected, "by id, and so in the order of their coming");
             let info = text(clients[asker].ask(&["INFO", "clients"]).await);
@@ -368,7 +369,10 @@ fn interval_survives_a_power_cut_two_seconds_later_and_synced_one_at_once() {
         })
         .done();
     }
-    assert!(lost[0] > 0 && lost[1] > 0, "{lost:?}: the power cuts took nothing, so nothing was tried");
+    assert!(
+        lost[0] > 0 && lost[1] > 0,
+        "{lost:?}: the power cuts took nothing, so nothing was tried"
+    );
 }
 
 #[test]
