@@ -579,11 +579,14 @@ pub(crate) fn the_right_half_inherits_own_values_as_writes_above_those_who_did_n
     assert!(rig.applied.newest_ts(&inherited) > at, "what was read at {at} has not changed");
     let loaded = [&left, &right].map(|half| rig.applied.load(half, Timestamp::ZERO));
     for (loaded, first_slot) in loaded.iter().zip([0, 8_192]) {
-        let locals = [(local_key(first_slot, b"n"), stored(b"map").to_vec())];
-        assert_eq!(loaded.locals, locals);
+        assert_eq!(loaded.locals.len(), 2);
+        let locals: BTreeMap<_, _> = loaded.locals.iter().cloned().collect();
+        assert_eq!(locals[&local_key(first_slot, b"n")], stored(b"map").to_vec());
+        let epoch = epoch_of(locals.get(&local_key(first_slot, EPOCH)).map(Vec::as_slice));
+        assert_eq!(epoch, Some(left.epoch), "both halves say that the range has changed");
     }
     let keys: i64 = loaded.iter().flat_map(|loaded| loaded.counts.values()).map(|c| c.keys).sum();
-    assert_eq!(keys, 2, "sums over shards are exact");
+    assert_eq!(keys, 4, "sums over shards are exact");
 }
 
 #[test]

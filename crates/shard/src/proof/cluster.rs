@@ -25,7 +25,7 @@ use super::state::Applied;
 use crate::descriptor::{Descriptor, ShardId};
 use crate::entry::Split;
 use crate::eval::Interrupt;
-use crate::leader::{Count, Step};
+use crate::leader::{Count, EPOCH, LOCAL, Step};
 use crate::mutants;
 
 /// See the module. Clones share the shards.
@@ -480,6 +480,10 @@ impl World {
                 last.remove(&added.key);
                 continue;
             }
+            if is_epoch(&added.key) {
+                // The split's own word, of no transaction.
+                continue;
+            }
             // An intent that was resolved.
             let at = Moment::end_of(added.ts);
             let value = added.value.as_deref().map(payload);
@@ -554,6 +558,9 @@ impl World {
         let Some((left, right)) = self.hosts.borrow()[index].descriptor.split(place, id) else {
             return;
         };
+        if !self.hosts.borrow()[index].leader.local_obstacles().is_empty() {
+            return;
+        }
         self.hosts.borrow_mut()[index].frozen = true;
         while !self.hosts.borrow()[index].leader.is_settled() {
             self.close(index);
@@ -797,4 +804,9 @@ impl Cluster for Real {
         }
         self.world.wrongs.borrow().clone()
     }
+}
+
+/// Returns whether a key is the shard's own value that splits write.
+fn is_epoch(key: &[u8]) -> bool {
+    key.starts_with(&LOCAL.to_be_bytes()) && key.get(6..) == Some(EPOCH)
 }
