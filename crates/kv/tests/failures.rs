@@ -114,7 +114,8 @@ fn a_split_of_a_store_that_has_stopped_is_answered() {
 #[test]
 fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
     let (mut failed, mut served) = (0, 0);
-    for n in 0..60 {
+    let faults = [(OpKind::Sync, FaultKind::SyncLoses), (OpKind::Write, FaultKind::Error)];
+    for (n, (op, fault)) in (0..40).flat_map(|n| faults.map(|fault| (n, fault))) {
         let sim = Sim::new(n);
         let node = sim.node("n");
         let load = |core: Core<Toy>| async move {
@@ -125,7 +126,7 @@ fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
         };
         let outcome = sim.block_on(&node, open(options(node.env(), 1, 2), load));
         assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
-        node.disk().inject(Fault::new(FaultKind::SyncLoses).on(OpKind::Sync).skip(n).sticky());
+        node.disk().inject(Fault::new(fault).on(op).skip(n).sticky());
         let ran = Arc::new(Mutex::new(false));
         let flag = ran.clone();
         let script = move |_: Core<Toy>| {
@@ -133,11 +134,11 @@ fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
             async move { *flag.lock() = true }
         };
         let outcome = sim.block_on(&node, open(options(node.env(), 1, 2), script));
-        let Outcome::Done(result) = outcome else { panic!("sync {n}: {outcome:?}") };
+        let Outcome::Done(result) = outcome else { panic!("{op:?} {n}: {outcome:?}") };
         match (*ran.lock(), result) {
             (true, _) => served += 1,
             (false, Err(_)) => failed += 1,
-            (false, Ok(())) => panic!("sync {n}: it has not served, and does not say why"),
+            (false, Ok(())) => panic!("{op:?} {n}: it has not served, and does not say why"),
         }
     }
     assert!(failed > 0 && served > 0, "{failed} failed, {served} served");
