@@ -52,9 +52,9 @@ fn a_split_on_a_full_disk_is_refused_and_what_is_acknowledged_later_holds() {
                 assert!(refused.is_err(), "nothing can be logged");
                 core.env().clock.sleep(Duration::from_secs(5)).await;
                 // Many at once, so that one is always evaluated while an entry is on its way.
-                let (done, mut ends) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
+                let mut ends = Vec::new();
                 for lane in 2..12 {
-                    let (client, done) = (Client::new(&core, lane), done.clone());
+                    let client = Client::new(&core, lane);
                     ends.push(support::spawn(&core, async move {
                         let mut client = client;
                         for n in 1..=40u64 {
@@ -62,14 +62,13 @@ fn a_split_on_a_full_disk_is_refused_and_what_is_acknowledged_later_holds() {
                             let sum = client.call(Call::Add(key(&name), 1)).await;
                             assert_eq!(sum, Reply::Number(n), "lane {lane}");
                         }
-                        done.lock().push(lane);
                     }));
                 }
                 for end in ends {
                     end.await.unwrap();
                 }
                 let mut client = Client::new(&core, 1);
-                for lane in done.lock().iter() {
+                for lane in 2..12 {
                     assert_eq!(client.get(&format!("{lane}:0")).await, Some(40), "lane {lane}");
                 }
                 for (at, sum) in before.iter().enumerate() {
@@ -114,7 +113,8 @@ fn a_split_of_a_store_that_has_stopped_is_answered() {
 #[test]
 fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
     let (mut failed, mut served) = (0, 0);
-    for n in 0..60 {
+    let faults = [(OpKind::Sync, FaultKind::SyncLoses), (OpKind::Write, FaultKind::Error)];
+    for (n, (op, fault)) in (0..40).flat_map(|n| faults.map(|fault| (n, fault))) {
         let sim = Sim::new(n);
         let node = sim.node("n");
         let load = |core: Core<Toy>| async move {
@@ -125,7 +125,7 @@ fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
         };
         let outcome = sim.block_on(&node, open(options(node.env(), 1, 2), load));
         assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
-        node.disk().inject(Fault::new(FaultKind::SyncLoses).on(OpKind::Sync).skip(n).sticky());
+        node.disk().inject(Fault::new(fault).on(op).skip(n).sticky());
         let ran = Arc::new(Mutex::new(false));
         let flag = ran.clone();
         let script = move |_: Core<Toy>| {
@@ -133,11 +133,11 @@ fn a_start_whose_disk_fails_ends_with_the_reason_or_serves() {
             async move { *flag.lock() = true }
         };
         let outcome = sim.block_on(&node, open(options(node.env(), 1, 2), script));
-        let Outcome::Done(result) = outcome else { panic!("sync {n}: {outcome:?}") };
+        let Outcome::Done(result) = outcome else { panic!("{op:?} {n}: {outcome:?}") };
         match (*ran.lock(), result) {
             (true, _) => served += 1,
             (false, Err(_)) => failed += 1,
-            (false, Ok(())) => panic!("sync {n}: it has not served, and does not say why"),
+            (false, Ok(())) => panic!("{op:?} {n}: it has not served, and does not say why"),
         }
     }
     assert!(failed > 0 && served > 0, "{failed} failed, {served} served");
