@@ -129,7 +129,7 @@ fn check_schemas(description: &Json, value: &Json, place: &str) {
 
 fn check_schema(description: &Json, schema: &Json, place: &str) {
     let schema = resolve(description, schema);
-    let known = ["object", "array", "string", "integer", "boolean", "null"];
+    let known = ["object", "array", "string", "integer", "number", "boolean", "null"];
     let types: Vec<&Json> = match &schema["type"] {
         Json::Array(all) => all.iter().collect(),
         Json::Null => Vec::new(),
