@@ -1,14 +1,17 @@
 //! One history, many judges: each gets its view of what was asked and answered.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use atoll_checkers::linear::{
     BUDGET, Counter, CounterOp, Keyed, Register, RegisterOp, RegisterRet,
 };
 use atoll_checkers::list_append::{Level, Reads, Txn, analyze};
+use atoll_checkers::ranges::Answers;
 use atoll_checkers::{Checked, Failure, History, Outcome, bank, counts, linear};
 
 use super::op::{ACCOUNTS, Op, Ret};
+use super::ranges::{Ranged, Universe};
 
 /// How long a key may be seen after its deadline, in nanoseconds: the server's clock runs behind
 /// the moment of an answer by its travel, and stands still while the machine is paused.
@@ -34,6 +37,23 @@ pub fn judge(history: &Whole, jumps: bool) -> Result<Checked, String> {
     sum = sum.and(named("counts", counts::check(&counting(history)))?);
     if !jumps {
         deadlines(history)?;
+    }
+    Ok(sum)
+}
+
+/// Judges the transactions on ranges, each universe on its own.
+///
+/// # Errors
+/// As [`judge`].
+pub fn ranges(
+    history: &History<Ranged, Answers>,
+    universes: &BTreeSet<Universe>,
+) -> Result<Checked, String> {
+    let mut sum = Checked::default();
+    for universe in universes {
+        let own = history.select(|call| call.op.universe == *universe);
+        let own = own.expand(|call| [(call.op.txn.clone(), call.outcome.clone())]);
+        sum = sum.and(named("ranges", atoll_checkers::ranges::check(&own, BUDGET))?);
     }
     Ok(sum)
 }

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! The server is the one that ships, down to the log; only the machine below it is simulated. Eight
-//! clients ([`load`]) use it for a simulated minute while the [`faults`] happen to it. What they asked and
-//! were told is one history, of which each checker gets its view ([`judge`]). At the end everything
+//! clients ([`load`]) use it for a simulated minute while the [`faults`] happen to it, three more from
+//! inside of its process ([`ranges`]). What they asked and were told is the history, of which each
+//! checker gets its view ([`judge`]). At the end everything
 //! is read once more, so that what was acknowledged and is gone is noticed.
 //!
 //! A seed names one execution. A failure prints its seed; `cargo xtask sim --seed N --trace` runs it
@@ -25,5 +26,6 @@ pub mod faults;
 pub mod judge;
 pub mod load;
 pub mod op;
+pub mod ranges;
 pub mod run;
 pub mod world;

@@ -19,7 +19,7 @@ use super::client::Connection;
 use super::load::{Client, FAMILIES};
 use super::op::{End, Op};
 use super::world::World;
-use super::{faults, judge};
+use super::{faults, judge, ranges};
 
 /// Time that the server has to be well again at the end.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
@@ -95,12 +95,14 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
         clients,
         judge: sim.node("judge"),
         recorder: Recorder::new().into(),
+        ranged: Recorder::new().into(),
+        universes: Default::default(),
         keys: Default::default(),
         faults: Default::default(),
         notes: Default::default(),
         wrong: Default::default(),
         busy: true.into(),
-        clients_left: FAMILIES.len().into(),
+        clients_left: (FAMILIES.len() + ranges::CLIENTS).into(),
         durability,
         jumps: prng.chance(0.5),
         stop: Default::default(),
@@ -125,9 +127,15 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
     }
     let recorder = world.recorder.replace(Recorder::new());
     let history = recorder.finish(world.nanos());
-    let checked = judge::judge(&history, world.jumps).inspect_err(|_| {
+    let mut checked = judge::judge(&history, world.jumps).inspect_err(|_| {
         failed.history = history.to_string();
     })?;
+    let ranged = world.ranged.replace(Recorder::new()).finish(world.nanos());
+    let universes = world.universes.take();
+    let of_ranges = judge::ranges(&ranged, &universes).inspect_err(|_| {
+        failed.history = ranged.to_string();
+    })?;
+    checked = checked.and(of_ranges);
     let mut reached = probe::take();
     // The engine's own doings show as operations of the disk.
     for (site, times) in world.server.disk().sites() {
@@ -138,7 +146,7 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
     Ok(Told {
         events: sim.events(),
         faults: world.faults.take(),
-        acknowledged: history.acknowledged() as u64,
+        acknowledged: (history.acknowledged() + ranged.acknowledged()) as u64,
         checked: checked.calls as u64,
         reached,
         trace: sim.trace_hash(),
@@ -158,6 +166,12 @@ async fn play(
     for number in 0..FAMILIES.len() {
         let client = Client::new(world.clone(), number, prng.fork(&format!("client {number}")));
         world.clients[number].env().tasks.spawn_local("client", Box::pin(client.run()));
+    }
+    for number in 0..ranges::CLIENTS {
+        let prng = prng.fork(&format!("ranges {number}"));
+        let own = world.clients[number].env();
+        let task = ranges::run(world.clone(), own.clone(), number, prng);
+        own.tasks.spawn_local("ranges", Box::pin(task));
     }
     let nemesis_ended = {
         let (sender, ended) = oneshot::channel();
@@ -192,7 +206,8 @@ async fn play(
             return Err("the server does not serve a minute after a clean stop".to_owned());
         }
     }
-    read_everything(&world, &env).await
+    read_everything(&world, &env).await?;
+    ranges::read_everything(&world, &env).await
 }
 
 /// Reads every key that was used. These reads end the history: they show what was lost.

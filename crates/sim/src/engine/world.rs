@@ -7,12 +7,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use atoll_checkers::Recorder;
+use atoll_checkers::ranges::Answers;
 use atoll_env::sim::Node;
 use atoll_env::sync::oneshot;
 use atoll_lsm::Durability;
 use atoll_server::Engine;
 
 use super::op::{Op, Ret};
+use super::ranges::{Ranged, Universe};
 
 /// The port that the server listens on.
 const PORT: u16 = 7379;
@@ -29,6 +31,10 @@ pub struct World {
     pub judge: Node,
     /// What was asked and answered.
     pub recorder: RefCell<Recorder<Op, Ret>>,
+    /// What was asked by the clients of ranges, and answered.
+    pub ranged: RefCell<Recorder<Ranged, Answers>>,
+    /// Where they did so.
+    pub universes: RefCell<BTreeSet<Universe>>,
     /// Keys that were written, to be read at the end.
     pub keys: RefCell<Keys>,
     /// Faults that happened, by class.
