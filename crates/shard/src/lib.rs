@@ -27,6 +27,9 @@ pub mod entry;
 pub mod eval;
 pub mod intent;
 pub mod leader;
+#[cfg(feature = "mutants")]
+pub mod mutants;
+#[cfg(not(feature = "mutants"))]
 mod mutants;
 #[cfg(test)]
 mod proof;

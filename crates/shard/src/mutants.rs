@@ -67,27 +67,28 @@
 //! | `answer-before-apply` | an answer that waits for an entry waits until it is applied |
 //! | `own-writes-not-seen` | who has a write in flight sees it |
 //!
-//! The proof (`proof::tests`) leaves out each of them in turn and wants it noticed.
+//! The proof (`proof::tests`) leaves out each of them in turn and wants it noticed. With the feature
+//! `mutants` a whole server can be run without one (`cargo xtask sim --mutants`).
 
-#[cfg(test)]
+#[cfg(any(test, feature = "mutants"))]
 thread_local! {
     static CHOSEN: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
 }
 
 /// Chooses the rule that this thread leaves out, or none.
-#[cfg(test)]
-pub(crate) fn choose(name: Option<&'static str>) {
+#[cfg(any(test, feature = "mutants"))]
+pub fn choose(name: Option<&'static str>) {
     CHOSEN.set(name);
 }
 
 /// Returns whether the rule is left out.
-#[cfg(test)]
+#[cfg(any(test, feature = "mutants"))]
 pub(crate) fn is(name: &str) -> bool {
     CHOSEN.get() == Some(name)
 }
 
-/// Returns whether the rule is left out: never, outside of tests.
-#[cfg(not(test))]
+/// Returns whether the rule is left out: never, in an ordinary build.
+#[cfg(not(any(test, feature = "mutants")))]
 #[inline(always)]
 pub(crate) fn is(_name: &str) -> bool {
     false

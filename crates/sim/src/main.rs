@@ -13,6 +13,7 @@ atoll-sim: runs AtollDB in a simulator, breaks what is below it, and checks what
 
 Usage:
   atoll-sim engine [--seed N | --seeds COUNT] [--from N] [--seconds S] [--threads T] [--trace]
+                   [--mutant NAME]
   atoll-sim crash [--points N] [--seed S] [--threads T] [--json] [--mutant NAME]
   atoll-sim crash --replay SEED[:POINT[/DRAW]] [--trace] [--mutant NAME]
 
@@ -23,6 +24,8 @@ engine: a whole server and its clients under random faults
   --seconds S    simulated seconds of each (default 60)
   --threads T    threads (default: one per core)
   --trace        prints every event; for one seed
+  --mutant NAME  leaves out a rule of shards or transactions and succeeds only if that is noticed
+                 (builds with --features mutants)
 
 crash: the storage engine, with the power cut at every disk operation
   --points N     crash points to run (default 100000)

@@ -5,7 +5,7 @@ use atoll_sim::engine::run::{Run, run};
 
 #[test]
 fn a_server_under_random_faults_keeps_its_promises() {
-    let plan = Plan { seed: 1, seeds: 24, seconds: 60, threads: 2 };
+    let plan = Plan { seed: 1, seeds: 24, seconds: 60, threads: 2, mutant: None };
     let report = campaign(plan, &|_| ());
     if let Some(failed) = &report.failed {
         panic!("seed {}: {}", failed.seed, failed.why);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use atoll_sim::engine::campaign::{Plan, Report, campaign};
+use atoll_sim::engine::mutants;
 use atoll_sim::engine::run::{Failed, Run, run};
 
 use crate::{USAGE, refuse};
@@ -34,9 +35,14 @@ pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let plan = Plan { seed: 1, seeds: 100, seconds: 60, threads };
+    let plan = Plan { seed: 1, seeds: 100, seconds: 60, threads, mutant: None };
     let mut arguments = Arguments { plan, trace: false };
     while let Some(word) = words.next() {
+        if word == "--mutant" {
+            let name = words.next().ok_or("--mutant needs a value")?;
+            arguments.plan.mutant = Some(mutant(&name)?);
+            continue;
+        }
         let mut number = || {
             let text = words.next().ok_or(format!("{word} needs a value"))?;
             text.parse::<u64>().map_err(|_| format!("'{text}' is no number"))
@@ -56,6 +62,17 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
     Ok(Some(arguments))
 }
 
+fn mutant(name: &str) -> Result<&'static str, String> {
+    if cfg!(not(feature = "mutants")) {
+        let add = "add --features mutants to the cargo command";
+        return Err(format!("this build has no mutants: {add}"));
+    }
+    mutants::find(name).ok_or_else(|| {
+        let known = [&mutants::OF_SHARDS[..], &mutants::OF_TRANSACTIONS[..]].concat();
+        format!("there is no mutant '{name}': choose one of {}", known.join(", "))
+    })
+}
+
 #[expect(clippy::disallowed_methods, reason = "the rate of the harness is real time")]
 fn engine(plan: Plan) -> ExitCode {
     let started = Instant::now();
@@ -67,12 +84,28 @@ fn engine(plan: Plan) -> ExitCode {
         }
     });
     eprintln!();
-    println!("{report}");
+    if plan.mutant.is_none() {
+        println!("{report}");
+    }
     println!("{:.1} s", started.elapsed().as_secs_f64());
     conclude(plan, &report)
 }
 
 fn conclude(plan: Plan, report: &Report) -> ExitCode {
+    if let Some(mutant) = plan.mutant {
+        let seeds = report.seeds + report.idle;
+        return match &report.failed {
+            Some(failed) => {
+                let why = failed.why.lines().next().unwrap_or_default();
+                eprintln!("{mutant} was caught after {seeds} seeds, by {}: {why}", failed.seed);
+                ExitCode::SUCCESS
+            }
+            None => {
+                eprintln!("{mutant} was NOT caught in {seeds} seeds");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if let Some(failed) = &report.failed {
         complain(failed, plan.seconds);
         return ExitCode::FAILURE;

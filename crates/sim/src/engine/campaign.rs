@@ -52,6 +52,8 @@ pub struct Plan {
     pub seconds: u64,
     /// Threads to use.
     pub threads: usize,
+    /// The rule that is left out, for a negative control.
+    pub mutant: Option<&'static str>,
 }
 
 /// What a seed did.
@@ -163,6 +165,7 @@ pub fn campaign(plan: Plan, progress: &(dyn Fn(u64) + Sync)) -> Report {
     std::thread::scope(|scope| {
         for _ in 0..plan.threads {
             scope.spawn(|| {
+                super::mutants::choose(plan.mutant);
                 while !failed.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= plan.seeds {

@@ -187,18 +187,20 @@ fn transfers(history: &Whole) -> History<bank::Op, bank::Balances> {
 
 fn counting(history: &Whole) -> History<counts::Op, u64> {
     history.expand(|call| {
-        let op = match &call.op {
-            Op::Put(key) => counts::Op::Put(*key),
-            Op::Remove(key) => counts::Op::Delete(*key),
-            Op::Clear => counts::Op::Clear,
-            Op::Count => counts::Op::Count,
+        let ops = match &call.op {
+            Op::Put(key) => vec![counts::Op::Put(*key)],
+            Op::PutMany(keys) => keys.iter().copied().map(counts::Op::Put).collect(),
+            Op::Remove(key) => vec![counts::Op::Delete(*key)],
+            Op::Clear => vec![counts::Op::Clear],
+            Op::Count => vec![counts::Op::Count],
             _ => return Vec::new(),
         };
         let count = |ret: &Ret| match ret {
             Ret::Count(count) => Some(*count),
             _ => Some(0),
         };
-        vec![(op, outcome(&call.outcome, count))]
+        let one = |op| (op, outcome(&call.outcome, count));
+        ops.into_iter().map(one).collect()
     })
 }
 

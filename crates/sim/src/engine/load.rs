@@ -314,6 +314,11 @@ impl Client {
             0 => Op::Clear,
             1..=10 => Op::Count,
             11..=18 => Op::Remove(key),
+            19..=24 => {
+                let first = self.number * COUNTED;
+                let other = first + (key - first + 1) % COUNTED;
+                Op::PutMany(vec![key, other])
+            }
             _ => Op::Put(key),
         }
     }

@@ -25,6 +25,7 @@ pub mod client;
 pub mod faults;
 pub mod judge;
 pub mod load;
+pub mod mutants;
 pub mod op;
 pub mod ranges;
 pub mod run;

@@ -47,6 +47,8 @@ pub enum Op {
     Balances,
     /// Makes a counted key be there.
     Put(u64),
+    /// Makes several counted keys be there, in one transaction.
+    PutMany(Vec<u64>),
     /// Makes a counted key be gone.
     Remove(u64),
     /// Makes all counted keys be gone.
@@ -103,6 +105,7 @@ impl fmt::Display for Op {
             Op::Transfer { from, to, amount } => write!(f, "transfer {amount} from {from} to {to}"),
             Op::Balances => f.write_str("balances"),
             Op::Put(key) => write!(f, "put {key}"),
+            Op::PutMany(keys) => write!(f, "put {keys:?}"),
             Op::Remove(key) => write!(f, "remove {key}"),
             Op::Clear => f.write_str("clear"),
             Op::Count => f.write_str("count"),
@@ -200,6 +203,12 @@ impl Op {
                 1
             }
             Op::Put(key) => command(out, &["SET", &format!("n:{key}"), "here"]),
+            Op::PutMany(keys) => {
+                let mut args = vec!["MSET".to_owned()];
+                args.extend(keys.iter().flat_map(|key| [format!("n:{key}"), "here".to_owned()]));
+                atoll_resp::request(out, &args);
+                1
+            }
             Op::Remove(key) => command(out, &["DEL", &format!("n:{key}")]),
             Op::Clear => command(out, &["FLUSHDB"]),
             Op::Count => command(out, &["DBSIZE"]),
@@ -284,7 +293,7 @@ impl Op {
                 let balances: Option<Vec<_>> = balances.collect();
                 Ok(End::Ok(Ret::Balances(balances.ok_or_else(wrong)?)))
             }
-            (Op::Put(_) | Op::Clear, Value::Simple(_)) | (Op::Remove(_), Value::Int(_)) => {
+            (Op::Put(_) | Op::PutMany(_) | Op::Clear, Value::Simple(_)) | (Op::Remove(_), Value::Int(_)) => {
                 Ok(End::Ok(Ret::Done))
             }
             (Op::Count, Value::Int(n)) => {
