@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_env::sim::{CrashTiming, Outcome as Ended, Sim};
-use atoll_env::sync::Notify;
+use atoll_env::sync::{Notify, oneshot};
+use atoll_env::{Env, Instant};
 use atoll_kv::{Core, Node, NodeOptions};
 use atoll_lsm::driven::{Direction, Tree};
 use parking_lot::Mutex;
@@ -522,4 +522,77 @@ async fn check_known(client: &Client, known: &Mutex<Known>) {
         assert!(value.is_none_or(|value| value == name.as_bytes()), "of another keyspace");
         known.lock().acknowledged.insert(name.clone(), None);
     }
+}
+
+#[test]
+fn no_commit_that_begins_after_a_drop_is_acknowledged_and_nothing_is_left_of_those_before() {
+    let (mut committed, mut refused) = (0, 0);
+    for seed in 0..8 {
+        let counts: Arc<Mutex<(u32, u32)>> = Arc::default();
+        let shared = counts.clone();
+        simulate(seed, |env| {
+            let (clock, tasks) = (env.clock.clone(), env.tasks.clone());
+            with_node(options(env, 2), |client, trees| async move {
+                // Ids that were given, and when the drop of one was acknowledged.
+                let ids: Arc<Mutex<BTreeSet<u32>>> = Arc::default();
+                let dropped: Arc<Mutex<BTreeMap<u32, Instant>>> = Arc::default();
+                let mut writers = Vec::new();
+                for writer in 0..4u64 {
+                    let (ended, ends) = oneshot::channel();
+                    writers.push(ends);
+                    let (client, clock, shared) = (client.clone(), clock.clone(), shared.clone());
+                    let (ids, dropped) = (ids.clone(), dropped.clone());
+                    let mut prng = Prng::new(seed * 10 + writer);
+                    let work = async move {
+                        for _ in 0..30 {
+                            let made = client.create_keyspace("race/x", hashed(4)).await;
+                            let Ok((keyspace, _)) = made else { continue };
+                            let id = keyspace.info().id;
+                            ids.lock().insert(id);
+                            let mut txn = client.begin(Isolation::Serializable);
+                            for _ in 0..3 {
+                                let key = [prng.below(200) as u8];
+                                let _ = txn.put(&keyspace, &key, b"x", Expiry::Default).await;
+                            }
+                            clock.sleep(Duration::from_micros(prng.below(4_000))).await;
+                            let began = clock.now();
+                            match txn.commit().await {
+                                Ok(_) => {
+                                    shared.lock().0 += 1;
+                                    let gone = dropped.lock().get(&id).copied();
+                                    assert!(gone.is_none_or(|gone| gone >= began), "{gone:?}");
+                                }
+                                Err(Error::Dropped(_)) => shared.lock().1 += 1,
+                                Err(Error::Conflict(_)) => {}
+                                Err(error) => panic!("{error}"),
+                            }
+                        }
+                        let _ = ended.send(());
+                    };
+                    tasks.spawn("writer", Box::pin(work));
+                }
+                for _ in 0..25 {
+                    clock.sleep(Duration::from_millis(3)).await;
+                    let Ok(Some(before)) = client.find_keyspace("race/x").await else { continue };
+                    if client.drop_keyspace("race").await.is_ok() {
+                        dropped.lock().insert(before.info().id, clock.now());
+                    }
+                }
+                for writer in writers {
+                    writer.await.unwrap();
+                }
+                let _ = client.drop_keyspace("race").await;
+                clock.sleep(Duration::from_secs(8)).await;
+                let ids = ids.lock().clone();
+                assert!(ids.len() > 3, "{ids:?}");
+                for id in ids {
+                    assert_eq!(stored(&trees, id).await, 0, "keyspace {id}");
+                }
+            })
+        });
+        let counts = *counts.lock();
+        committed += counts.0;
+        refused += counts.1;
+    }
+    assert!(committed > 50 && refused > 20, "{committed} committed, {refused} refused");
 }
