@@ -4,10 +4,11 @@
 //! cargo run --release -p atoll-bench --features peers-rust -- engine
 //! cargo run --release -p atoll-bench -- engine --workload fillrandom,readrandom-4x --memory 256MiB
 //! cargo run --release -p atoll-bench --features peers-rust -- structures
+//! cargo run --release -p atoll-bench -- server --quick
 //! ```
 //!
-//! What follows is about `engine`; `structures` compares structures in memory and explains itself
-//! in its module.
+//! What follows is about `engine`; `structures` compares structures in memory and `server` the server
+//! with Redis, and both explain themselves in their modules.
 //!
 //! # What is compared
 //!
@@ -52,7 +53,7 @@
 //!   are counted by the same allocator, which adds about 1 ns to an allocation and its release.
 //! - **x peer**: our rate by the peer's.
 //!
-//! Left out: long runs with a time series, and peers that are not Rust.
+//! Left out: long runs with a time series, and engines that are not Rust.
 
 #![deny(unsafe_code)]
 #![expect(
@@ -68,6 +69,7 @@ mod engines;
 mod parent;
 mod process;
 mod report;
+mod server;
 mod size;
 mod structures;
 mod workload;
@@ -111,12 +113,28 @@ Examples:
 
 crossbeam's skip list needs a build with `--features peers-rust`.")]
     Structures(structures::Args),
+    /// Measures the server beside Redis 7, under equal promises.
+    #[command(after_help = "\
+Examples:
+  atoll-bench server --quick                           a table in about two minutes
+  atoll-bench server                                   everything: about an hour
+  atoll-bench server --workload get,set -P 16 -r 100k  a few rows
+  atoll-bench server --cores 1,2 --durability synced   one and two serving threads
+  atoll-bench server --tool own,redis-benchmark -P 16  with a second opinion
+  atoll-bench server --workload restart --size 1GiB    the first reply with 1 GiB of data
+  atoll-bench server --peers none --json rows.jsonl    without Redis
+
+Needs `atoll` beside this program (cargo build --release -p atoll) and redis-server in PATH.")]
+    Server(Box<server::Args>),
     /// Runs one measurement; started by `engine`.
     #[command(hide = true)]
     Child(child::Args),
     /// Runs one measurement; started by `structures`.
     #[command(hide = true)]
     StructuresChild(structures::ChildArgs),
+    /// Becomes a server; started by `server`.
+    #[command(hide = true)]
+    ServerExec(server::exec::Args),
 }
 
 #[derive(Args)]
@@ -151,6 +169,8 @@ fn main() -> ExitCode {
         Command::Structures(args) => structures::run(args),
         Command::Child(args) => child::run(args),
         Command::StructuresChild(args) => structures::run_child(args),
+        Command::Server(args) => server::run(*args),
+        Command::ServerExec(args) => server::exec::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -96,10 +96,7 @@ impl Row {
                 }
             }
             Err(reason) => {
-                let escaped: String = reason.chars().flat_map(char::escape_default).collect();
-                // Only what both notations write alike is left after Rust's own escapes.
-                let plain = escaped.replace("\\u{", "(").replace('}', ")").replace("\\'", "'");
-                let _ = write!(json, ",\"error\":\"{plain}\"");
+                let _ = write!(json, ",\"error\":\"{}\"", escaped(reason));
             }
         }
         let _ = write!(json, ",\"comparable\":{}}}", self.comparable);
@@ -167,8 +164,15 @@ pub fn push(json: &mut String, name: &str, figure: Option<f64>) {
     let _ = write!(json, ",\"{name}\":{text}");
 }
 
+/// Returns a text as it stands between the quotes of a JSON string.
+pub fn escaped(text: &str) -> String {
+    let escaped: String = text.chars().flat_map(char::escape_default).collect();
+    // Only what both notations write alike is left after Rust's own escapes.
+    escaped.replace("\\u{", "(").replace('}', ")").replace("\\'", "'")
+}
+
 /// Shows microseconds in the unit that leaves few digits.
-fn time(us: f64) -> String {
+pub fn time(us: f64) -> String {
     match us {
         us if us < 1000.0 => format!("{us:.1} us"),
         us if us < 1_000_000.0 => format!("{:.1} ms", us / 1000.0),

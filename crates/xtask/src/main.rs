@@ -24,6 +24,9 @@ Recipes:
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
                                   size; flags are those of atoll-bench engine (--workload NAME,...)
+  cargo xtask bench-server [FLAGS]
+                                  the server beside Redis 7, under equal promises; flags are those
+                                  of atoll-bench server (--quick ends in about two minutes)
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff
   cargo xtask corpus              records what a real Redis answers to the sequences of the
                                   differential test; needs a redis-server; read the diff";
@@ -58,6 +61,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("fuzz", true) => vec![fuzz()],
         ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
+        ("bench-server", _) => bench_server(flags),
         ("golden", true) => vec![golden()],
         ("corpus", true) => vec![corpus()],
         _ => return None,
@@ -129,6 +133,13 @@ fn bench(flags: &[String]) -> Command {
     ]);
     run.args(flags);
     run
+}
+
+/// The server is a program of its own, which the benchmark finds beside itself.
+fn bench_server(flags: &[String]) -> Vec<Command> {
+    let mut run = cargo(["run", "--release", "-p", "atoll-bench", "--", "server"]);
+    run.args(flags);
+    vec![cargo(["build", "--release", "-p", "atoll"]), run]
 }
 
 fn golden() -> Command {
