@@ -1,6 +1,6 @@
 //! Probes: did a test ever get there?
 //!
-//! A run of the simulator that finds nothing wrong may have found nothing at all. [`sometimes!`]
+//! A run of the simulator that finds nothing wrong may have found nothing at all. [`sometimes!`](crate::sometimes)
 //! marks states that are rare and matter (a transaction was recovered by somebody else, a turn was
 //! refused for lack of room); a campaign of seeds prints how often each was reached, and one that
 //! was never reached is not tested.

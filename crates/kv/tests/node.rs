@@ -417,7 +417,8 @@ fn a_record_outlives_every_restart_while_an_intent_of_another_core_leans_on_it()
                     if life == 2 {
                         let mut client = Client::new(&core, 1);
                         for name in ["a", "b", "c", "d", "e", "f"] {
-                            results.lock().push(client.get(name).await.unwrap_or(0));
+                            let found = client.get(name).await.unwrap_or(0);
+                            results.lock().push(found);
                         }
                     }
                     support::stop_all(&core);
@@ -428,7 +429,11 @@ fn a_record_outlives_every_restart_while_an_intent_of_another_core_leans_on_it()
             let found = found.lock();
             if life == 2 {
                 assert!(found.iter().all(|n| *n == found[0]), "cut {cut}: half is gone: {found:?}");
-                assert!(found[0] >= low, "cut {cut}: {low} was acknowledged, {} is there", found[0]);
+                assert!(
+                    found[0] >= low,
+                    "cut {cut}: {low} was acknowledged, {} is there",
+                    found[0]
+                );
                 halves += 1;
             }
         }

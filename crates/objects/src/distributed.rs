@@ -74,7 +74,7 @@ pub async fn read(
     touch: bool,
 ) -> Reply {
     let done = match read_at(core, items, at, protocol, touch).await {
-        Err(Error::Aborted(why)) if why == Abort::SnapshotTooOld => {
+        Err(Error::Aborted(Abort::SnapshotTooOld)) => {
             read_at(core, items, core.read_point(), protocol, touch).await
         }
         done => done,

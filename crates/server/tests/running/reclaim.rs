@@ -88,7 +88,8 @@ fn the_space_of_a_long_string_comes_back_however_it_goes() {
             env.clock.sleep(UNTIL_RECLAIMED).await;
             assert_eq!(parts(&trees).await, of_one, "seed {seed}: those of what is kept");
             assert_eq!(client.ask(&["STRLEN", "keep"]).await, Some(Value::Int(96_000)));
-            for tree in trees.lock().unwrap().clone() {
+            let held = trees.lock().unwrap().clone();
+            for tree in held {
                 tree.flush().await.unwrap();
                 tree.compact().await.unwrap();
             }

@@ -293,9 +293,8 @@ impl Op {
                 let balances: Option<Vec<_>> = balances.collect();
                 Ok(End::Ok(Ret::Balances(balances.ok_or_else(wrong)?)))
             }
-            (Op::Put(_) | Op::PutMany(_) | Op::Clear, Value::Simple(_)) | (Op::Remove(_), Value::Int(_)) => {
-                Ok(End::Ok(Ret::Done))
-            }
+            (Op::Put(_) | Op::PutMany(_) | Op::Clear, Value::Simple(_))
+            | (Op::Remove(_), Value::Int(_)) => Ok(End::Ok(Ret::Done)),
             (Op::Count, Value::Int(n)) => {
                 Ok(End::Ok(Ret::Count(u64::try_from(*n).map_err(|_| wrong())?)))
             }

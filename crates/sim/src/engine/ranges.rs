@@ -98,7 +98,9 @@ pub async fn run(world: Rc<World>, env: Env, number: usize, mut prng: Prng) {
             let key = prng.below(KEYS);
             next += 1;
             match prng.below(10) {
-                0..=3 => Step::Scan { from: key, to: key + 1 + prng.below(KEYS - key), limit: None },
+                0..=3 => {
+                    Step::Scan { from: key, to: key + 1 + prng.below(KEYS - key), limit: None }
+                }
                 4 => Step::Get(key),
                 5..=6 => Step::Delete(key),
                 _ => Step::Put(key, next * 10 + number as u64),
@@ -145,7 +147,8 @@ async fn carry_out(client: &Client, ranged: &Ranged, reverse: bool) -> End {
                 let range = KeyRange::between(universe.key(*from)..universe.key(*to));
                 let rows = session.scan(&keyspace, range, reverse, usize::MAX).await;
                 rows.map(|rows| {
-                    let parsed = rows.rows.iter().map(|row| (parse(&row.key[9..]), parse(&row.value)));
+                    let parsed =
+                        rows.rows.iter().map(|row| (parse(&row.key[9..]), parse(&row.value)));
                     let mut parsed: Vec<_> = parsed.collect();
                     if reverse {
                         parsed.reverse();
