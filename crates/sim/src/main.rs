@@ -24,8 +24,8 @@ engine: a whole server and its clients under random faults
   --seconds S    simulated seconds of each (default 60)
   --threads T    threads (default: one per core)
   --trace        prints every event; for one seed
-  --mutant NAME  leaves out a rule of shards or transactions and succeeds only if that is noticed
-                 (builds with --features mutants)
+  --mutant NAME  leaves out a rule of shards or transactions, or all of them one after the other,
+                 and succeeds only if that is noticed (builds with --features mutants)
 
 crash: the storage engine, with the power cut at every disk operation
   --points N     crash points to run (default 100000)

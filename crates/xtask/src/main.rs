@@ -20,6 +20,8 @@ Recipes:
                                   are those of atoll-sim engine (--seed N, --seeds COUNT)
   cargo xtask fuzz                checks that the fuzz targets compile under their own manifest; the
                                   tests of xtask compile and run them too, without libFuzzer
+  cargo xtask sim --mutants       the same with one rule of shards or transactions left out after
+                                  the other; each must be caught within 100 seeds
   cargo xtask loom                the rings between cores under the model checker: all orders of
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
@@ -97,6 +99,11 @@ fn crash(args: &[String]) -> Vec<Command> {
 }
 
 fn sim(flags: &[String]) -> Command {
+    if flags == ["--mutants"] {
+        let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--features", "mutants"]);
+        run.args(["--", "engine", "--seeds", "100", "--mutant", "all"]);
+        return run;
+    }
     let mut run = cargo(["run", "--release", "-p", "atoll-sim", "--", "engine"]);
     if flags.is_empty() {
         run.args(["--seeds", "1000"]);

@@ -7,11 +7,12 @@
 //!   SIGKILL -> restart -> read all keys -> check -> next round on the same data
 //! ```
 //!
-//! A connection is the only writer of its keys and its commands take effect in the order sent, so
-//! the oracle is exact: after a restart its keys must look as if **some first part of what it sent
+//! A connection is the only writer of its keys. Most of them are on one shard; now and then a MSET or a MULTI
+//! spans shards, which waits for the connection's earlier commands and holds back its later ones. So its
+//! commands take effect in the order sent, and the oracle is exact: after a restart its keys must look as if **some first part of what it sent
 //! was executed and nothing after it, and that part holds every request whose reply was read**.
 //! This finds a lost acknowledged write, a write nobody sent, and a hole: a later write that
-//! survived an earlier one. It must hold in all three durability modes, because a killed process
+//! survived an earlier one, half a transaction. And DBSIZE must be the number of keys. It must hold in all three durability modes, because a killed process
 //! takes nothing from the kernel.
 //!
 //! `ATOLL_KILL_ROUNDS` sets the rounds per mode (3; `cargo xtask e2e` runs many), `ATOLL_KILL_SEED`
@@ -32,6 +33,10 @@ use crate::harness::{Server, size};
 const CONNECTIONS: usize = 4;
 /// Keys of each connection, of each kind.
 const KEYS: u64 = 100;
+/// Hash tags of slots in the lower and in the upper half: keys of both are never on one shard. (If they
+/// were, their command would be one of that shard, and might overtake those of another one.)
+const LOW: [&str; 3] = ["b", "c", "f"];
+const HIGH: [&str; 3] = ["a", "d", "e"];
 /// Requests in one write at most.
 const PIPELINE_MAX: u64 = 64;
 /// Longest load before the kill, in milliseconds.
@@ -46,12 +51,28 @@ enum Op {
     Set(String, String),
     Del(String),
     Incr(String),
+    /// Two keys of different shards set in one command.
+    Twins(String, String, String),
+    /// One number taken from a key and given to one of another shard, in a MULTI.
+    Move(String, String),
 }
 
 impl Op {
     /// Makes a random request on the keys of `connection`. Values name their place in the run.
     fn random(prng: &mut Prng, connection: usize, tag: &str) -> Op {
         let key = format!("{{c{connection}}}:{}", prng.below(KEYS));
+        match prng.below(12) {
+            10 => {
+                let twin = |tag: &str| format!("twin:{{{tag}}}:{connection}");
+                return Op::Twins(twin(LOW[0]), twin(HIGH[0]), tag.to_owned());
+            }
+            11 => {
+                let low = account(LOW[prng.index(LOW.len())], connection);
+                let high = account(HIGH[prng.index(HIGH.len())], connection);
+                return if prng.chance(0.5) { Op::Move(low, high) } else { Op::Move(high, low) };
+            }
+            _ => {}
+        }
         match prng.below(10) {
             0..6 => {
                 // Mostly small; now and then large enough to be cut in several reads and frames.
@@ -71,27 +92,58 @@ impl Op {
             Op::Set(key, value) => atoll_resp::request(out, &["SET", key, value]),
             Op::Del(key) => atoll_resp::request(out, &["DEL", key]),
             Op::Incr(key) => atoll_resp::request(out, &["INCR", key]),
+            Op::Twins(left, right, value) => {
+                atoll_resp::request(out, &["MSET", left, value, right, value]);
+            }
+            Op::Move(from, to) => {
+                for args in [&["MULTI"][..], &["DECR", from], &["INCR", to], &["EXEC"]] {
+                    atoll_resp::request(out, args);
+                }
+            }
         }
     }
 
-    /// Applies the request and returns the key it changed.
-    fn apply<'a>(&'a self, state: &mut State) -> &'a str {
+    /// Returns how many replies it gets.
+    fn replies(&self) -> usize {
+        if matches!(self, Op::Move(..)) { 4 } else { 1 }
+    }
+
+    /// Applies the request and returns the keys it changed.
+    fn apply<'a>(&'a self, state: &mut State) -> Vec<&'a str> {
+        let add = |state: &mut State, key: &String, by: i64| {
+            let n: i64 = state.get(key).map_or(0, |text| text.parse().unwrap());
+            state.insert(key.clone(), (n + by).to_string());
+        };
         match self {
             Op::Set(key, value) => {
                 state.insert(key.clone(), value.clone());
-                key
+                vec![key]
             }
             Op::Del(key) => {
                 state.remove(key);
-                key
+                vec![key]
             }
             Op::Incr(key) => {
-                let n: u64 = state.get(key).map_or(0, |text| text.parse().unwrap());
-                state.insert(key.clone(), (n + 1).to_string());
-                key
+                add(state, key, 1);
+                vec![key]
+            }
+            Op::Twins(left, right, value) => {
+                state.insert(left.clone(), value.clone());
+                state.insert(right.clone(), value.clone());
+                vec![left, right]
+            }
+            Op::Move(from, to) => {
+                add(state, from, -1);
+                add(state, to, 1);
+                vec![from, to]
             }
         }
     }
+}
+
+/// Returns the key of a number that is moved.
+fn account(tag: &str, connection: usize) -> String {
+    format!("account:{{{tag}}}:{connection}")
 }
 
 /// What one connection did in a round.
@@ -114,11 +166,12 @@ fn executed(before: &State, sent: &Sent, after: &State) -> Result<usize, String>
             return Ok(done);
         }
         let Some(op) = sent.ops.get(done) else { break };
-        let key = op.apply(&mut state);
-        if differs(&state, key) {
-            wrong.insert(key.to_owned());
-        } else {
-            wrong.remove(key);
+        for key in op.apply(&mut state) {
+            if differs(&state, key) {
+                wrong.insert(key.to_owned());
+            } else {
+                wrong.remove(key);
+            }
         }
     }
     let key = wrong.first().cloned().unwrap_or_default();
@@ -140,6 +193,8 @@ fn executed(before: &State, sent: &Sent, after: &State) -> Result<usize, String>
 /// Sends requests until the server is gone.
 fn load(mut socket: TcpStream, mut prng: Prng, connection: usize, round: u64) -> Sent {
     let mut sent = Sent { ops: Vec::new(), acknowledged: 0 };
+    // Replies that the request in front still gets.
+    let mut owed = 0;
     let mut decoder = ReplyDecoder::new();
     let mut chunk = vec![0; 64 << 10];
     loop {
@@ -154,7 +209,13 @@ fn load(mut socket: TcpStream, mut prng: Prng, connection: usize, round: u64) ->
         while sent.acknowledged < sent.ops.len() {
             match decoder.next_reply().unwrap() {
                 Some(Value::Error(text)) => panic!("refused: {}", text.escape_ascii()),
-                Some(_) => sent.acknowledged += 1,
+                Some(_) => {
+                    if owed == 0 {
+                        owed = sent.ops[sent.acknowledged].replies();
+                    }
+                    owed -= 1;
+                    sent.acknowledged += usize::from(owed == 0);
+                }
                 None => match socket.read(&mut chunk) {
                     Ok(0) | Err(_) => return sent,
                     Ok(n) => decoder.feed(&chunk[..n]),
@@ -171,6 +232,8 @@ fn load(mut socket: TcpStream, mut prng: Prng, connection: usize, round: u64) ->
 fn read_state(client: &mut redis::Connection, connection: usize) -> State {
     let keys: Vec<String> = (0..KEYS)
         .flat_map(|key| [format!("{{c{connection}}}:{key}"), format!("n{{c{connection}}}:{key}")])
+        .chain([LOW[0], HIGH[0]].map(|tag| format!("twin:{{{tag}}}:{connection}")))
+        .chain(LOW.iter().chain(&HIGH).map(|tag| account(tag, connection)))
         .collect();
     let values: Vec<Option<String>> = client.mget(&keys).unwrap();
     keys.into_iter().zip(values).filter_map(|(key, value)| Some((key, value?))).collect()
@@ -210,6 +273,9 @@ fn kill_loop(mode: &str) {
             unanswered += sent.ops.len() - sent.acknowledged;
             states[connection] = after;
         }
+        let keys: usize = states.iter().map(State::len).sum();
+        let counted: usize = redis::cmd("DBSIZE").query(&mut client).unwrap();
+        assert_eq!(counted, keys, "{mode}, seed {seed}, round {round}: DBSIZE");
         // The next round begins after another kill: recovery of a recovery.
         server.kill();
     }

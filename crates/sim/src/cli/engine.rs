@@ -18,13 +18,21 @@ struct Arguments {
     plan: Plan,
     /// One seed, told in full.
     trace: bool,
+    /// Rules to leave out, one after the other.
+    mutants: Vec<&'static str>,
 }
 
 /// Runs the command with the words that follow its name.
 pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
     match parse(words) {
-        Ok(Some(Arguments { plan, trace: true })) => trace(plan),
-        Ok(Some(arguments)) => engine(arguments.plan),
+        Ok(Some(Arguments { plan, trace: true, .. })) => trace(plan),
+        Ok(Some(Arguments { plan, mutants, .. })) if mutants.is_empty() => engine(plan),
+        Ok(Some(Arguments { plan, mutants, .. })) => {
+            let run = |mutant| engine(Plan { mutant: Some(mutant), ..plan });
+            let missed = mutants.into_iter().map(run).filter(|code| *code != ExitCode::SUCCESS);
+            // All of them are run, whatever becomes of the first.
+            missed.fold(ExitCode::SUCCESS, |_, code| code)
+        }
         Ok(None) => {
             print!("{USAGE}");
             ExitCode::SUCCESS
@@ -36,11 +44,11 @@ pub fn main(words: impl Iterator<Item = String>) -> ExitCode {
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, String> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let plan = Plan { seed: 1, seeds: 100, seconds: 60, threads, mutant: None };
-    let mut arguments = Arguments { plan, trace: false };
+    let mut arguments = Arguments { plan, trace: false, mutants: Vec::new() };
     while let Some(word) = words.next() {
         if word == "--mutant" {
             let name = words.next().ok_or("--mutant needs a value")?;
-            arguments.plan.mutant = Some(mutant(&name)?);
+            arguments.mutants = mutants(&name)?;
             continue;
         }
         let mut number = || {
@@ -62,14 +70,18 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Arguments>, S
     Ok(Some(arguments))
 }
 
-fn mutant(name: &str) -> Result<&'static str, String> {
+fn mutants(name: &str) -> Result<Vec<&'static str>, String> {
     if cfg!(not(feature = "mutants")) {
         let add = "add --features mutants to the cargo command";
         return Err(format!("this build has no mutants: {add}"));
     }
-    mutants::find(name).ok_or_else(|| {
-        let known = [&mutants::OF_SHARDS[..], &mutants::OF_TRANSACTIONS[..]].concat();
-        format!("there is no mutant '{name}': choose one of {}", known.join(", "))
+    let known = [&mutants::OF_SHARDS[..], &mutants::OF_TRANSACTIONS[..]].concat();
+    if name == "all" {
+        return Ok(known);
+    }
+    let found = known.iter().copied().find(|mutant| *mutant == name);
+    found.map(|mutant| vec![mutant]).ok_or_else(|| {
+        format!("there is no mutant '{name}': choose all or one of {}", known.join(", "))
     })
 }
 

@@ -5,29 +5,24 @@
 //! faster, because their schedules are made to meet; here are those whose absence a whole server with
 //! ordinary clients shows within a hundred seeds.
 
-/// Rules of the shard ([`atoll_shard`]'s mutants).
-pub const OF_SHARDS: [&str; 12] = [
+/// Rules of the shard (`atoll_shard`'s mutants).
+pub const OF_SHARDS: [&str; 13] = [
+    "no-low-water",
     "reads-do-not-wait",
-    "edge-reads-do-not-raise",
     "fast-passes-intents",
+    "commands-pass-locks",
     "read-the-edge-at-once",
-    "close-below-edge",
-    "close-below-commits",
+    "resolved-not-awaited",
     "intent-below-reads",
+    "writes-pass-intents",
     "edge-not-checked",
     "spans-not-checked",
     "records-dropped-early",
-    "status-at-once",
     "intents-not-counted",
+    "split-forgets-locals",
 ];
-/// Rules of the coordinator ([`atoll_txn::mutants`]).
-pub const OF_TRANSACTIONS: [&str; 4] =
-    ["no-refresh", "spans-not-validated", "lost-is-aborted", "recovery-forgets"];
-
-/// Returns the rule of a name, if a campaign can leave it out.
-pub fn find(name: &str) -> Option<&'static str> {
-    OF_SHARDS.into_iter().chain(OF_TRANSACTIONS).find(|known| *known == name)
-}
+/// Rules of the coordinator (`atoll_txn`'s mutants).
+pub const OF_TRANSACTIONS: [&str; 3] = ["validate-after-staging", "no-refresh", "recovery-forgets"];
 
 /// Leaves a rule out on this thread, or none.
 #[cfg(feature = "mutants")]
