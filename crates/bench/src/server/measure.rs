@@ -29,8 +29,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Bytes that a connection sends at a time while it loads data.
 const LOAD_BATCH: u64 = 64 << 10;
 
-/// Connections of the writers in `get-under-writes`.
-const WRITERS: usize = 10;
+/// Connections of the writers in `get-under-writes`: enough for the rate when a sync takes 20 ms.
+const WRITERS: usize = 50;
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -189,12 +189,19 @@ pub fn figures(outcome: &Outcome, cpu_s: f64, rss_mib: f64) -> Result<LoadFigure
         p99_us: us(latency.value_at_quantile(0.99)),
         p999_us: Some(us(latency.value_at_quantile(0.999))),
         max_us: us(latency.max()),
-        cpu_us_per_op: cpu_s * 1e6 / operations,
+        cpu_us_per_op: cpu_us_per_op(cpu_s, operations),
         rss_mib,
         generator_busy: Some(outcome.client_cpu_s / outcome.seconds),
         writes_per_s: (!writes.is_empty()).then(|| writes.len() as f64 / outcome.seconds),
         write_p99_us: (!writes.is_empty()).then(|| us(writes.value_at_quantile(0.99))),
     })
+}
+
+/// Divides a server's processor time among operations, unless it is too little for the kernel's count
+/// of hundredths of a second to say anything.
+pub fn cpu_us_per_op(cpu_s: f64, operations: f64) -> Option<f64> {
+    const LEAST: f64 = 0.095;
+    (cpu_s > LEAST).then(|| cpu_s * 1e6 / operations)
 }
 
 /// Measures a server that was just started and that nobody asks for anything.
@@ -321,13 +328,14 @@ mod tests {
     #[test]
     fn a_load_becomes_a_row() {
         let outcome = outcome(fake(7, polite).0);
-        let figures = figures(&outcome, 0.001, 10.0).unwrap();
-        assert_eq!(figures.cpu_us_per_op, 2.0);
+        let figures = figures(&outcome, 0.5, 10.0).unwrap();
+        assert_eq!(figures.cpu_us_per_op, Some(1000.0));
+        assert_eq!(cpu_us_per_op(0.05, 500.0), None, "five ticks of the clock are no measure");
         assert!(figures.ops_per_s > 0.0 && figures.p50_us <= figures.max_us);
         let sample = report::median(&[Ok(figures.into())]);
         let row =
             Row { case: &CASE, which: Which::Redis, outcome: &sample, redis: None, remark: None };
-        assert!(row.to_table().contains("2.00         10"), "{}", row.to_table());
+        assert!(row.to_table().contains("1000.00         10"), "{}", row.to_table());
     }
 
     #[test]

@@ -29,7 +29,7 @@
 //! - **p50, p99, p99.9, max**: from sending a pipeline to its last reply; an operation's latency is
 //!   its pipeline's.
 //! - **CPU us**: user and system time of all the server's threads and of its children that ended, by
-//!   operations.
+//!   operations; `-` if it is less than a tenth of a second in all.
 //! - **RSS**: the resident set right after.
 //! - **x ops, x p99, x CPU, ...**: AtollDB's figure by Redis's.
 //!
@@ -110,6 +110,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         bench.durability(durability)?;
     }
     bench.progress.clear();
+    println!("\nload average {} after", proc::load_average()?);
     match bench.failed_rows {
         0 => Ok(()),
         1 => Err("a row failed".into()),
@@ -344,7 +345,10 @@ impl Bench<'_> {
                     p50_us: found.p50_us,
                     p99_us: found.p99_us,
                     max_us: found.max_us,
-                    cpu_us_per_op: (server.cpu_s()? - before) * 1e6 / requests as f64,
+                    cpu_us_per_op: measure::cpu_us_per_op(
+                        server.cpu_s()? - before,
+                        requests as f64,
+                    ),
                     rss_mib: server.resident()? as f64 / f64::from(1 << 20),
                     ..LoadFigures::default()
                 };

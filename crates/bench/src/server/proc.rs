@@ -42,13 +42,18 @@ fn resident_kib(status: &str) -> Option<u64> {
 /// sync of the disk costs.
 pub fn conditions(dir: &Path) -> Result<String, Failure> {
     let processors = std::thread::available_parallelism()?;
-    let load = read("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    let load = load_average()?;
     let sync = match median_sync(dir)? {
         Some(time) => format!("fdatasync of 4 KiB {:.2} ms", time.as_secs_f64() * 1e3),
         None => "no disk below the data: synced means nothing there, choose --dir".into(),
     };
     Ok(format!("{processors} processors, load average {load} before, {sync}"))
+}
+
+/// Returns how many threads ran or wanted to, on average over the last minute.
+pub fn load_average() -> Result<String, Failure> {
+    let load = read("/proc/loadavg")?;
+    Ok(load.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// Measures what a server's log pays; `None` if the directory is in memory.

@@ -88,7 +88,7 @@ pub struct LoadFigures {
     /// The same.
     pub max_us: f64,
     /// Processor time of the server for an operation.
-    pub cpu_us_per_op: f64,
+    pub cpu_us_per_op: Option<f64>,
     /// The server's resident set afterwards.
     pub rss_mib: f64,
     /// Share of a processor that the generator used.
@@ -110,7 +110,7 @@ impl From<LoadFigures> for Sample {
             Some(figures.p99_us),
             figures.p999_us,
             Some(figures.max_us),
-            Some(figures.cpu_us_per_op),
+            figures.cpu_us_per_op,
             Some(figures.rss_mib),
             figures.generator_busy,
             figures.writes_per_s,
@@ -290,7 +290,8 @@ mod tests {
         pipeline: 16,
     };
 
-    fn sample(ops_per_s: f64, cpu_us_per_op: f64) -> Sample {
+    fn sample(ops_per_s: f64, cpu: f64) -> Sample {
+        let cpu_us_per_op = Some(cpu);
         LoadFigures { ops_per_s, cpu_us_per_op, ..LoadFigures::default() }.into()
     }
 
