@@ -1,6 +1,7 @@
 //! Whole databases: counting, flushing, exchanging, walking.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use atoll_env::sync::oneshot;
 use atoll_kv::Core;
@@ -8,13 +9,15 @@ use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_shard::leader::local_key;
-use atoll_txn::{Error, ScanOptions};
+use atoll_txn::{Error, ScanOptions, Unresolved};
 
 use crate::databases::{self, DATABASES};
 use crate::distributed::keyspaces;
 use crate::program::ObjectProgram;
 use crate::txn_tx::NodeTxn;
 
+/// Between two looks at a transaction that is committing.
+const A_MOMENT: Duration = Duration::from_millis(1);
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
 /// The keyspace of what the system keeps in order.
@@ -40,7 +43,11 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
                 "count",
                 Box::pin(async move {
                     task_core.reap_due().await;
-                    let _ = sender.send(shard_counts(&task_core).await);
+                    let counted = match settle_intents(&task_core).await {
+                        Ok(()) => shard_counts(&task_core).await,
+                        Err(error) => Err(error),
+                    };
+                    let _ = sender.send(counted);
                 }),
             );
         });
@@ -55,6 +62,26 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
         }
     }
     Ok(sums.map(|(keys, expiring)| (keys.max(0) as u64, expiring.max(0) as u64)))
+}
+
+/// Turns intents of transactions that are committed into versions, on this core's shards: such a
+/// transaction may be acknowledged, and a key counts from its version on.
+async fn settle_intents(core: &Core<ObjectProgram>) -> Result<(), Error> {
+    // Whatever was acknowledged before now lies below.
+    let now = core.read_point();
+    loop {
+        let mut intents = Vec::new();
+        core.each_leader(|leader| intents.extend(leader.intents_below(now, PAGE)));
+        if intents.is_empty() {
+            return Ok(());
+        }
+        match core.coordinator().resolve(&intents).await {
+            Err(Unresolved::Unavailable(why)) => return Err(Error::Unavailable(why)),
+            Ok(_) => {}
+            // It lives on, and is looked at again.
+            Err(Unresolved::Alive(_)) => core.env().clock.sleep(A_MOMENT).await,
+        }
+    }
 }
 
 /// Returns the counts of this core's shards.
