@@ -7,3 +7,4 @@ mod bad_input;
 mod harness;
 mod kill;
 mod session;
+mod stock;
