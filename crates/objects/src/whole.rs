@@ -11,13 +11,15 @@ use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_shard::leader::{EPOCH, epoch_of, local_key};
-use atoll_txn::{Error, ScanOptions, Unavailable};
+use atoll_txn::{Error, ScanOptions, Unavailable, Unresolved};
 
 use crate::databases::{self, DATABASES};
 use crate::distributed::keyspaces;
 use crate::program::ObjectProgram;
 use crate::txn_tx::NodeTxn;
 
+/// Between two looks at a transaction that is committing.
+const A_MOMENT: Duration = Duration::from_millis(1);
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
 /// How long shards that are being split are waited for.
@@ -43,7 +45,11 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
                 "count",
                 Box::pin(async move {
                     task_core.reap_due().await;
-                    let _ = sender.send(shard_counts(&task_core).await);
+                    let counted = match settle_intents(&task_core).await {
+                        Ok(()) => shard_counts(&task_core).await,
+                        Err(error) => Err(error),
+                    };
+                    let _ = sender.send(counted);
                 }),
             );
         });
@@ -63,6 +69,26 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
 
 fn stopping() -> Error {
     Error::Unavailable(Unavailable("the engine stops".to_owned()))
+}
+
+/// Turns intents of transactions that are committed into versions, on this core's shards: such a
+/// transaction may be acknowledged, and a key counts from its version on.
+async fn settle_intents(core: &Core<ObjectProgram>) -> Result<(), Error> {
+    // Whatever was acknowledged before now lies below.
+    let now = core.read_point();
+    loop {
+        let mut intents = Vec::new();
+        core.each_leader(|leader| intents.extend(leader.intents_below(now, PAGE)));
+        if intents.is_empty() {
+            return Ok(());
+        }
+        match core.coordinator().resolve(&intents).await {
+            Err(Unresolved::Unavailable(why)) => return Err(Error::Unavailable(why)),
+            Ok(_) => {}
+            // It lives on, and is looked at again.
+            Err(Unresolved::Alive(_)) => core.env().clock.sleep(A_MOMENT).await,
+        }
+    }
 }
 
 /// Returns the counts of this core's shards. They are of the same shards, whatever is split

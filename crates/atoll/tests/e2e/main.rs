@@ -9,3 +9,4 @@ mod kill;
 mod rest;
 mod session;
 mod shards;
+mod stock;

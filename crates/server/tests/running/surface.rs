@@ -164,6 +164,19 @@ fn a_scan_goes_on_at_any_connection() {
 }
 
 #[test]
+fn keys_count_as_soon_as_their_transaction_is_acknowledged() {
+    play(&Config::default(), async |stage| {
+        let mut client = stage.client().await;
+        for round in 0..20 {
+            assert_eq!(client.ask(&["FLUSHALL"]).await, simple("OK"));
+            let mset = ["MSET", "a", "1", "b", "2", "c", "3", "d", "4"];
+            assert_eq!(client.ask(&mset).await, simple("OK"));
+            assert_eq!(client.ask(&["DBSIZE"]).await, Some(Value::Int(4)), "round {round}");
+        }
+    });
+}
+
+#[test]
 fn a_pause_holds_commands_back_on_all_cores_until_it_ends() {
     play(&Config::default(), async |stage| {
         let (mut one, mut two) = (stage.client().await, stage.client().await);

@@ -691,3 +691,101 @@ fn what_is_staged_without_writes_is_refused_rather_than_never_answered() {
         Request::Prewrite { txn, isolation, read_ts, reads, writes, commit_ts, primary, record };
     assert!(matches!(rig.ask(empty), Step::Answer(Response::Unavailable(_))));
 }
+
+/// Evaluates a read of a key at a timestamp; returns the payload.
+fn read_at(rig: &mut Rig, name: &Key, at: Timestamp) -> Result<Option<Vec<u8>>, Interrupt> {
+    let now = rig.now();
+    let mut base = View { applied: &rig.applied, misses: || false };
+    let mut eval = Eval::new(&mut rig.leader, &mut base, now, Sight::At(at));
+    let found = eval.version(name)?.and_then(|seen| seen.value);
+    let payload = |bytes: &[u8]| {
+        atoll_mvcc::Value::decode(bytes).map(|value| value.payload.to_vec()).unwrap_or_default()
+    };
+    let found = found.map(|bytes| payload(&bytes));
+    let ended = eval.finish()?;
+    assert_eq!(ended, Ended { wrote: false, after: None }, "a read is answered at once");
+    Ok(found)
+}
+
+#[test]
+fn a_command_that_reads_at_a_moment_waits_for_what_lies_below_and_for_nothing_above() {
+    let mut rig = Rig::new();
+    let k = key("k");
+    rig.set(&k, Some(b"1"));
+    rig.settle();
+    let between = rig.read_point();
+    rig.set(&k, Some(b"2"));
+    // What is open gets its timestamp when it is closed: above the read, which it may not stop.
+    assert_eq!(read_at(&mut rig, &k, between).unwrap(), Some(b"1".to_vec()));
+    let entry = rig.close();
+    let above = rig.in_flight.back().unwrap().1;
+    assert!(above > between, "the entry that was open lies above the read");
+    let after = rig.read_point().max(above);
+    assert_eq!(
+        read_at(&mut rig, &k, between).unwrap(),
+        Some(b"1".to_vec()),
+        "nor what is in flight"
+    );
+    let waits = Interrupt::Hindered(Step::AwaitEntry(entry));
+    assert_eq!(read_at(&mut rig, &k, after).unwrap_err(), waits);
+    rig.apply();
+    assert_eq!(read_at(&mut rig, &k, after).unwrap(), Some(b"2".to_vec()));
+    assert_eq!(read_at(&mut rig, &k, between).unwrap(), Some(b"1".to_vec()), "the past stays");
+    // An intent is in the way of whoever would see its value, and of nobody else.
+    let commit_ts = rig.commit_point();
+    let before = commit_ts.prev();
+    assert!(matches!(rig.ask(stage(1, &k, commit_ts)), Step::AnswerWith(Response::Prewritten(_))));
+    rig.settle();
+    assert_eq!(read_at(&mut rig, &k, before).unwrap(), Some(b"2".to_vec()));
+    let late = rig.read_point();
+    let blocked = read_at(&mut rig, &k, late).unwrap_err();
+    assert!(matches!(blocked, Interrupt::Hindered(Step::Answer(Response::Blocked(_)))));
+    // What lies below the horizon is not known any more.
+    rig.leader.raise_horizon(before);
+    assert_eq!(read_at(&mut rig, &k, between).unwrap_err(), Interrupt::TooOld);
+}
+
+#[test]
+fn a_command_that_reads_at_a_moment_sees_the_shards_own_values_as_they_were_or_says_so() {
+    let mut rig = Rig::new();
+    let (slot, name) = (rig.leader.descriptor.range.slots().start, b"d0");
+    let before = rig.read_point();
+    let own = |rig: &mut Rig, at| {
+        let now = rig.now();
+        let mut base = View { applied: &rig.applied, misses: || false };
+        let eval = Eval::new(&mut rig.leader, &mut base, now, Sight::At(at));
+        eval.local(name).map(|value| value.is_some())
+    };
+    assert_eq!(own(&mut rig, before), Ok(false));
+    // Whoever reads a key has read what its database is: a change comes above.
+    assert_eq!(read_at(&mut rig, &key("k"), before).unwrap(), None);
+    rig.set(&local_key(slot, name), Some(b"map"));
+    assert_eq!(own(&mut rig, before), Err(Interrupt::TooOld), "it is being changed");
+    let entry = rig.close();
+    let after = rig.read_point();
+    assert_eq!(own(&mut rig, after), Err(Interrupt::Hindered(Step::AwaitEntry(entry))));
+    rig.apply();
+    assert_eq!(own(&mut rig, after), Ok(true));
+    assert_eq!(own(&mut rig, before), Err(Interrupt::TooOld));
+}
+
+#[test]
+fn a_dead_range_goes_with_its_note_in_one_entry_and_once() {
+    let mut rig = Rig::new();
+    let (note, part, other) = (key("note"), key("p/1"), key("q/1"));
+    for name in [&note, &part, &other] {
+        rig.set(name, Some(b"v"));
+    }
+    rig.settle();
+    let span = Span { start: key("p/"), end: key("p0") };
+    let now = rig.now();
+    assert!(rig.leader.remove_dead(&note, &span, now));
+    assert!(!rig.leader.remove_dead(&note, &span, now), "it is on its way");
+    rig.close();
+    assert_eq!(rig.in_flight.len(), 1);
+    rig.apply();
+    let at = rig.read_point();
+    for (name, left) in [(&note, false), (&part, false), (&other, true)] {
+        assert_eq!(read_at(&mut rig, name, at).unwrap().is_some(), left);
+    }
+}
