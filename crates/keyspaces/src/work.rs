@@ -200,7 +200,7 @@ impl<P: Program> Work<'_, P> {
                 let (value, deadline_ms) = (value.payload.to_vec(), value.deadline_ms);
                 rows.rows.push(Row { key, value, deadline_ms });
             }
-            let wanted = limits.rows + 1 - rows.rows.len();
+            let wanted = limits.rows.saturating_add(1).saturating_sub(rows.rows.len());
             if let Some((key, value)) = self.next(&mut streams[at], reverse, wanted).await? {
                 heads.insert(key.get(head..).unwrap_or_default().to_vec(), (at, value));
             }
