@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod reclaim;
 #[cfg(test)]
+mod room;
+#[cfg(test)]
 mod simulated;
 #[cfg(test)]
 mod sockets;
