@@ -1,6 +1,8 @@
 //! A running server: in the simulator, and on real sockets and a real disk.
 
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod reclaim;
 #[cfg(test)]
 mod room;
