@@ -428,7 +428,11 @@ fn a_record_outlives_every_restart_while_an_intent_of_another_core_leans_on_it()
             let found = found.lock();
             if life == 2 {
                 assert!(found.iter().all(|n| *n == found[0]), "cut {cut}: half is gone: {found:?}");
-                assert!(found[0] >= low, "cut {cut}: {low} was acknowledged, {} is there", found[0]);
+                assert!(
+                    found[0] >= low,
+                    "cut {cut}: {low} was acknowledged, {} is there",
+                    found[0]
+                );
                 halves += 1;
             }
         }

@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use atoll_env::sometimes;
 use atoll_env::disk::IoClass;
+use atoll_env::sometimes;
 use atoll_env::{Env, IoBuf, IoTag, OpenMode};
 
 use super::frame::{ALIGN, BLOCK, FrameHeader, FrameKind, MAX_FRAME};
