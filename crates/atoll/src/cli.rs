@@ -203,7 +203,7 @@ pub(crate) struct StartArgs {
     /// [default: 127.0.0.1:7379]
     #[arg(long, env = "ATOLL_RESP", value_name = "ADDR")]
     pub(crate) resp: Option<Listen>,
-    /// Where /metrics and /health are; port 0 picks a free one, `off` opens none
+    /// Where REST, /metrics and /health are; port 0 picks a free one, `off` opens none
     /// [default: 127.0.0.1:7480]
     #[arg(long, env = "ATOLL_HTTP", value_name = "ADDR")]
     pub(crate) http: Option<Listen>,
@@ -227,7 +227,7 @@ pub(crate) struct StartArgs {
     /// [default: auto]
     #[arg(long, env = "ATOLL_PIN", value_name = "WHEN")]
     pub(crate) pin: Option<crate::config::Pin>,
-    /// The password Redis clients must give with AUTH. On the command line other users of the
+    /// The password Redis clients must give with AUTH, and HTTP clients as Authorization. On the command line other users of the
     /// machine can see it; the variable or the file is better
     #[arg(long, env = "ATOLL_REQUIREPASS", value_name = "PASSWORD", hide_env_values = true)]
     pub(crate) requirepass: Option<String>,

@@ -128,10 +128,11 @@ impl Client {
         self.ask(|answer| Ask::List(names, limit, answer)).await
     }
 
-    /// Counts the keys of a keyspace, at a cost independent of their number.
+    /// Counts the keys of a keyspace, at a cost independent of their number: those of every transaction
+    /// that was acknowledged before are counted.
     ///
     /// # Errors
-    /// The database is closed.
+    /// The database is closed, or shards do not serve.
     pub async fn count(&self, keyspace: &Keyspace) -> Result<u64> {
         let mut receivers = Vec::with_capacity(self.doors.len());
         for door in self.doors.iter() {
@@ -142,7 +143,7 @@ impl Client {
         // A single shard's count may be negative; the sum is exact.
         let mut sum = 0;
         for receiver in receivers {
-            sum += receiver.await.map_err(|_| Error::Closed)?;
+            sum += receiver.await.unwrap_or(Err(Error::Closed))?;
         }
         Ok(u64::try_from(sum).unwrap_or(0))
     }

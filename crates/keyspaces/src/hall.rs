@@ -55,7 +55,7 @@ pub(crate) enum Ask {
     Drop(String, Answer<Vec<String>>),
     List(KeyRange, usize, Answer<(Vec<Info>, bool)>),
     /// The keys that the shards of this core count in a keyspace.
-    Count(u32, oneshot::Sender<i64>),
+    Count(u32, Answer<i64>),
 }
 
 /// One operation of a session.
@@ -235,11 +235,16 @@ impl<P: Program> Desk<P> {
             }
             Ask::Count(id, answer) => {
                 self.core.reap_due().await;
-                let mut keys = 0;
-                self.core.each_leader(|leader| {
-                    keys += leader.counts().get(&id).map_or(0, |count| count.keys);
-                });
-                let _ = answer.send(keys);
+                // A transaction is acknowledged before its intents are counted.
+                let resolved = self.core.resolve_intents().await.map_err(Error::Unavailable);
+                let count = || {
+                    let mut keys = 0;
+                    self.core.each_leader(|leader| {
+                        keys += leader.counts().get(&id).map_or(0, |count| count.keys);
+                    });
+                    keys
+                };
+                let _ = answer.send(resolved.map(|()| count()));
             }
         }
     }

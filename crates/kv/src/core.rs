@@ -28,12 +28,11 @@ use atoll_env::sync::oneshot;
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{Placement, RoutingKey, is_slotted, place_of};
 use atoll_mvcc::request::{Isolation, Obstacle, Request, Response, Span};
-use atoll_mvcc::{Epoch, Oracle, Timestamp};
+use atoll_mvcc::{Epoch, Oracle, Timestamp, TxnId};
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::leader::{Leader, Now};
 use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
 
-use crate::base::Reads;
 use crate::care;
 use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
 use crate::node::Shared;
@@ -281,11 +280,9 @@ impl<P: Program> Inner<P> {
         self.refresh();
         let token = self.draw_token();
         let reply_to = ReplyTo { core: self.index, token };
-        let reads = Reads::default();
         let (sender, receiver) = oneshot::channel();
         self.asked.borrow_mut().insert(token, sender);
-        let work = Work::Request(request);
-        let job = Job { work, reply_to, lane: None, durability, reads };
+        let job = Job::new(Work::Request(request), reply_to, None, durability);
         if let Some((_, Answer::Response(response))) = self.route(job) {
             self.asked.borrow_mut().remove(&token);
             return response;
@@ -297,15 +294,14 @@ impl<P: Program> Inner<P> {
     pub(crate) fn reap(self: &Rc<Self>, key: Vec<u8>, deadline_ms: u64) {
         let work = Work::Reap { key, deadline_ms };
         let reply_to = ReplyTo { core: self.index, token: NOBODY };
-        let reads = Reads::default();
         // What is reaped was absent already: nobody is told, so nothing has to be synced for it.
         let durability = Durability::Buffered;
-        let _ = self.route(Job { work, reply_to, lane: None, durability, reads });
+        let _ = self.route(Job::new(work, reply_to, None, durability));
     }
 
-    /// Finds out what became of an intent's transaction and removes it from the way.
-    pub(crate) async fn resolve(self: &Rc<Self>, obstacle: &Obstacle) -> Result<(), String> {
-        match self.coordinator().resolve(std::slice::from_ref(obstacle)).await {
+    /// Finds out what became of intents' transactions and removes them from the way.
+    pub(crate) async fn resolve(self: &Rc<Self>, obstacles: &[Obstacle]) -> Result<(), String> {
+        match self.coordinator().resolve(obstacles).await {
             // A transaction that lives on is asked for again when the job meets its intent again.
             Ok(_) | Err(Unresolved::Alive(_)) => Ok(()),
             Err(Unresolved::Unavailable(why)) => Err(why.to_string()),
@@ -348,9 +344,7 @@ impl<P: Program> Inner<P> {
         match message {
             Message::Job { work, lane, durability, token } => {
                 let reply_to = ReplyTo { core: from, token };
-                let reads = Reads::default();
-                if let Some((job, answer)) =
-                    self.route(Job { work, reply_to, lane, durability, reads })
+                if let Some((job, answer)) = self.route(Job::new(work, reply_to, lane, durability))
                 {
                     self.deliver(job.reply_to, answer);
                 }
@@ -419,7 +413,7 @@ impl<P: Program> Inner<P> {
                 Err(obstacles) => {
                     sometimes!(true, "a split waits for a transaction over all shards");
                     for obstacle in &obstacles {
-                        self.resolve(obstacle).await?;
+                        self.resolve(std::slice::from_ref(obstacle)).await?;
                     }
                     if self.env.clock.now() >= deadline {
                         return Err(format!(
@@ -498,9 +492,7 @@ impl<P: Program> Core<P> {
         debug_assert!(token < REQUEST, "the upper half of the tokens is not the front end's");
         let durability = self.0.program.durability(&call);
         let reply_to = ReplyTo { core: self.0.index, token };
-        let reads = Reads::default();
-        let work = Work::Call(call);
-        let job = Job { work, reply_to, lane: Some(lane), durability, reads };
+        let job = Job::new(Work::Call(call), reply_to, Some(lane), durability);
         match self.0.route(job)? {
             (_, Answer::Reply(reply)) => Some(reply),
             (_, Answer::Response(_)) => None,
@@ -587,6 +579,34 @@ impl<P: Program> Core<P> {
                 visit(leader);
             }
         }
+    }
+
+    /// Has all intents resolved that lie on the shards of this core now: whatever transaction was
+    /// acknowledged before is in the counts of its leaders then. One that is not decided is waited for,
+    /// as a read of its keys would.
+    ///
+    /// # Errors
+    /// A sentence: shards did not serve in time.
+    pub async fn resolve_intents(&self) -> Result<(), String> {
+        let mut of_txn: BTreeMap<TxnId, Vec<Obstacle>> = BTreeMap::new();
+        self.each_leader(|leader| {
+            for obstacle in leader.obstacles() {
+                of_txn.entry(obstacle.txn).or_default().push(obstacle);
+            }
+        });
+        // All at once, so that they share their syncs.
+        let mut receivers = Vec::with_capacity(of_txn.len());
+        for obstacles in of_txn.into_values() {
+            let (inner, (sender, receiver)) = (self.0.clone(), oneshot::channel());
+            self.0.spawn("resolve", async move {
+                let _ = sender.send(inner.resolve(&obstacles).await);
+            });
+            receivers.push(receiver);
+        }
+        for receiver in receivers {
+            receiver.await.unwrap_or_else(|_| Err("the engine stops".to_owned()))?;
+        }
+        Ok(())
     }
 
     /// Has what is left of a keyspace removed from the shards of this core.

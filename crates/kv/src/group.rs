@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use atoll_encoding::hash::HashMap;
 use atoll_lsm::Durability;
-use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::{Request, Response};
+use atoll_mvcc::{Epoch, Timestamp};
 use atoll_shard::consensus::Consensus;
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::edge::EntrySeq;
@@ -56,6 +56,24 @@ pub(crate) struct Job<P: Program> {
     pub(crate) lane: Option<Lane>,
     pub(crate) durability: Durability,
     pub(crate) reads: Reads,
+    /// Number of its last attempt, of those of its shard: the order in which jobs took effect.
+    pub(crate) attempt: u64,
+    /// Its last attempt added to the open entry.
+    pub(crate) wrote: bool,
+    /// It gets an entry of its own, because the one that it shared was too large.
+    pub(crate) alone: bool,
+}
+
+impl<P: Program> Job<P> {
+    pub(crate) fn new(
+        work: Work<P>,
+        reply_to: ReplyTo,
+        lane: Option<Lane>,
+        durability: Durability,
+    ) -> Job<P> {
+        let reads = Reads::default();
+        Job { work, reply_to, lane, durability, reads, attempt: 0, wrote: false, alone: false }
+    }
 }
 
 /// An answer.
@@ -70,6 +88,16 @@ pub(crate) enum Waiter<P: Program> {
     Answered { job: Box<Job<P>>, answer: Answer<P> },
     /// It is tried again.
     Again(Box<Job<P>>),
+}
+
+/// Who waited when an entry was too large.
+pub(crate) struct Oversized<P: Program> {
+    /// Whose entry it is.
+    pub(crate) refused: Vec<Job<P>>,
+    /// They are evaluated again, in this order.
+    pub(crate) again: Vec<Job<P>>,
+    /// They cannot be evaluated again in the order of their lanes.
+    pub(crate) stuck: Vec<Job<P>>,
 }
 
 /// An entry that was proposed.
@@ -164,6 +192,11 @@ impl<P: Program> State<P> {
         }
     }
 
+    /// Ends the open entry, if it has effects: what comes next gets another one.
+    pub(crate) fn close_open(&mut self, epoch: impl FnMut() -> Epoch) {
+        self.closed.extend(self.leader.as_mut().and_then(|leader| leader.close(epoch)));
+    }
+
     /// Returns whether the leader has something to log.
     pub(crate) fn has_entries(&self) -> bool {
         !self.closed.is_empty() || self.leader.as_ref().is_some_and(Leader::is_open)
@@ -173,6 +206,50 @@ impl<P: Program> State<P> {
     pub(crate) fn wants_sync(&self) -> bool {
         let logged = self.in_flight.back().map_or(0, |entry| entry.seq);
         !self.late.is_empty() || self.sync_to.min(logged) > self.synced
+    }
+
+    /// Takes everybody who waits when entry `seq` turned out too large to be logged: the one whose
+    /// entry it is, and those who are to be evaluated again, in an order that keeps that of their
+    /// lanes. Nothing that was decided is kept.
+    pub(crate) fn take_oversized(&mut self, seq: EntrySeq) -> Oversized<P> {
+        let writes =
+            |waiter: &Waiter<P>| matches!(waiter, Waiter::Answered { job, .. } if job.wrote);
+        let writers = self.waiters.get(&seq).map_or(0, |w| w.iter().filter(|w| writes(w)).count());
+        let mut oversized = Oversized { refused: Vec::new(), again: Vec::new(), stuck: Vec::new() };
+        let (mut answered, mut hindered) = (Vec::new(), Vec::new());
+        for (entry, waiters) in std::mem::take(&mut self.waiters) {
+            for waiter in waiters {
+                match waiter {
+                    Waiter::Answered { job, .. } if entry == seq && job.wrote && writers == 1 => {
+                        oversized.refused.push(*job);
+                    }
+                    Waiter::Answered { mut job, .. } => {
+                        // Several shared the entry: the next time each has one of its own.
+                        job.alone |= entry == seq && job.wrote;
+                        answered.push(*job);
+                    }
+                    Waiter::Again(job) => hindered.push(*job),
+                }
+            }
+        }
+        answered.sort_unstable_by_key(|job| job.attempt);
+        hindered.append(&mut self.for_locks);
+        hindered.extend(self.queue.drain(..));
+        // Whoever waits behind one that is here follows it. Whoever waits behind one that is elsewhere
+        // (it reads from the disk, or it resolves an intent) stays where he is.
+        let behind: Vec<_> =
+            hindered.iter().filter_map(|job| self.stalled.remove(&job.lane?)).flatten().collect();
+        for job in answered {
+            // It came before the one that is elsewhere, and cannot get in front of it any more.
+            let is_passed = job.lane.is_some_and(|lane| self.stalled.contains_key(&lane));
+            if is_passed { oversized.stuck.push(job) } else { oversized.again.push(job) }
+        }
+        oversized.again.append(&mut hindered);
+        oversized.again.extend(behind);
+        self.unanswered.clear();
+        self.closed.clear();
+        self.in_flight.clear();
+        oversized
     }
 
     /// Takes everybody who waits for something that was not applied. A lane whose first job is

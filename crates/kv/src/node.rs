@@ -337,7 +337,7 @@ async fn run_core<P: Program>(
     core.make_coordinator();
     let mut starting = 0;
     for (at, (driver, tree, groups, bound)) in stores {
-        let host = Rc::new(StoreHost::new(at, tree, bound));
+        let host = Rc::new(StoreHost::new(at, tree, bound, driver.arena_most()));
         starting += groups.len();
         *host.groups.borrow_mut() =
             groups.into_iter().map(|group| (group.id, Rc::new(group))).collect();

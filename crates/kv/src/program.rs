@@ -1,6 +1,8 @@
 //! What runs at a shard: the layer above gives its commands a meaning here, so that a command
 //! travels to its shard's core as data and is evaluated there in one step.
 
+use std::time::Duration;
+
 use atoll_lsm::Durability;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_shard::eval::{Eval, Interrupt, Sight};
@@ -13,6 +15,9 @@ pub enum Failure {
     Unknown,
     /// It took no effect; a sentence that says why.
     Unavailable(String),
+    /// It took no effect and never will: it writes more than fits into memory. A sentence with the
+    /// limit.
+    TooLarge(String),
 }
 
 /// The meaning of commands of one shard.
@@ -49,4 +54,13 @@ pub trait Program: 'static {
 
     /// Returns the reply to a command that got no answer.
     fn failed(&self, call: &Self::Call, failure: &Failure) -> Self::Reply;
+
+    /// The entries of a turn of one of the core's stores are applied, and as durable as was asked for,
+    /// `took` after the turn began. For statistics.
+    fn turn_logged(&self, took: Duration) {
+        let _ = took;
+    }
+
+    /// A turn was not logged: there is no room on the disk, or the store has stopped. For statistics.
+    fn turn_failed(&self) {}
 }

@@ -86,7 +86,7 @@ impl<P: Program> Core<P> {
             };
             for obstacle in &obstacles {
                 // What fails now is tried again the next time.
-                let _ = self.0.resolve(obstacle).await;
+                let _ = self.0.resolve(std::slice::from_ref(obstacle)).await;
             }
         }
     }

@@ -11,7 +11,9 @@
 //!
 //! # Failures
 //! A turn that finds no room (memory, disk) refuses what it would have logged: nothing was proposed,
-//! so nothing has happened; the leader is made anew from the applied state. A write or sync that
+//! so nothing has happened; the leader is made anew from the applied state. An entry that is closed for
+//! its size, and a turn that is full, leave the rest to the next turn; only a command that is too large
+//! all by itself is refused for that, and who shared its entry is evaluated again. A write or sync that
 //! fails ends the store: whoever waits is told that the outcome is unknown, everybody later that the
 //! store has stopped.
 
@@ -47,6 +49,13 @@ use crate::signal::Signal;
 /// The one replica of a shard, for now.
 pub(crate) const REPLICA: u64 = 1;
 
+/// An entry with more bytes than this takes no more commands: what a turn logs has to fit into memory,
+/// and entries are what it is divided by.
+const ENTRY_BYTES: usize = 1 << 20;
+/// A turn with more bytes than this takes no more entries. Far more than a disk needs to be busy, and
+/// little enough that answers do not wait for long.
+const TURN_BYTES: usize = 16 << 20;
+
 /// A store and its shards.
 pub(crate) struct StoreHost<P: Program> {
     pub(crate) index: usize,
@@ -63,6 +72,10 @@ pub(crate) struct StoreHost<P: Program> {
     pub(crate) closing: Cell<bool>,
     /// A buffer for tree keys.
     name: RefCell<Vec<u8>>,
+    /// Bytes of memtable that a turn may take.
+    room: usize,
+    /// The shard that found the last turn full: it is the first of the next one.
+    next: Cell<ShardId>,
 }
 
 /// How one attempt at a job ended.
@@ -79,7 +92,7 @@ enum Outcome<P: Program> {
 }
 
 impl<P: Program> StoreHost<P> {
-    pub(crate) fn new(index: usize, tree: Tree, bound: Epoch) -> StoreHost<P> {
+    pub(crate) fn new(index: usize, tree: Tree, bound: Epoch, room: usize) -> StoreHost<P> {
         StoreHost {
             index,
             tree,
@@ -90,6 +103,8 @@ impl<P: Program> StoreHost<P> {
             stopped: RefCell::default(),
             closing: Cell::new(false),
             name: RefCell::default(),
+            room: room.min(TURN_BYTES),
+            next: Cell::new(ShardId(0)),
         }
     }
 
@@ -175,8 +190,19 @@ impl<P: Program> StoreHost<P> {
                 drop(guard);
                 return self.send_on(core, group, job);
             }
+            if job.alone {
+                state.close_open(|| core.fresh_epoch());
+            }
+            job.attempt = state.jobs;
+            let open = |state: &State<P>| state.leader.as_ref().map_or(0, Leader::open_bytes);
+            let before = open(state);
             let outcome = self.evaluate(core, state, &mut job);
-            let opened = state.leader.as_ref().is_some_and(Leader::is_open);
+            let bytes = open(state);
+            job.wrote = bytes > before;
+            if job.alone || bytes > ENTRY_BYTES.min(self.room / 4) {
+                state.close_open(|| core.fresh_epoch());
+            }
+            let opened = state.has_entries();
             if opened {
                 self.list(group, state);
             }
@@ -217,10 +243,7 @@ impl<P: Program> StoreHost<P> {
                     return None;
                 }
                 Outcome::CloseFirst => {
-                    let Some(leader) = &mut state.leader else { continue };
-                    if let Some(closed) = leader.close(|| core.fresh_epoch()) {
-                        state.closed.push_back(closed);
-                    }
+                    state.close_open(|| core.fresh_epoch());
                 }
                 Outcome::TooOld => job.reads.newest = true,
                 Outcome::Interrupted(interrupt) => {
@@ -451,7 +474,7 @@ impl<P: Program> StoreHost<P> {
         let (host, inner, group) = (self.clone(), core.clone(), group.clone());
         core.spawn("resolve", async move {
             for obstacle in &obstacles {
-                if let Err(why) = inner.resolve(obstacle).await {
+                if let Err(why) = inner.resolve(std::slice::from_ref(obstacle)).await {
                     job.reads.failure = Some(Error::Stopped(why));
                     break;
                 }
@@ -490,6 +513,9 @@ impl<P: Program> StoreHost<P> {
             select_biased(self.signal.raised(), chores.notified()).await;
             let done = self.turn(&core, &mut driver).await;
             if let Err(failure) = done {
+                if self.stopped.borrow().is_none() {
+                    core.program.turn_failed();
+                }
                 self.stop(&core, &failure);
             }
             if self.closing.get() && self.is_settled() {
@@ -556,38 +582,52 @@ impl<P: Program> StoreHost<P> {
                 return Ok(());
             }
             dirty.sort_unstable();
+            let first = dirty.partition_point(|id| *id < self.next.get());
+            dirty.rotate_left(first);
             let groups: Vec<Rc<Group<P>>> =
                 dirty.into_iter().filter_map(|id| self.group(id)).collect();
-            self.propose(core, driver, &groups).await?;
+            let started = core.env.clock.now();
+            let proposed = self.propose(core, driver, &groups).await?;
             self.persist_and_apply(core, driver, &groups).await?;
+            if proposed > 0 {
+                core.program.turn_logged(core.env.clock.now().since(started));
+            }
         }
     }
 
-    /// Closes the open entries and proposes them.
+    /// Closes the open entries and proposes them, as many as there is room for in one turn; returns
+    /// how many.
     async fn propose(
         self: &Rc<Self>,
         core: &Rc<Inner<P>>,
         driver: &mut Driver,
         groups: &[Rc<Group<P>>],
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let mut arena = 0;
         let mut lens = Vec::new();
         let mut entries: Vec<(Rc<Group<P>>, Closed)> = Vec::new();
         let bound_before = *self.bound.borrow();
+        let mut full = None;
         for group in groups {
             let mut state = group.state.borrow_mut();
             state.listed = false;
-            let mut closed: Vec<Closed> = state.closed.drain(..).collect();
-            if let Some(leader) = &mut state.leader {
-                closed.extend(leader.close(|| core.fresh_epoch()));
-            }
-            if closed.is_empty()
+            state.close_open(|| core.fresh_epoch());
+            if state.closed.is_empty()
                 && state.splitting.is_some()
                 && state.leader.as_ref().is_some_and(Leader::is_settled)
             {
-                closed.extend(self.close_split(core, &mut state));
+                let split = self.close_split(core, &mut state);
+                state.closed.extend(split);
             }
-            for mut closed in closed {
+            while let Some(mut closed) = state.closed.pop_front() {
+                // One that is larger than that is tried alone.
+                if !entries.is_empty() && arena + closed.writes.arena_bytes() > self.room {
+                    sometimes!(true, "a turn is full");
+                    state.closed.push_front(closed);
+                    full.get_or_insert(group.id);
+                    self.list(group, &mut state);
+                    break;
+                }
                 if let Some(bound) = self.bound.borrow().bound_for(closed.stamp) {
                     closed.set_bound(bound);
                 }
@@ -599,14 +639,17 @@ impl<P: Program> StoreHost<P> {
                 entries.push((group.clone(), closed));
             }
         }
+        self.next.set(full.unwrap_or(ShardId(0)));
         if entries.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         if let Err(refusal) = driver.reserve(arena, &lens).await {
             // None of these entries records the bound that was meant for it.
             *self.bound.borrow_mut() = bound_before;
-            return self.refuse_turn(core, entries, refusal).await;
+            self.refuse_turn(core, entries, refusal).await?;
+            return Ok(0);
         }
+        let count = entries.len();
         for (group, closed) in entries {
             let payload = closed.payload();
             let mut consensus = group.consensus.borrow_mut();
@@ -625,7 +668,7 @@ impl<P: Program> StoreHost<P> {
                 }
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Refuses what a turn would have logged: nothing of it has happened.
@@ -639,20 +682,52 @@ impl<P: Program> StoreHost<P> {
             return Err(refusal);
         }
         sometimes!(true, "a turn is refused for lack of room");
+        let oversized = match (&refusal, &entries[..]) {
+            (Error::InvalidInput(_), [(_, closed)]) => Some(closed.seq),
+            _ => None,
+        };
+        if oversized.is_none() {
+            core.program.turn_failed();
+        }
         let mut groups: Vec<Rc<Group<P>>> = entries.into_iter().map(|(group, _)| group).collect();
         groups.dedup_by_key(|group| group.id);
         for group in groups {
-            let waiters = {
+            let (mut again, mut refused) = (Vec::new(), Vec::new());
+            {
+                let unavailable = Failure::Unavailable(refusal.to_string());
                 let mut state = group.state.borrow_mut();
                 state.frozen = true;
-                state.take_all()
-            };
+                if let Some(seq) = oversized {
+                    sometimes!(true, "an entry is too large");
+                    let taken = state.take_oversized(seq);
+                    again = taken.again;
+                    let too_large = Failure::TooLarge(refusal.to_string());
+                    refused.extend(taken.refused.into_iter().map(|job| (job, too_large.clone())));
+                    refused.extend(taken.stuck.into_iter().map(|job| (job, unavailable.clone())));
+                } else {
+                    refused.extend(state.take_all().into_iter().map(|waiter| match waiter {
+                        Waiter::Answered { job, .. } | Waiter::Again(job) => {
+                            (*job, unavailable.clone())
+                        }
+                    }));
+                }
+            }
             let (descriptor, seq) = {
                 let state = group.state.borrow();
                 let seq = state.leader.as_ref().map_or(1, Leader::open_entry);
                 (state.descriptor.clone(), seq)
             };
-            let mut leader = self.lead(core, descriptor).await?;
+            let mut leader = match self.lead(core, descriptor).await {
+                Ok(leader) => leader,
+                Err(failure) => {
+                    // The store stops. These are in none of its lists.
+                    let why = Failure::Unavailable(failure.to_string());
+                    for job in again.into_iter().chain(refused.into_iter().map(|(job, _)| job)) {
+                        core.deliver(job.reply_to, refuse(core, &job, &why));
+                    }
+                    return Err(failure);
+                }
+            };
             leader.resume_at(seq);
             let splitting = {
                 let mut state = group.state.borrow_mut();
@@ -660,6 +735,9 @@ impl<P: Program> StoreHost<P> {
                 state.unlocks = 0;
                 state.frozen = false;
                 state.sync_to = state.synced;
+                // In front of those that came meanwhile.
+                again.extend(state.queue.drain(..));
+                state.queue = again.into();
                 // A split that was to follow is refused as well. Left for later it would be carried
                 // out while commands are evaluated behind its entry: the halves start anew from the
                 // applied state, without what those decided, and the entry that comes next under
@@ -669,12 +747,8 @@ impl<P: Program> StoreHost<P> {
             if let Some(splitting) = splitting {
                 let _ = splitting.done.send(Err(refusal.to_string()));
             }
-            for waiter in waiters {
-                let job = match waiter {
-                    Waiter::Answered { job, .. } | Waiter::Again(job) => job,
-                };
-                let answer = refuse(core, &job, &Failure::Unavailable(refusal.to_string()));
-                core.deliver(job.reply_to, answer);
+            for (job, failure) in refused {
+                core.deliver(job.reply_to, refuse(core, &job, &failure));
             }
             self.drain_queue(core, &group);
         }
@@ -1077,7 +1151,9 @@ fn refuse<P: Program>(core: &Inner<P>, job: &Job<P>, failure: &Failure) -> Answe
         Work::Call(call) => Answer::Reply(core.program.failed(call, failure)),
         Work::Request(_) | Work::Reap { .. } => Answer::Response(match failure {
             Failure::Unknown => Response::Unknown,
-            Failure::Unavailable(why) => Response::Unavailable(why.clone()),
+            Failure::Unavailable(why) | Failure::TooLarge(why) => {
+                Response::Unavailable(why.clone())
+            }
         }),
     }
 }

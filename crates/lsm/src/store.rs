@@ -779,9 +779,7 @@ impl Store {
     /// Refuses records that could not be held in memory together.
     pub(crate) fn check_arena(&self, arena_bytes: usize) -> Result<()> {
         let arena = Memtable::capacity_for(arena_bytes);
-        // The usual memtable behind it has its place, too.
-        let most = self.options.memory.saturating_sub(self.options.memtable_capacity());
-        let most = most.max(self.options.memory / BATCH_SHARE_MAX).min(memtable::CAPACITY_MAX);
+        let most = self.arena_most();
         if arena > most {
             return Err(Error::InvalidInput(format!(
                 "a batch that takes {arena} bytes of memory does not fit: with this memory budget \
@@ -789,6 +787,13 @@ impl Store {
             )));
         }
         Ok(())
+    }
+
+    /// Returns the largest memtable that may be made for one batch.
+    pub(crate) fn arena_most(&self) -> usize {
+        // The usual memtable behind it has its place, too.
+        let most = self.options.memory.saturating_sub(self.options.memtable_capacity());
+        most.max(self.options.memory / BATCH_SHARE_MAX).min(memtable::CAPACITY_MAX)
     }
 }
 

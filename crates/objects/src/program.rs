@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use atoll_kv::{Failure, Program};
 use atoll_lsm::Durability;
@@ -180,6 +181,14 @@ impl Program for ObjectProgram {
         }
     }
 
+    fn turn_logged(&self, took: Duration) {
+        self.stats.commits.record(took);
+    }
+
+    fn turn_failed(&self) {
+        self.stats.commits_failed.add(1);
+    }
+
     fn failed(&self, call: &Call, failure: &Failure) -> Reply {
         let text = match failure {
             Failure::Unknown => {
@@ -187,7 +196,10 @@ impl Program for ObjectProgram {
                  write was kept: read the key to find out"
                     .to_owned()
             }
+            // As Redis says it when it does not take writes; what is wrong is the server's.
             Failure::Unavailable(why) => format!("MISCONF {why}"),
+            // What is wrong is the command.
+            Failure::TooLarge(why) => format!("ERR {why}"),
         };
         Reply::Failed(encode_text(call.protocol, text.as_bytes()))
     }

@@ -28,8 +28,9 @@ const SPLIT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Keys of each database, and how many of them have a deadline.
 pub type Counts = [(u64, u64); DATABASES];
 
-/// Counts the keys of all databases: what is due is reaped first, then the shards are asked for
-/// their counts. The cost does not depend on the number of keys.
+/// Counts the keys of all databases: what is due is reaped first, intents of transactions that may have
+/// been acknowledged are resolved, then the shards are asked for their counts. The cost does not depend on
+/// the number of keys.
 ///
 /// # Errors
 /// Those of a transaction.
@@ -100,7 +101,12 @@ async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABAS
     let deadline = core.env().clock.now().after(SPLIT_TIME_MAX);
     loop {
         let version = core.table().version();
-        if core.leads_all()
+        let leads_all = core.leads_all();
+        if leads_all {
+            let resolved = core.resolve_intents().await;
+            resolved.map_err(|why| Error::Unavailable(Unavailable(why)))?;
+        }
+        if leads_all
             && let Some(sums) = sum_of_leaders(core).await?
             && core.table().version() == version
         {

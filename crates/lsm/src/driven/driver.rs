@@ -147,6 +147,11 @@ impl Driver {
         self.store.make_room(&mut self.writer, arena_bytes, lens).await
     }
 
+    /// Returns about the most that can be reserved at once: twice as much is `InvalidInput`.
+    pub fn arena_most(&self) -> usize {
+        self.store.arena_most() / 2
+    }
+
     /// Stages an entry and returns its lane position. `payload` is the concatenation of its parts.
     ///
     /// The index is at most one above the group's last; a lower one drops the entries at and above

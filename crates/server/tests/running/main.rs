@@ -1,7 +1,11 @@
 //! A running server: in the simulator, and on real sockets and a real disk.
 
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod reclaim;
+#[cfg(test)]
+mod room;
 #[cfg(test)]
 mod simulated;
 #[cfg(test)]
