@@ -131,7 +131,7 @@ impl Client {
     /// Counts the keys of a keyspace, at a cost independent of their number.
     ///
     /// # Errors
-    /// The database is closed.
+    /// A shard does not serve, or the database is closed.
     pub async fn count(&self, keyspace: &Keyspace) -> Result<u64> {
         let mut receivers = Vec::with_capacity(self.doors.len());
         for door in self.doors.iter() {
@@ -142,7 +142,7 @@ impl Client {
         // A single shard's count may be negative; the sum is exact.
         let mut sum = 0;
         for receiver in receivers {
-            sum += receiver.await.map_err(|_| Error::Closed)?;
+            sum += receiver.await.unwrap_or(Err(Error::Closed))?;
         }
         Ok(u64::try_from(sum).unwrap_or(0))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use atoll_env::sim::{CrashMode, CrashTiming, Fault, FaultKind, OpKind, Outcome, Sim};
 use atoll_env::sync::timeout;
 use atoll_kv::Core;
-use atoll_mvcc::keys::RoutingKey;
+use atoll_mvcc::keys::{Placement, RoutingKey, SLOTTED};
 use atoll_mvcc::request::Isolation;
 use parking_lot::Mutex;
 use support::{Call, Client, Reply, Toy, key, open, options, run_node, stop_all, until_stopped};
@@ -190,6 +190,41 @@ fn a_split_under_load_loses_nothing_and_stays_after_a_restart() {
         );
         assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
     }
+}
+
+#[test]
+fn a_keyspace_is_not_said_to_be_dropped_by_a_shard_that_is_being_split() {
+    let sim = Sim::new(13);
+    let node = sim.node("n");
+    let outcome = sim.block_on(
+        &node,
+        open(options(node.env(), 1, 1), move |core| async move {
+            let (mut asked, mut refused) = (Vec::new(), 0);
+            for n in 0..60u32 {
+                let keyspace = SLOTTED + 100 + n;
+                let mut txn = core.begin(Isolation::Serializable);
+                txn.put(&Placement::Slots.key(keyspace, b"k"), &support::stored(1)).await.unwrap();
+                txn.commit().await.unwrap();
+                let own = core.clone();
+                let splitting = support::spawn(&core, async move {
+                    let slot = 1 + (n * 271 % 16_000) as u16;
+                    own.split_at(RoutingKey::Slot(slot)).await.unwrap();
+                });
+                core.env().clock.sleep(Duration::from_micros(u64::from(n) * 20)).await;
+                match core.drop_keyspace(keyspace) {
+                    true => asked.push(keyspace),
+                    false => refused += 1,
+                }
+                splitting.await.unwrap();
+            }
+            core.env().clock.sleep(Duration::from_secs(1)).await;
+            for keyspace in asked {
+                assert!(core.holds_nothing_of(keyspace).await.unwrap(), "{keyspace:x}");
+            }
+            assert!(refused > 0, "no shard was being split");
+        }),
+    );
+    assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
 }
 
 #[test]
