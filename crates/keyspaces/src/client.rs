@@ -132,7 +132,7 @@ impl Client {
     /// that was acknowledged before are counted.
     ///
     /// # Errors
-    /// The database is closed, or shards do not serve.
+    /// A shard does not serve, or the database is closed.
     pub async fn count(&self, keyspace: &Keyspace) -> Result<u64> {
         let mut receivers = Vec::with_capacity(self.doors.len());
         for door in self.doors.iter() {

@@ -37,6 +37,8 @@ use crate::work::{CoreTxn, Expiry, Found, Limits, Rows, Used, Work, enter};
 
 /// Longest wait for what was begun when a core ends: a commit gives up after ten seconds.
 const CLOSE_MAX: Duration = Duration::from_secs(12);
+/// How long a count waits for shards that are being split.
+const SPLIT_TIME_MAX: Duration = Duration::from_secs(5);
 /// Most that a bounded-stale read may be behind: safely inside of what is retained.
 const STALE_MAX: Duration = Duration::from_millis(2_500);
 
@@ -234,19 +236,30 @@ impl<P: Program> Desk<P> {
                 let _ = answer.send(catalog::list(&mut txn, &names, limit).await);
             }
             Ask::Count(id, answer) => {
-                self.core.reap_due().await;
-                // A transaction is acknowledged before its intents are counted.
-                let resolved = self.core.resolve_intents().await.map_err(Error::Unavailable);
-                let count = || {
-                    let mut keys = 0;
-                    self.core.each_leader(|leader| {
-                        keys += leader.counts().get(&id).map_or(0, |count| count.keys);
-                    });
-                    keys
-                };
-                let _ = answer.send(resolved.map(|()| count()));
+                let _ = answer.send(self.count(id).await);
             }
         }
+    }
+
+    /// Counts the keys of a keyspace in this core's shards. A shard whose leader is made anew (it is
+    /// split) does not count for a moment; its keys are not none for that.
+    async fn count(&self, id: u32) -> Result<i64> {
+        self.core.reap_due().await;
+        let clock = &self.core.env().clock;
+        let deadline = clock.now().after(SPLIT_TIME_MAX);
+        while !self.core.leads_all() {
+            if self.running.closing.get() || clock.now() >= deadline {
+                return Err(Error::Unavailable("a shard does not serve".to_owned()));
+            }
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+        // A transaction is acknowledged before its intents are counted.
+        self.core.settle_intents().await.map_err(Error::Unavailable)?;
+        let mut keys = 0;
+        self.core.each_leader(|leader| {
+            keys += leader.counts().get(&id).map_or(0, |count| count.keys);
+        });
+        Ok(keys)
     }
 
     // ---- the catalog ----

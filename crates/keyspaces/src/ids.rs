@@ -13,9 +13,11 @@
 //! A drop leaves a row under `keyspaces/dropped/`. Once it lies below the horizon, no reader can ask
 //! for anything in that keyspace any more, and no intent of it is left (both hold the horizon back).
 //! Then every shard removes it by range, the row is marked, and when the mark lies below the horizon
-//! too, seconds later, it is removed. In between the entries that remove the range have long been
-//! logged; after a crash they are asked for again.
+//! too, seconds later, and nothing is left in any store, it is removed. In between the entries that
+//! remove the range have long been logged; after a crash they are asked for again, and likewise if a
+//! shard could not be asked, or its entry was refused for lack of room.
 
+use atoll_env::sync::oneshot;
 use atoll_kv::{Core, Program};
 use atoll_mvcc::Value;
 use atoll_mvcc::keys::{PARTS, Placement, SLOTTED};
@@ -140,11 +142,11 @@ pub async fn reclaim<P: Program>(core: &Core<P>) -> Result<usize, Error> {
             continue;
         }
         // Asked for twice, because what a crash undid between the two would be forgotten otherwise.
-        for index in 0..core.cores() {
-            core.on_core(index, move |core| core.drop_keyspace(keyspace));
-        }
-        core.flush();
         let is_asked = Value::decode(&value).is_ok_and(|value| value.payload == ASKED);
+        let is_gone = ask_all(core, keyspace).await?;
+        if is_asked && !is_gone {
+            continue;
+        }
         core.coordinator()
             .run(Isolation::Serializable, async |txn| {
                 if is_asked {
@@ -156,6 +158,32 @@ pub async fn reclaim<P: Program>(core: &Core<P>) -> Result<usize, Error> {
         reclaimed += usize::from(is_asked);
     }
     Ok(reclaimed)
+}
+
+/// Has every shard remove a keyspace. Returns whether nothing of it was left before, and every shard
+/// was asked.
+async fn ask_all<P: Program>(core: &Core<P>, keyspace: u32) -> Result<bool, Error> {
+    let mut receivers = Vec::with_capacity(core.cores());
+    for index in 0..core.cores() {
+        let (sender, receiver) = oneshot::channel();
+        core.on_core(index, move |core| {
+            let own = core.clone();
+            let asking = async move {
+                let is_gone = own.holds_nothing_of(keyspace).await;
+                let _ = sender.send(is_gone.map(|is_gone| own.drop_keyspace(keyspace) && is_gone));
+            };
+            core.env().tasks.spawn_local("drop keyspace", Box::pin(asking));
+        });
+        receivers.push(receiver);
+    }
+    core.flush();
+    let mut all = true;
+    for receiver in receivers {
+        let unavailable = |why: String| Error::Unavailable(Unavailable(why));
+        let asked = receiver.await.map_err(|_| unavailable("the engine stops".to_owned()))?;
+        all &= asked.map_err(|error| unavailable(error.to_string()))?;
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

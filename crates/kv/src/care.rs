@@ -5,7 +5,8 @@
 //!   keys removed by ordinary entries, each conditional on the deadline that was seen.
 //! - **Horizon.** Versions that no reader can ask for any more may go: the horizon is what was the
 //!   present a retention ago, or earlier if a reader, a transaction or an intent is older. Each core
-//!   publishes the oldest moment it needs; the horizon is below all of them.
+//!   publishes the oldest moment it needs, and what comes needs no older one than the present; the
+//!   horizon is below all of them.
 //! - **Sizes.** Shards that have grown too large are split ([`crate::survey`]).
 //! - **Locks** of transactions that nobody was heard of for three seconds are given back.
 
@@ -103,7 +104,13 @@ fn expire_locks<P: Program>(core: &Rc<Inner<P>>) {
 
 fn raise_horizon<P: Program>(core: &Rc<Inner<P>>) {
     let shared = &core.shared;
-    shared.floors[core.index].store(core.floor().0, Ordering::Release);
+    // What begins after this, reads or commits, does so above what the oracle has given by now. Said
+    // beside what there is, it makes a floor good for as long as it stands: however late this core
+    // publishes the next one, and however far clocks jump or machines sleep meanwhile, no other core
+    // drops the record of a transaction that this one has begun since and not cleaned up.
+    let given = Timestamp::commit_at(core.oracle.last());
+    let floor = core.floor().min(given);
+    shared.floors[core.index].store(floor.0, Ordering::Release);
     let retention = shared.options.retention_us;
     let past = Epoch(core.oracle.last().0.saturating_sub(retention));
     let floors = shared.floors.iter().map(|floor| floor.load(Ordering::Acquire));

@@ -25,10 +25,11 @@ use atoll_env::Env;
 use atoll_env::mesh::Port;
 use atoll_env::sometimes;
 use atoll_env::sync::oneshot;
+use atoll_lsm::driven::Direction;
 use atoll_lsm::{Durability, Error};
-use atoll_mvcc::keys::{Placement, RoutingKey, is_slotted, place_of};
+use atoll_mvcc::keys::{PARTS, Placement, RoutingKey, is_slotted, place_of, tree};
 use atoll_mvcc::request::{Isolation, Obstacle, Request, Response, Span};
-use atoll_mvcc::{Epoch, Oracle, Timestamp, TxnId};
+use atoll_mvcc::{Epoch, Oracle, Timestamp};
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::leader::{Leader, Now};
 use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
@@ -71,6 +72,8 @@ const REQUEST: u64 = 1 << 63;
 const REAP_BATCH: usize = 2_000;
 /// How long a split waits for transactions that have written the shard's own values.
 const SPLIT_TIME_MAX: Duration = Duration::from_secs(10);
+/// Intents of a shard that are resolved at once.
+const SETTLE_BATCH: usize = 512;
 /// Tokens whose answer nobody wants.
 const NOBODY: u64 = u64::MAX;
 
@@ -581,43 +584,74 @@ impl<P: Program> Core<P> {
         }
     }
 
-    /// Has all intents resolved that lie on the shards of this core now: whatever transaction was
-    /// acknowledged before is in the counts of its leaders then. One that is not decided is waited for,
-    /// as a read of its keys would.
+    /// Turns intents of transactions that are committed into versions, on this core's shards: such a
+    /// transaction may be acknowledged, and a key counts from its version on.
     ///
     /// # Errors
     /// A sentence: shards did not serve in time.
-    pub async fn resolve_intents(&self) -> Result<(), String> {
-        let mut of_txn: BTreeMap<TxnId, Vec<Obstacle>> = BTreeMap::new();
-        self.each_leader(|leader| {
-            for obstacle in leader.obstacles() {
-                of_txn.entry(obstacle.txn).or_default().push(obstacle);
+    pub async fn settle_intents(&self) -> Result<(), String> {
+        // Whatever was acknowledged before now lies below.
+        let now = self.read_point();
+        loop {
+            let mut intents = Vec::new();
+            self.each_leader(|leader| intents.extend(leader.intents_below(now, SETTLE_BATCH)));
+            if intents.is_empty() {
+                return Ok(());
             }
-        });
-        // All at once, so that they share their syncs.
-        let mut receivers = Vec::with_capacity(of_txn.len());
-        for obstacles in of_txn.into_values() {
-            let (inner, (sender, receiver)) = (self.0.clone(), oneshot::channel());
-            self.0.spawn("resolve", async move {
-                let _ = sender.send(inner.resolve(&obstacles).await);
-            });
-            receivers.push(receiver);
+            match self.coordinator().resolve(&intents).await {
+                Err(Unresolved::Unavailable(why)) => return Err(why.to_string()),
+                Ok(_) => {}
+                // It lives on, and is looked at again.
+                Err(Unresolved::Alive(_)) => {
+                    self.0.env.clock.sleep(Duration::from_millis(1)).await;
+                }
+            }
         }
-        for receiver in receivers {
-            receiver.await.unwrap_or_else(|_| Err("the engine stops".to_owned()))?;
-        }
-        Ok(())
     }
 
-    /// Has what is left of a keyspace removed from the shards of this core.
-    pub fn drop_keyspace(&self, keyspace: u32) {
+    /// Has what is left of a keyspace removed from the shards of this core. Returns false if one of
+    /// them could not be asked: it has no leader, or one whose undecided entries end with a split.
+    pub fn drop_keyspace(&self, keyspace: u32) -> bool {
+        let mut all = true;
         for (host, group) in self.0.all_groups() {
             let mut state = group.state.borrow_mut();
-            if let Some(leader) = &mut state.leader {
-                leader.drop_keyspace(keyspace);
-                host.relist(&group, &mut state);
+            let state = &mut *state;
+            match state.leader.as_mut().filter(|_| !state.frozen) {
+                Some(leader) => {
+                    leader.drop_keyspace(keyspace);
+                    host.relist(&group, state);
+                }
+                None => {
+                    sometimes!(true, "a dropped keyspace meets a shard that does not serve");
+                    all = false;
+                }
             }
         }
+        all
+    }
+
+    /// Returns whether the stores of this core hold nothing of a keyspace any more.
+    ///
+    /// # Errors
+    /// A store cannot be read.
+    pub async fn holds_nothing_of(&self, keyspace: u32) -> Result<bool, Error> {
+        let stores: Vec<_> = self.0.stores.borrow().values().cloned().collect();
+        for host in stores {
+            for id in [keyspace, keyspace | PARTS] {
+                let (mut start, mut end) = (Vec::new(), Vec::new());
+                tree::data(&mut start, &id.to_be_bytes());
+                tree::data(&mut end, &id.saturating_add(1).to_be_bytes());
+                let mut left =
+                    host.tree.scan_all_versions(&start, &end, u64::MAX, Direction::Forward);
+                if left.next().await?.is_some() {
+                    return Ok(false);
+                }
+                if !is_slotted(keyspace) {
+                    break;
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Returns the moment below which versions may be gone: nobody reads there any more.

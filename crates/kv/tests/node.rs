@@ -5,9 +5,10 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_env::sim::{CrashTiming, Outcome, Sim};
+use atoll_env::sim::{CrashMode, CrashTiming, Fault, FaultKind, OpKind, Outcome, Sim};
+use atoll_env::sync::timeout;
 use atoll_kv::Core;
-use atoll_mvcc::keys::RoutingKey;
+use atoll_mvcc::keys::{Placement, RoutingKey, SLOTTED};
 use atoll_mvcc::request::Isolation;
 use parking_lot::Mutex;
 use support::{Call, Client, Reply, Toy, key, open, options, run_node, stop_all, until_stopped};
@@ -189,6 +190,41 @@ fn a_split_under_load_loses_nothing_and_stays_after_a_restart() {
         );
         assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
     }
+}
+
+#[test]
+fn a_keyspace_is_not_said_to_be_dropped_by_a_shard_that_is_being_split() {
+    let sim = Sim::new(13);
+    let node = sim.node("n");
+    let outcome = sim.block_on(
+        &node,
+        open(options(node.env(), 1, 1), move |core| async move {
+            let (mut asked, mut refused) = (Vec::new(), 0);
+            for n in 0..60u32 {
+                let keyspace = SLOTTED + 100 + n;
+                let mut txn = core.begin(Isolation::Serializable);
+                txn.put(&Placement::Slots.key(keyspace, b"k"), &support::stored(1)).await.unwrap();
+                txn.commit().await.unwrap();
+                let own = core.clone();
+                let splitting = support::spawn(&core, async move {
+                    let slot = 1 + (n * 271 % 16_000) as u16;
+                    own.split_at(RoutingKey::Slot(slot)).await.unwrap();
+                });
+                core.env().clock.sleep(Duration::from_micros(u64::from(n) * 20)).await;
+                match core.drop_keyspace(keyspace) {
+                    true => asked.push(keyspace),
+                    false => refused += 1,
+                }
+                splitting.await.unwrap();
+            }
+            core.env().clock.sleep(Duration::from_secs(1)).await;
+            for keyspace in asked {
+                assert!(core.holds_nothing_of(keyspace).await.unwrap(), "{keyspace:x}");
+            }
+            assert!(refused > 0, "no shard was being split");
+        }),
+    );
+    assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
 }
 
 #[test]
@@ -439,6 +475,70 @@ fn a_record_outlives_every_restart_while_an_intent_of_another_core_leans_on_it()
         }
     }
     assert!(halves > 30, "only {halves} runs were cut");
+}
+
+#[test]
+fn a_clock_that_jumps_takes_no_record_away_that_an_intent_leans_on() {
+    // Two keys, the first of them on the other core, and so the record.
+    let of = |below: bool| {
+        let mut names = (0..).map(|n| format!("k{n}"));
+        let slot = |name: &str| u16::from_be_bytes([key(name)[4], key(name)[5]]);
+        names.find(|name| (slot(name) < 8_192) == below).expect("names do not end")
+    };
+    let (low, high) = (of(true), of(false));
+    for seed in 0..60u64 {
+        let sim = Sim::new(seed);
+        let node = sim.node("n");
+        let (machine, names) = (node.clone(), [low.clone(), high.clone()]);
+        let writing = open(options(node.env(), 2, 2), move |core: Core<Toy>| {
+            let (machine, names) = (machine.clone(), names.clone());
+            async move {
+                if core.index() != 1 {
+                    return support::until_stopped(&core).await;
+                }
+                let sleep = |ms| core.env().clock.sleep(Duration::from_millis(ms));
+                sleep(1_000 + seed * 8).await;
+                let mut txn = core.begin(Isolation::Serializable);
+                for name in &names {
+                    txn.put(&key(name), &support::stored(1)).await.unwrap();
+                }
+                txn.commit().await.unwrap();
+                // Its own intent is resolved in memory and not on the disk.
+                let hang = Fault::new(FaultKind::Hang).on(OpKind::Sync).path("store-1").sticky();
+                machine.disk().inject(hang);
+                machine.set_wall_offset_ms(3_600_000);
+                sleep(450).await;
+                let mut client = Client::new(&core, 9);
+                let low = names[0].replace('k', "{k") + "}";
+                let _ = timeout(&*core.env().clock, Duration::from_millis(100), async {
+                    // Whatever the other core has logged survives.
+                    client.call(Call::Set(key(&low), 7)).await
+                })
+                .await;
+                machine.crash_with(CrashMode::DropAll);
+                std::future::pending::<()>().await;
+            }
+        });
+        assert!(matches!(sim.block_on(&node, writing), Outcome::Crashed));
+        node.disk().clear_faults();
+        node.restart();
+        let names = [low.clone(), high.clone()];
+        let reading = open(options(node.env(), 2, 2), move |core: Core<Toy>| {
+            let names = names.clone();
+            async move {
+                if core.index() != 1 {
+                    return support::until_stopped(&core).await;
+                }
+                let mut client = Client::new(&core, 1);
+                for name in &names {
+                    assert_eq!(client.get(name).await, Some(1), "seed {seed}: {name} is gone");
+                }
+                support::stop_all(&core);
+            }
+        });
+        let outcome = sim.block_on(&node, reading);
+        assert!(matches!(outcome, Outcome::Done(Ok(()))), "seed {seed}: {outcome:?}");
+    }
 }
 
 #[test]

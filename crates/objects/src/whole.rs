@@ -11,15 +11,13 @@ use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_shard::leader::{EPOCH, epoch_of, local_key};
-use atoll_txn::{Error, ScanOptions, Unavailable, Unresolved};
+use atoll_txn::{Error, ScanOptions, Unavailable};
 
 use crate::databases::{self, DATABASES};
 use crate::distributed::keyspaces;
 use crate::program::ObjectProgram;
 use crate::txn_tx::NodeTxn;
 
-/// Between two looks at a transaction that is committing.
-const A_MOMENT: Duration = Duration::from_millis(1);
 /// Keys of one page of a walk.
 const PAGE: usize = 512;
 /// How long shards that are being split are waited for.
@@ -46,9 +44,9 @@ pub async fn counts(core: &Core<ObjectProgram>) -> Result<Counts, Error> {
                 "count",
                 Box::pin(async move {
                     task_core.reap_due().await;
-                    let counted = match settle_intents(&task_core).await {
+                    let counted = match task_core.settle_intents().await {
                         Ok(()) => shard_counts(&task_core).await,
-                        Err(error) => Err(error),
+                        Err(why) => Err(Error::Unavailable(Unavailable(why))),
                     };
                     let _ = sender.send(counted);
                 }),
@@ -72,26 +70,6 @@ fn stopping() -> Error {
     Error::Unavailable(Unavailable("the engine stops".to_owned()))
 }
 
-/// Turns intents of transactions that are committed into versions, on this core's shards: such a
-/// transaction may be acknowledged, and a key counts from its version on.
-async fn settle_intents(core: &Core<ObjectProgram>) -> Result<(), Error> {
-    // Whatever was acknowledged before now lies below.
-    let now = core.read_point();
-    loop {
-        let mut intents = Vec::new();
-        core.each_leader(|leader| intents.extend(leader.intents_below(now, PAGE)));
-        if intents.is_empty() {
-            return Ok(());
-        }
-        match core.coordinator().resolve(&intents).await {
-            Err(Unresolved::Unavailable(why)) => return Err(Error::Unavailable(why)),
-            Ok(_) => {}
-            // It lives on, and is looked at again.
-            Err(Unresolved::Alive(_)) => core.env().clock.sleep(A_MOMENT).await,
-        }
-    }
-}
-
 /// Returns the counts of this core's shards. They are of the same shards, whatever is split
 /// meanwhile: a half that was not there at first has counts of its own soon.
 ///
@@ -101,12 +79,7 @@ async fn shard_counts(core: &Core<ObjectProgram>) -> Result<[(i64, i64); DATABAS
     let deadline = core.env().clock.now().after(SPLIT_TIME_MAX);
     loop {
         let version = core.table().version();
-        let leads_all = core.leads_all();
-        if leads_all {
-            let resolved = core.resolve_intents().await;
-            resolved.map_err(|why| Error::Unavailable(Unavailable(why)))?;
-        }
-        if leads_all
+        if core.leads_all()
             && let Some(sums) = sum_of_leaders(core).await?
             && core.table().version() == version
         {

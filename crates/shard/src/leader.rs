@@ -315,11 +315,6 @@ impl Leader {
         &self.counts
     }
 
-    /// Returns the intents that lie here: what they become, if anything, is not counted yet.
-    pub fn obstacles(&self) -> Vec<Obstacle> {
-        self.intents.iter().map(|(key, held)| obstacle(key, &held.intent)).collect()
-    }
-
     /// Returns the number of intents, for statistics.
     pub fn intents(&self) -> usize {
         self.intents.len()
