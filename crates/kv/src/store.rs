@@ -628,7 +628,10 @@ impl<P: Program> StoreHost<P> {
                     self.list(group, &mut state);
                     break;
                 }
-                if let Some(bound) = self.bound.borrow().bound_for(closed.stamp) {
+                // An entry of intents and records has no stamp of its own, but moments of transactions.
+                // All of them were given by the oracle before now.
+                let given = Timestamp::read_at(core.oracle.last()).max(closed.stamp);
+                if let Some(bound) = self.bound.borrow().bound_for(given) {
                     closed.set_bound(bound);
                 }
                 if let Some(bound) = closed.bound() {

@@ -147,6 +147,12 @@ async fn recover(
         env.disk.remove(SWAP, &path).await.map_err(|e| Error::io("removing", &path, e))?;
     }
 
+    // An owner's entries are applied in the order of their groups, not in that of the lane, so tables
+    // may have records above the position up to which everything is flushed. Before the first
+    // application they must be seen as well: a store's bound and its shards are read then.
+    let in_tables = state.version.tables().map(|(_, table)| table.desc.seqnos.1).max();
+    visible = visible.max(in_tables.unwrap_or(0));
+
     let cache = Arc::new(HeapPool::new(options.cache_capacity()));
     let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
     let next_file = state.next_file;
