@@ -860,6 +860,11 @@ impl<P: Program> StoreHost<P> {
             let malformed = |e: atoll_encoding::Malformed| {
                 Error::Stopped(format!("shard {}: entry {index} does not decode: {e}", group.id))
             };
+            atoll_env::always_same!(
+                "applied entry",
+                [group.id.0, index, term],
+                atoll_encoding::hash::hash64(entry.payload())
+            );
             let mut split = None;
             match entry.kind() {
                 EntryKind::Normal => {

@@ -67,6 +67,8 @@ pub struct Told {
     pub acknowledged: u64,
     /// Calls that took part in a proof.
     pub checked: u64,
+    /// Entries that were applied again and were the same.
+    pub confirmed: u64,
     /// Probes.
     pub reached: BTreeMap<&'static str, u64>,
     /// The hash of everything.
@@ -90,6 +92,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Sum of calls in proofs.
     pub checked: u64,
+    /// Sum of entries that were applied again and were the same.
+    pub confirmed: u64,
     /// In how many seeds a state was reached.
     pub reached: BTreeMap<&'static str, u64>,
     /// Sum of the trace hashes: equal for equal runs, whatever the number of threads.
@@ -115,6 +119,7 @@ impl Report {
         }
         self.acknowledged += told.acknowledged;
         self.checked += told.checked;
+        self.confirmed += told.confirmed;
         for state in told.reached.keys() {
             *self.reached.entry(state).or_default() += 1;
         }
@@ -137,8 +142,9 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} operations acknowledged, {} calls in proofs, digest {:016x}",
-            self.acknowledged, self.checked, self.digest
+            "{} operations acknowledged, {} calls in proofs, {} entries applied again and alike, \
+             digest {:016x}",
+            self.acknowledged, self.checked, self.confirmed, self.digest
         )?;
         writeln!(f, "\n{:<52} {:>9}", "fault", "times")?;
         for (class, times) in &self.faults {

@@ -8,7 +8,7 @@ use atoll_checkers::linear::{
 };
 use atoll_checkers::list_append::{Level, Reads, Txn, analyze};
 use atoll_checkers::ranges::Answers;
-use atoll_checkers::{Checked, Failure, History, Outcome, bank, counts, linear};
+use atoll_checkers::{Checked, Failure, History, Outcome, bank, counts, linear, second_opinion};
 
 use super::op::{ACCOUNTS, Op, Ret};
 use super::ranges::{Ranged, Universe};
@@ -30,8 +30,11 @@ pub fn judge(history: &Whole, jumps: bool) -> Result<Checked, String> {
     sum = sum.and(named("registers", linear::check::<Register, _>(&registers(history), BUDGET))?);
     sum = sum.and(named("counters", linear::check::<Counter, _>(&counters(history), BUDGET))?);
     sum = sum.and(named("deadlines", linear::check::<Register, _>(&fleeting(history), BUDGET))?);
-    let lists = analyze(&lists(history)).and_then(|report| report.at(Level::StrictSerializable));
+    let appends = lists(history);
+    let lists = analyze(&appends).and_then(|report| report.at(Level::StrictSerializable));
     sum = sum.and(named("lists", lists)?);
+    // Another's judgement of the same calls: it finds out, but proves nothing more.
+    named("lists, by adya", second_opinion::judge(&appends, Level::StrictSerializable))?;
     let rules = bank::Bank { accounts: ACCOUNTS as usize, total: 0, negative: true };
     sum = sum.and(named("bank", bank::check(&transfers(history), rules))?);
     sum = sum.and(named("counts", counts::check(&counting(history)))?);

@@ -11,7 +11,8 @@
 //! clients ([`load`]) use it for a simulated minute while the [`faults`] happen to it, three more from
 //! inside of its process ([`ranges`]). What they asked and were told is the history, of which each
 //! checker gets its view ([`judge`]). At the end everything
-//! is read once more, so that what was acknowledged and is gone is noticed.
+//! is read once more, so that what was acknowledged and is gone is noticed, and the stores are
+//! compared with what they are after one more power cut ([`mirror`]).
 //!
 //! A seed names one execution. A failure prints its seed; `cargo xtask sim --seed N --trace` runs it
 //! again and prints every event.
@@ -25,6 +26,7 @@ pub mod client;
 pub mod faults;
 pub mod judge;
 pub mod load;
+pub mod mirror;
 pub mod mutants;
 pub mod op;
 pub mod ranges;

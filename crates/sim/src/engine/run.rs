@@ -19,10 +19,10 @@ use super::client::Connection;
 use super::load::{Client, FAMILIES};
 use super::op::{End, Op};
 use super::world::World;
-use super::{faults, judge, ranges};
+use super::{faults, judge, mirror, ranges};
 
 /// Time that the server has to be well again at the end.
-const RECOVERY_MAX: Duration = Duration::from_secs(60);
+pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// Keys read at once at the end.
 const READ_AT_ONCE: usize = 50;
 
@@ -62,6 +62,7 @@ pub fn run(run: Run) -> Result<Told, Box<Failed>> {
         sim.keep_trace_lines();
     }
     probe::take();
+    let _ = probe::take_facts();
     let mut failed = Box::new(Failed { seed: run.seed, ..Failed::default() });
     let outcome = catch_unwind(AssertUnwindSafe(|| in_world(&sim, run, &mut failed)));
     let failed = move |why: String| {
@@ -125,6 +126,7 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
     if let Some(what) = world.wrong.borrow_mut().take() {
         return Err(what);
     }
+    let confirmed = probe::take_facts()?;
     let recorder = world.recorder.replace(Recorder::new());
     let history = recorder.finish(world.nanos());
     let mut checked = judge::judge(&history, world.jumps).inspect_err(|_| {
@@ -148,6 +150,7 @@ fn in_world(sim: &Rc<Sim>, run: Run, failed: &mut Failed) -> Result<Told, String
         faults: world.faults.take(),
         acknowledged: (history.acknowledged() + ranged.acknowledged()) as u64,
         checked: checked.calls as u64,
+        confirmed,
         reached,
         trace: sim.trace_hash(),
         simulated_s: run.seconds,
@@ -207,7 +210,8 @@ async fn play(
         }
     }
     read_everything(&world, &env).await?;
-    ranges::read_everything(&world, &env).await
+    ranges::read_everything(&world, &env).await?;
+    mirror::compare(&world, &mut prng).await
 }
 
 /// Reads every key that was used. These reads end the history: they show what was lost.
