@@ -76,7 +76,8 @@ pub use database::{Builder, Database, Snapshot};
 pub use error::{Error, Result};
 pub use keyspace::Keyspace;
 pub use options::{
-    Compression, Durability, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX, WriteOptions,
+    Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX,
+    WriteOptions,
 };
 pub use range::{Cursor, Guard, Range};
 pub use read::Record;

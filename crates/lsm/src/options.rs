@@ -5,6 +5,7 @@ use std::time::Duration;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
+pub use crate::table::FilterPolicy;
 
 /// Longest key, in bytes.
 pub const KEY_LEN_MAX: usize = 64 << 10;
@@ -108,8 +109,10 @@ pub struct Options {
     pub level_base_size: u64,
     /// Compression of data blocks.
     pub compression: Compression,
-    /// Filter bits per key; 0 writes no filters. Ten bits answer about 99 of 100 misses.
+    /// Filter bits per key; 0 writes no filters. Ten bits answer at least 99 of 100 misses.
     pub filter_bits: u32,
+    /// Kinds of filters.
+    pub filter_policy: FilterPolicy,
 }
 
 impl Options {
@@ -132,6 +135,7 @@ impl Options {
             level_base_size: 128 << 20,
             compression: Compression::default(),
             filter_bits: 10,
+            filter_policy: FilterPolicy::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::iter::scan::key_kind;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
 use crate::mutants;
 use crate::options::{Compression, Options};
-use crate::table::{Codec, PrefixRule, TableOptions, TableWriter};
+use crate::table::{Codec, Filter, PrefixRule, TableOptions, TableWriter};
 use crate::tombstone::{Fragmented, RangeTombstone};
 use crate::version::manifest::sync_dir;
 use crate::version::{LEVELS, Paths, TableDesc, Version};
@@ -182,7 +182,11 @@ impl Job<'_> {
                 Compression::Lz4ThenZstd if last => Codec::Zstd(ZSTD_LEVEL),
                 Compression::Lz4 | Compression::Lz4ThenZstd => Codec::Lz4,
             },
-            filter_bits_per_key: self.options.filter_bits,
+            filter: Filter::of_level(
+                self.options.filter_policy,
+                self.options.filter_bits,
+                self.level,
+            ),
             prefix_rule: Some(self.prefix_rule.clone()),
             level: self.level as u32,
             created: WallTime(env.clock.wall().0),

@@ -22,8 +22,8 @@ use super::Handle;
 
 pub(super) const FOOTER_LEN: usize = 64;
 pub(super) const MAGIC: [u8; 8] = *b"AtollTbl";
-/// The version this program writes, and the newest it reads.
-pub(super) const VERSION: u32 = 1;
+/// The version this program writes, and the newest it reads. It reads all before it.
+pub(super) const VERSION: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Footer {
@@ -83,7 +83,7 @@ impl Footer {
             }));
         }
         match u32_at(48) {
-            VERSION => {}
+            1..=VERSION => {}
             newer if newer > VERSION => return Err(FooterError::Newer(newer)),
             _ => return Err(FooterError::Bad("the footer has no known version")),
         }
@@ -136,10 +136,10 @@ mod tests {
     #[test]
     fn a_newer_version_is_called_newer() {
         let mut bytes = FOOTER.encode();
-        bytes[48] = 2;
+        bytes[48] = VERSION as u8 + 1;
         let crc = checksum(&bytes, FOOTER.table, FOOTER.salt, FOOTER.size);
         bytes[52..56].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode(&bytes), Err(FooterError::Newer(2)));
+        assert_eq!(decode(&bytes), Err(FooterError::Newer(VERSION + 1)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   data blocks ─────────────────────┐  sorted records, prefix compressed        (pool)
-//!   filter partitions                │  Bloom filters over the keys              (pool)
+//!   filter partitions                │  Bloom or fuse filters over the keys      (pool)
 //!   index partitions ────────────────┤  separator -> data block                  (pool)
 //!   range tombstone blocks           │                                           (memory)
 //!   properties                       │  counts, bounds                           (memory)
@@ -60,6 +60,7 @@ use std::sync::Arc;
 use atoll_env::{WallTime, disk::IoClass};
 
 pub use codec::Codec;
+pub use filter::{Filter, FilterPolicy};
 pub use iter::{Advance, Direction, Seek, TableIter};
 pub use properties::Properties;
 pub use reader::{Expected, Found, Table};
@@ -87,8 +88,8 @@ pub struct TableOptions {
     pub restart_interval: usize,
     /// Compression of data and index blocks.
     pub codec: Codec,
-    /// Bits of filter per key, 0 for no filter.
-    pub filter_bits_per_key: u32,
+    /// Filters over the keys.
+    pub filter: Filter,
     /// Prefixes that are put into the filter beside the keys.
     pub prefix_rule: Option<PrefixRule>,
     /// Level the table is written for, kept as a property.
@@ -104,7 +105,7 @@ impl Default for TableOptions {
             partition_bytes: 4 << 10,
             restart_interval: 16,
             codec: Codec::Lz4,
-            filter_bits_per_key: 10,
+            filter: Filter::Bloom(10),
             prefix_rule: None,
             level: 0,
             created: WallTime(0),

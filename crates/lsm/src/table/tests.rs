@@ -230,7 +230,8 @@ fn random_options(rng: &mut Rng) -> TableOptions {
         partition_bytes: pick(rng, &[1, 60, 300, 4096]),
         restart_interval: pick(rng, &[1, 2, 3, 7, 16, 64]),
         codec: [Codec::None, Codec::Lz4, Codec::Zstd(3)][rng.below(3) as usize],
-        filter_bits_per_key: [0, 5, 10, 20][rng.below(4) as usize],
+        filter: [Filter::None, Filter::Bloom(5), Filter::Bloom(20), Filter::Fuse]
+            [rng.below(4) as usize],
         prefix_rule: (rng.below(2) == 0).then(|| PrefixRule::fixed(3)),
         level: rng.below(7) as u32,
         created: WallTime(rng.below(1 << 41)),

@@ -25,7 +25,7 @@ use atoll_env::{Disk, File, IoBuf, IoTag, OpenMode};
 
 use super::block::BlockBuilder;
 use super::codec::{BlockKind, SEAL_LEN, Sealer};
-use super::filter::FilterBuilder;
+use super::filter::{Filter, FilterBuilder};
 use super::footer::{FOOTER_LEN, Footer};
 use super::index::{Partition, put_handle, separator};
 use super::properties::{Properties, put_range_tombstone};
@@ -122,7 +122,7 @@ impl TableWriter {
             sealer: Sealer::new(options.codec),
             block: BlockBuilder::new(options.restart_interval),
             index: BlockBuilder::new(1),
-            filter: FilterBuilder::new(options.filter_bits_per_key),
+            filter: FilterBuilder::new(options.filter),
             partitions: Vec::new(),
             partition_bytes: 0,
             range_tombstones: Vec::new(),
@@ -253,7 +253,7 @@ impl TableWriter {
     }
 
     fn add_to_filter(&mut self, user_key: &[u8]) {
-        if self.options.filter_bits_per_key == 0 {
+        if self.options.filter == Filter::None {
             return;
         }
         let hash = hash64(user_key);

@@ -2,9 +2,9 @@
 //! same store.
 //!
 //! ```text
-//!   quiet, at T:   hash of all versions visible at T, of all stores
-//!   power cut, or another number of cores
-//!   served again:  the same hash at T
+//!   quiet:         the newest version of every key, of all stores
+//!   power cut, another number of cores
+//!   served again:  the same
 //! ```
 //!
 //! Readers of keys see lost values; this sees what no command shows: metadata, parts of objects, a
@@ -15,6 +15,8 @@
 //! Time has to stand still for it: nobody writes, what had a deadline is reaped and what was dropped
 //! is reclaimed.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,11 +27,16 @@ use atoll_lsm::Durability;
 use atoll_lsm::driven::{Direction, Tree};
 use atoll_mvcc::keys::tree::Area;
 
+use super::client::Connection;
 use super::run::{RECOVERY_MAX, start_server};
 use super::world::World;
 
 /// After the last command, until deadlines have come and dropped databases are gone.
 const UNTIL_QUIET: Duration = Duration::from_secs(15);
+/// So many that no shard is left out.
+const KEYS: u32 = 200;
+/// Rows that a failure names.
+const TOLD_MAX: usize = 30;
 
 /// Cuts the power of a server that has nothing to do, and compares what is there before and after.
 ///
@@ -38,7 +45,14 @@ const UNTIL_QUIET: Duration = Duration::from_secs(15);
 pub async fn compare(world: &Rc<World>, prng: &mut Prng) -> Result<(), String> {
     let clock = world.judge.env().clock;
     clock.sleep(UNTIL_QUIET).await;
-    let before = hash(world, u64::MAX).await?;
+    // What the server does by itself (reaping, reclaiming) is not synced and done again if it is
+    // lost. A synced write into each shard makes durable whatever its log has.
+    let lost = "the connection is lost at the end";
+    let mut connection = Connection::open(&world.judge.env(), world.address()).await.ok_or(lost)?;
+    for number in 0..KEYS {
+        connection.ask(&["SET", &format!("mirror:{number}"), "1"]).await?.ok_or(lost)?;
+    }
+    let before = rows(world).await?;
     // What is promised less than a power cut's survival only has to survive the process.
     world.server.crash_with(match world.durability {
         Durability::Synced => CrashMode::DropAll,
@@ -50,47 +64,50 @@ pub async fn compare(world: &Rc<World>, prng: &mut Prng) -> Result<(), String> {
     if !world.wait(RECOVERY_MAX, |world| world.serves.get()).await {
         return Err("the server does not serve a minute after the last power cut".to_owned());
     }
-    let after = hash(world, u64::MAX).await?;
-    match before == after {
-        true => Ok(()),
-        false => Err(format!(
-            "the stores are not what they were before a power cut: {before:?} then, {after:?} now"
-        )),
+    let after = rows(world).await?;
+    match differences(&before, &after) {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("the stores are not what they were before a power cut:{some}")),
     }
 }
 
-/// The sum of the hashes of all rows, so that it does not matter which store has them, and their
-/// number.
-async fn hash(world: &World, at: u64) -> Result<(u64, u64), String> {
+/// What stores hold: rows with stamp and hash of the value. After a split or a restart a row may lie
+/// in another store, so it does not matter in which one it is.
+type Rows = BTreeMap<Vec<u8>, (u64, u64)>;
+
+/// Tells the first rows that are not the same.
+fn differences(before: &Rows, after: &Rows) -> String {
+    let gone = before.iter().filter(|(key, row)| after.get(*key) != Some(row));
+    let new = after.iter().filter(|(key, row)| before.get(*key) != Some(row));
+    let told = gone.map(|row| ("only before", row)).chain(new.map(|row| ("only after", row)));
+    let mut text = String::new();
+    for (when, (key, (stamp, hash))) in told.take(TOLD_MAX) {
+        let key = key.escape_ascii();
+        let _ = write!(text, "\n  {when}: {key} at {stamp}, value {hash:016x}");
+    }
+    text
+}
+
+/// Reads what is visible of all stores.
+async fn rows(world: &World) -> Result<Rows, String> {
     let trees = world.engine.borrow().as_ref().map(|engine| engine.trees());
     let trees = trees.ok_or("the server is gone at the end")?;
-    let (mut sum, mut rows) = (0u64, 0);
+    let mut rows = Rows::new();
     for (_, tree) in trees {
         for area in [Area::Data, Area::Sub] {
-            let of_area = hash_area(&tree, area, at).await;
-            let (hash, count) = of_area.map_err(|e| format!("a store cannot be read: {e}"))?;
-            sum = sum.wrapping_add(hash);
-            rows += count;
+            let read = read_area(&tree, area, &mut rows).await;
+            read.map_err(|e| format!("a store cannot be read: {e}"))?;
         }
     }
-    Ok((sum, rows))
+    Ok(rows)
 }
 
-async fn hash_area(tree: &Tree, area: Area, at: u64) -> atoll_lsm::Result<(u64, u64)> {
+async fn read_area(tree: &Tree, area: Area, rows: &mut Rows) -> atoll_lsm::Result<()> {
     let (start, end) = ([area as u8], [area as u8 + 1]);
-    let mut cursor = tree.scan_versions(&start, &end, at, Direction::Forward);
-    let (mut sum, mut rows) = (0u64, 0);
-    let mut row_bytes = Vec::new();
+    let mut cursor = tree.scan_versions(&start, &end, u64::MAX, Direction::Forward);
     while let Some(row) = cursor.next().await? {
-        row_bytes.clear();
-        row_bytes.extend_from_slice(&(row.key().len() as u64).to_le_bytes());
-        row_bytes.extend_from_slice(row.key());
-        row_bytes.extend_from_slice(&row.stamp().to_le_bytes());
-        if let Some(value) = row.value().await? {
-            row_bytes.extend_from_slice(&value);
-        }
-        sum = sum.wrapping_add(hash64(&row_bytes));
-        rows += 1;
+        let value = row.value().await?;
+        rows.insert(row.key().to_vec(), (row.stamp(), value.map_or(0, |value| hash64(&value))));
     }
-    Ok((sum, rows))
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Filter partitions: Bloom filters whose probes for one key all fall into one cache line.
+//! Bloom filters whose probes for one key all fall into one cache line.
 //!
 //! ```text
 //!   +--------------------------+-----+--------------------------+----------+
@@ -11,57 +11,32 @@
 //! gives 9 bits each time. A lookup costs one cache miss; the price is about 0.2 percentage points
 //! of false positives against a filter that spreads its probes. At 10 bits per key one absent key
 //! in a hundred passes.
-//!
-//! A prefix is put in as if it were a key.
 
 const LINE: usize = 64;
-const PROBES_MAX: u8 = 16;
+pub(super) const PROBES_MAX: u8 = 16;
 
-/// Collects the hashes of one partition.
-pub(super) struct FilterBuilder {
-    bits_per_key: u32,
-    hashes: Vec<u64>,
+/// Returns the bytes of a filter over `keys` hashes.
+pub(super) fn size(keys: usize, bits_per_key: u32) -> usize {
+    (keys * bits_per_key as usize).div_ceil(LINE * 8) * LINE + 1
 }
 
-impl FilterBuilder {
-    pub(super) fn new(bits_per_key: u32) -> FilterBuilder {
-        FilterBuilder { bits_per_key, hashes: Vec::new() }
-    }
-
-    pub(super) fn add(&mut self, hash: u64) {
-        if self.bits_per_key > 0 {
-            self.hashes.push(hash);
+/// Returns the filter over `hashes`, of which there is one at least.
+pub(super) fn build(hashes: &[u64], bits_per_key: u32) -> Vec<u8> {
+    let mut filter = vec![0; size(hashes.len(), bits_per_key)];
+    let lines = (filter.len() / LINE) as u64;
+    // ln 2 * bits per key; a little less, because lines fill unevenly.
+    let probes = (bits_per_key * 6 / 10).clamp(1, u32::from(PROBES_MAX)) as u8;
+    for hash in hashes {
+        let at = line_of(*hash, lines);
+        let line = &mut filter[at..at + LINE];
+        for (byte, mask) in bits(*hash, probes) {
+            line[byte] |= mask;
         }
     }
-
-    /// Returns the bytes the filter would take now.
-    pub(super) fn size(&self) -> usize {
-        let bits = self.hashes.len() * self.bits_per_key as usize;
-        bits.div_ceil(LINE * 8) * LINE + 1
+    if let Some(last) = filter.last_mut() {
+        *last = probes;
     }
-
-    /// Returns the filter over what was added, or `None` if there is none to write, and starts
-    /// anew.
-    pub(super) fn finish(&mut self) -> Option<Vec<u8>> {
-        if self.hashes.is_empty() {
-            return None;
-        }
-        let mut filter = vec![0; self.size()];
-        let lines = (filter.len() / LINE) as u64;
-        // ln 2 * bits per key; a little less, because lines fill unevenly.
-        let probes = (self.bits_per_key * 6 / 10).clamp(1, u32::from(PROBES_MAX)) as u8;
-        for hash in self.hashes.drain(..) {
-            let at = line_of(hash, lines);
-            let line = &mut filter[at..at + LINE];
-            for (byte, mask) in bits(hash, probes) {
-                line[byte] |= mask;
-            }
-        }
-        if let Some(last) = filter.last_mut() {
-            *last = probes;
-        }
-        Some(filter)
-    }
+    filter
 }
 
 /// Returns whether the key with this hash may be in, or `None` if the bytes are no filter.
@@ -101,9 +76,8 @@ mod tests {
     #[test]
     fn nothing_added_is_ever_denied_and_one_absent_key_in_a_hundred_passes() {
         for keys in [1u32, 10, 1000, 20_000] {
-            let mut builder = FilterBuilder::new(10);
-            (0..keys).for_each(|n| builder.add(hash64(&n.to_be_bytes())));
-            let filter = builder.finish().unwrap();
+            let hashes: Vec<u64> = (0..keys).map(|n| hash64(&n.to_be_bytes())).collect();
+            let filter = build(&hashes, 10);
             for n in 0..keys {
                 assert_eq!(may_contain(&filter, hash64(&n.to_be_bytes())), Some(true), "{n}");
             }
