@@ -18,7 +18,7 @@ use crate::keyspace::{
     encode_about, encode_last_id,
 };
 use crate::opening;
-use crate::options::{Durability, KeyspaceOptions, Options, WriteOptions};
+use crate::options::{Durability, FilterPolicy, KeyspaceOptions, Options, WriteOptions};
 use crate::range::Cursor;
 use crate::read::Record;
 use crate::slice::Slice;
@@ -86,6 +86,11 @@ impl Builder {
     /// Sets the durability of writes that name none. The default is [`Durability::Synced`].
     pub fn durability(self, durability: Durability) -> Builder {
         self.change(|options| options.durability = durability)
+    }
+
+    /// Sets which kinds of filters tables get.
+    pub fn filter_policy(self, policy: FilterPolicy) -> Builder {
+        self.change(|options| options.filter_policy = policy)
     }
 
     fn change(mut self, change: impl FnOnce(&mut Options)) -> Builder {

@@ -1,14 +1,18 @@
 //! AtollDB's engine.
 
-use atoll_lsm::{Database, Durability, Keyspace, Range};
+use atoll_lsm::{Builder, Database, Durability, Keyspace, Range};
 
 use super::{Config, Direction, Engine};
 use crate::Failure;
 
-pub(super) fn open(config: &Config) -> Result<Box<dyn Engine>, Failure> {
+pub(super) fn open(
+    config: &Config,
+    variant: impl FnOnce(Builder) -> Builder,
+) -> Result<Box<dyn Engine>, Failure> {
     let durability = if config.synced { Durability::Synced } else { Durability::Buffered };
     let memory = usize::try_from(config.memory)?;
-    let database = Database::builder(&config.dir).memory(memory).durability(durability).open()?;
+    let builder = Database::builder(&config.dir).memory(memory).durability(durability);
+    let database = variant(builder).open()?;
     let keyspace = database.keyspace("bench", Default::default())?;
     Ok(Box::new(Atoll { database, keyspace }))
 }

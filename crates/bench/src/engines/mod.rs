@@ -16,6 +16,8 @@ use crate::data::{KEY_LEN, VALUE_LEN};
 pub enum Name {
     /// AtollDB's storage engine.
     Atoll,
+    /// The same with Bloom filters in all levels.
+    AtollBloom,
     /// An LSM tree.
     Fjall,
     /// A copy-on-write B-tree.
@@ -27,6 +29,7 @@ impl Name {
     pub fn name(self) -> &'static str {
         match self {
             Name::Atoll => "atoll",
+            Name::AtollBloom => "atoll-bloom",
             Name::Fjall => "fjall",
             Name::Redb => "redb",
         }
@@ -34,7 +37,7 @@ impl Name {
 
     /// Returns whether this program was built with it.
     pub fn is_built_in(self) -> bool {
-        self == Name::Atoll || cfg!(feature = "peers-rust")
+        matches!(self, Name::Atoll | Name::AtollBloom) || cfg!(feature = "peers-rust")
     }
 }
 
@@ -87,7 +90,10 @@ pub trait Engine: Send + Sync {
 /// Opens an engine, making its database if there is none.
 pub fn open(name: Name, config: &Config) -> Result<Box<dyn Engine>, Failure> {
     match name {
-        Name::Atoll => atoll::open(config),
+        Name::Atoll => atoll::open(config, |builder| builder),
+        Name::AtollBloom => {
+            atoll::open(config, |builder| builder.filter_policy(atoll_lsm::FilterPolicy::Bloom))
+        }
         #[cfg(feature = "peers-rust")]
         Name::Fjall => fjall::open(config),
         #[cfg(feature = "peers-rust")]
