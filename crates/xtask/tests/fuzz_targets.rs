@@ -73,6 +73,26 @@ fn input(prng: &mut Prng) -> Vec<u8> {
     (0..prng.below(len)).map(|_| prng.below(alphabet) as u8).collect()
 }
 
+/// Draws a pipeline of commands as clients write them, or nearly so.
+fn pipeline(prng: &mut Prng) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..1 + prng.below(3) {
+        let args: Vec<Vec<u8>> = (0..1 + prng.below(4))
+            .map(|_| (0..prng.below(12)).map(|_| b"\r\n$*0aZ\xff"[prng.index(8)]).collect())
+            .collect();
+        atoll_resp::request(&mut bytes, &args);
+    }
+    for _ in 0..prng.below(3) {
+        let at = prng.index(bytes.len());
+        match prng.below(3) {
+            0 => bytes[at] = b"\r\n$*-+0123456789 "[prng.index(17)],
+            1 => bytes.truncate(at + 1),
+            _ => bytes.insert(at, b"\r\n$*-+0123456789 "[prng.index(17)]),
+        }
+    }
+    bytes
+}
+
 #[test]
 fn no_target_panics_on_random_bytes() {
     for (name, target) in TARGETS {
@@ -81,6 +101,9 @@ fn no_target_panics_on_random_bytes() {
         let inputs = if name.starts_with("log_") { INPUTS / 10 } else { INPUTS };
         target(b"");
         (0..inputs).for_each(|_| target(&input(&mut prng)));
+        if *name == "resp_request" {
+            (0..inputs).for_each(|_| target(&pipeline(&mut prng)));
+        }
     }
 }
 
