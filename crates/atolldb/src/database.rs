@@ -68,7 +68,7 @@ impl Builder {
         self
     }
 
-    /// Sets when commits are answered. The default is [`Durability::Synced`]. What spans shards is
+    /// Sets when commits are answered. The default is [`Durability::Synced`]. What spans stores is
     /// always synced: of a part of it that a power cut takes, the other part would stay.
     pub fn durability(mut self, durability: Durability) -> Builder {
         self.durability = durability;

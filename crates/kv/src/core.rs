@@ -28,7 +28,7 @@ use atoll_env::sync::oneshot;
 use atoll_lsm::driven::Direction;
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{PARTS, Placement, RoutingKey, is_slotted, place_of, tree};
-use atoll_mvcc::request::{Isolation, Obstacle, Request, Response, Span};
+use atoll_mvcc::request::{Isolation, Key, Obstacle, Request, Response, Span};
 use atoll_mvcc::{Epoch, Oracle, Timestamp};
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::leader::{Leader, Now};
@@ -318,7 +318,8 @@ impl<P: Program> Inner<P> {
     pub(crate) fn make_coordinator(self: &Rc<Self>) {
         let shards = CoreShards { core: Rc::downgrade(self) };
         let oracle = NodeOracle { oracle: self.oracle.clone(), env: self.env.clone() };
-        let options = atoll_txn::Options::default();
+        let lasting = self.shared.options.engine.durability == Durability::Synced;
+        let options = atoll_txn::Options { lasting, ..atoll_txn::Options::default() };
         let deadlocks = self.shared.deadlocks.clone();
         let (coordinator, background) =
             Coordinator::new(shards, oracle, &self.env, deadlocks, options);
@@ -584,6 +585,20 @@ impl<P: Program> Core<P> {
         }
     }
 
+    /// Shows the leader of the shard that has a place; `None` if it is on another core or has none now.
+    pub fn leader_at<R>(
+        &self,
+        place: RoutingKey<&[u8]>,
+        visit: impl FnOnce(&Leader) -> R,
+    ) -> Option<R> {
+        let table = self.0.table.borrow();
+        let route = table.find(place);
+        let host = self.0.stores.borrow().get(&route.store).cloned()?;
+        let group = host.group(route.descriptor.id)?;
+        let state = group.state.borrow();
+        state.leader.as_ref().map(visit)
+    }
+
     /// Turns intents of transactions that are committed into versions, on this core's shards: such a
     /// transaction may be acknowledged, and a key counts from its version on.
     ///
@@ -748,18 +763,29 @@ impl<P: Program> Shards for CoreShards<P> {
     }
 
     async fn send(&self, request: Request) -> Response {
-        let Some(core) = self.core.upgrade() else {
-            return Response::Unavailable("the engine has stopped".to_owned());
-        };
-        // One entry decides a transaction of one shard, so the weaker modes may answer it early.
-        // Over several shards they could leave half of it: every step of those is synced.
-        let durability = match request {
-            Request::Get { .. } | Request::Scan { .. } | Request::Commit { .. } => {
-                core.shared.options.engine.durability
-            }
-            _ => Durability::Synced,
-        };
-        core.ask(request, durability).await
+        self.ask(request, Durability::Synced).await
+    }
+
+    async fn send_lightly(&self, request: Request) -> Response {
+        self.ask(request, Durability::Buffered).await
+    }
+
+    fn share_log<'k>(&self, mut keys: impl Iterator<Item = &'k Key>) -> bool {
+        let Some(core) = self.core.upgrade() else { return false };
+        let table = core.table.borrow();
+        // A shard stays in its store, and so do the halves of one that is split.
+        let mut store = |key: &Key| place_of(key).map(|place| table.find(place).store);
+        let first = keys.next().and_then(&mut store);
+        first.is_some() && keys.all(|key| store(key) == first)
+    }
+}
+
+impl<P: Program> CoreShards<P> {
+    async fn ask(&self, request: Request, durability: Durability) -> Response {
+        match self.core.upgrade() {
+            Some(core) => core.ask(request, durability).await,
+            None => Response::Unavailable("the engine has stopped".to_owned()),
+        }
     }
 }
 

@@ -111,7 +111,7 @@ impl TxnRecord {
                 put_ts(&mut out, *commit_ts);
                 out.push(isolation_number(*isolation));
                 varint::put(&mut out, keys.len() as u64);
-                for key in keys {
+                for key in keys.iter() {
                     varint::put_bytes(&mut out, key);
                 }
             }
@@ -142,7 +142,7 @@ impl TxnRecord {
                 for _ in 0..count {
                     keys.push(input.bytes("a key")?.to_vec());
                 }
-                Record::Staged { commit_ts, isolation, keys }
+                Record::Staged { commit_ts, isolation, keys: keys.into() }
             }
             COMMITTED => Record::Committed(Timestamp(input.u64("a timestamp")?)),
             ABORTED => Record::Aborted,
@@ -341,7 +341,7 @@ mod tests {
         expected.extend([0; 15]);
         expected.extend([3, 0, 0, 0, 0, 0, 0, 0, 2, b'p', b'p', 1, b'e', b'v', b'v', b'v']);
         assert_eq!(intent.encode(), expected);
-        let keys = vec![b"k".to_vec()];
+        let keys = [b"k".to_vec()].into();
         let state =
             Record::Staged { commit_ts: Timestamp(4), isolation: Isolation::Snapshot, keys };
         let record = TxnRecord { written: Epoch(5), state };

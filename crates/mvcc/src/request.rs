@@ -16,7 +16,7 @@
 //! | `Status` | no | somebody met an intent |
 //! | `Probe` | one, if it fences | recovery: is this intent there, or can it never come? |
 //! | `Resolve` | one | intents become versions, or go |
-//! | `Forget` | one | its coordinator no longer needs the record |
+//! | `Forget` | one | their coordinator no longer needs the records |
 //! | `Heartbeat` | no | the coordinator lives |
 //!
 //! # What a shard promises
@@ -27,7 +27,8 @@
 //!   write (neither) is never refused for a version: its timestamp goes above it.
 //! - **Timestamps.** `Commit` and `Prewrite` choose `max(commit_ts, next(max_read), next(newest
 //!   version))` over the written keys; serializable reads are checked and `max_read` raised at the
-//!   timestamp chosen by `Commit`, at `commit_ts` by `Prewrite`, at `at` by `Validate`.
+//!   timestamp chosen by `Commit`, at `commit_ts` by `Prewrite`, at `at` by `Validate`; not that of
+//!   keys that are written as well, which keep others off by the write.
 //! - **Order.** A read raises `max_read` of its keys, or of the whole range that it looked at, before
 //!   it looks; then it waits for writes in flight at or below its moment. What an answer tells is in
 //!   the log (applied) when the answer leaves.
@@ -47,6 +48,7 @@
 //!   until it has led for three seconds.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::timestamp::Timestamp;
 
@@ -107,6 +109,7 @@ pub struct ReadSet {
     /// Keys read under a lock, each with the timestamp of the version found, [`Timestamp::ZERO`] if
     /// there was none: nothing newer may be there. `read_ts` does not matter for them. Sent at every
     /// isolation for keys that are written too: a lock may be lost with its leader, the check not.
+    /// Ascending.
     pub locked: Vec<(Key, Timestamp)>,
 }
 
@@ -154,7 +157,7 @@ pub enum Record {
         /// How strict it is.
         isolation: Isolation,
         /// All keys written, ascending: who recovers it asks for each of their intents.
-        keys: Vec<Key>,
+        keys: Arc<[Key]>,
     },
     /// Committed, whatever becomes of its coordinator.
     Committed(Timestamp),
@@ -246,8 +249,8 @@ pub enum Request {
         /// The moment it read at; `None` if it read nothing.
         read_ts: Option<Timestamp>,
         /// What it read.
-        reads: ReadSet,
-        /// What it writes.
+        reads: Arc<ReadSet>,
+        /// What it writes, ascending.
         writes: Vec<Write>,
         /// The oracle's commit point.
         commit_ts: Timestamp,
@@ -272,8 +275,8 @@ pub enum Request {
         /// The moment it read at; `None` if it read nothing.
         read_ts: Option<Timestamp>,
         /// What it read on this shard.
-        reads: ReadSet,
-        /// What it writes on this shard.
+        reads: Arc<ReadSet>,
+        /// What it writes on this shard, ascending.
         writes: Vec<Write>,
         /// The oracle's commit point.
         commit_ts: Timestamp,
@@ -306,6 +309,8 @@ pub enum Request {
         /// Not below the commit point of any of its prewrites: an `Aborted` record stays until the
         /// safepoint has passed it.
         stamp: Timestamp,
+        /// Of its intents, those on this shard that are resolved in the same entry.
+        keys: Vec<Key>,
     },
     /// Asks for the state of a transaction.
     Status {
@@ -334,13 +339,11 @@ pub enum Request {
         /// How it ended.
         outcome: Outcome,
     },
-    /// Removes the record of a transaction that committed and whose intents are all resolved. Only
-    /// its coordinator may ask for that: anybody else could take away the answer it is waiting for.
+    /// Removes the records of transactions that committed and whose intents are all resolved. Only
+    /// their coordinator may ask for that: anybody else could take away the answer it is waiting for.
     Forget {
-        /// Which transaction.
-        txn: TxnId,
-        /// Where its record is.
-        primary: Key,
+        /// Which transactions, and where their records are.
+        txns: Vec<(TxnId, Key)>,
     },
     /// Says that the coordinator lives, to a shard where its record or a lock of it is.
     Heartbeat {
@@ -368,8 +371,8 @@ impl Request {
             Request::Validate { reads, .. } => reads.first_key(),
             Request::Restage { primary, .. }
             | Request::Finish { primary, .. }
-            | Request::Status { primary, .. }
-            | Request::Forget { primary, .. } => primary,
+            | Request::Status { primary, .. } => primary,
+            Request::Forget { txns } => txns.first().map_or(&[], |(_, primary)| primary),
             Request::Heartbeat { key, .. } => key,
         }
     }

@@ -41,6 +41,11 @@ pub fn put_key(out: &mut Vec<u8>, keyspace: u32, user_key: &[u8]) {
     Placement::Slots.put_key(out, keyspace, user_key);
 }
 
+/// Returns the key of a user key.
+pub fn key(keyspace: u32, user_key: &[u8]) -> Vec<u8> {
+    Placement::Slots.key(keyspace, user_key)
+}
+
 /// Returns the key of a part of an object: in the keyspace of parts, at the object's slot.
 pub fn part_key(keyspace: u32, user_key: &[u8], generation: u64, sub_key: &[u8]) -> Vec<u8> {
     let mut out = part_prefix(keyspace, user_key, generation);

@@ -1,18 +1,24 @@
 //! Commands and units whose keys lie on several shards: a transaction with its keys locked first.
 //!
 //! ```text
-//!   keys from the command table -> lock in key order -> compare watched -> run -> commit
+//!   keys from the command table --+--> read them at one moment --------------------+--> run -> commit
+//!                                 +--> lock in key order -> compare watched keys --+
 //! ```
 //!
-//! The locks make the commands wait for each other instead of failing; what may still go wrong (a
-//! shard was split, a database was flushed) is tried again from the start, unseen by the client.
+//! Nobody else writes these keys meanwhile, mostly: then they are just read, and the commit finds that
+//! nothing has changed. If something has, it is tried again with locks, which make the commands wait for
+//! each other instead of failing. After that it is tried with locks at once for a while: keys that are
+//! fought over once are fought over again. What may still go wrong (a shard was split, a database was
+//! flushed) is tried again from the start, unseen by the client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use atoll_kv::Core;
-use atoll_mvcc::keys::slot;
+use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_mvcc::request::{Isolation, Key};
-use atoll_mvcc::{Timestamp, Value};
+use atoll_mvcc::{Epoch, Timestamp, Value};
+use atoll_redis::Durability;
 use atoll_redis::data::{self, DataCall};
 use atoll_resp::Protocol;
 use atoll_shard::leader::local_key;
@@ -24,6 +30,9 @@ use crate::program::{ObjectProgram, is_unchanged};
 use crate::shard_tx::ABSENT;
 use crate::txn_tx::{NodeTxn, TxnTx};
 use crate::whole::{self, Change, Map};
+
+/// Transactions that lock their keys at once after one that had to be tried again.
+const WARY: u32 = 64;
 
 /// A part of a transaction.
 #[derive(Clone, Debug)]
@@ -46,11 +55,22 @@ pub async fn run(
     watched: &[Watched],
     protocol: Protocol,
     touch: bool,
+    durability: Durability,
 ) -> Reply {
+    let wary = core.program().wary();
+    wary.set(wary.get().saturating_sub(1));
+    let mut attempts = 0;
     let done = core
         .coordinator()
         .run(Isolation::Serializable, async |txn| {
-            attempt(core, txn, steps, watched, protocol, touch).await
+            txn.set_lasting(durability == Durability::Synced);
+            if attempts == 1 {
+                // The first one has met somebody.
+                wary.set(WARY);
+            }
+            let locks = attempts > 0 || wary.get() > 0;
+            attempts += 1;
+            attempt(core, txn, Commands { steps, watched, protocol, touch, locks }).await
         })
         .await;
     let replies = match done {
@@ -94,18 +114,18 @@ async fn read_at(
 ) -> Result<Vec<Vec<u8>>, Error> {
     let mut txn = core.coordinator().begin_at(at)?;
     let first = items.iter().find_map(|item| item.keys().next().map(slot));
-    let keyspaces = keyspaces(core, &mut txn, first.unwrap_or(0)).await?;
+    let dbs: BTreeSet<usize> = items.iter().map(|item| item.db).collect();
+    let keyspaces = keyspaces(core, &mut txn, first.unwrap_or(0), dbs).await?;
     let mut names: Vec<Key> = Vec::new();
     for item in items {
         for key in item.keys() {
-            let mut name = Vec::new();
-            databases::put_key(&mut name, keyspaces[item.db], key);
-            names.push(name);
+            names.push(databases::key(keyspaces[item.db], key));
         }
     }
     // All shards at once; what the commands ask for is there then.
     let found = txn.multi_get(&names).await?;
-    let values = names.into_iter().zip(found).collect();
+    let values = names.into_iter().zip(found.into_iter().map(|value| value.map(Rc::from)));
+    let values = values.collect();
     let mut tx = TxnTx {
         txn: &mut txn,
         epoch_us: at.epoch().0,
@@ -143,29 +163,87 @@ pub fn explain(protocol: Protocol, error: &Error) -> Vec<u8> {
     encode_text(protocol, text.as_bytes())
 }
 
-/// Returns the replies, `None` if a watched key has changed.
-async fn attempt(
+/// What a transaction is to do.
+#[derive(Clone, Copy)]
+struct Commands<'a> {
+    steps: &'a [Step],
+    watched: &'a [Watched],
+    protocol: Protocol,
+    touch: bool,
+    /// Keys are locked first.
+    locks: bool,
+}
+
+/// What is there when the commands of a transaction begin.
+struct Ground {
+    /// Their moment.
+    now: Epoch,
+    /// What the databases mean at first.
+    before: Map,
+    /// What they mean from each step on, if that changes.
+    maps: Vec<Map>,
+    values: BTreeMap<Key, Option<Rc<[u8]>>>,
+}
+
+/// Returns the slot of some key, by which a shard is found that knows the databases.
+fn first_slot(steps: &[Step]) -> u16 {
+    let slots = steps.iter().find_map(|step| match step {
+        Step::Keys(item) => item.keys().next().map(slot),
+        Step::Databases { .. } => None,
+    });
+    slots.unwrap_or(0)
+}
+
+/// Reads the keys of commands that change no databases, at one moment; `None` if that does not do.
+async fn read_ground(
+    core: &Core<ObjectProgram>,
+    txn: &mut NodeTxn,
+    steps: &[Step],
+) -> Result<Option<Ground>, Error> {
+    let dbs = databases_of(steps, &[]);
+    // What the databases mean is known, mostly. The transaction reads it all the same, with the keys.
+    let known = core.leader_at(RoutingKey::Slot(first_slot(steps)), |leader| {
+        let mut map = [0; DATABASES];
+        let mut names = Vec::with_capacity(dbs.len());
+        for db in &dbs {
+            let name = databases::name(*db);
+            map[*db] = databases::keyspace(*db, leader.local(&name, true).ok()?.as_deref());
+            names.push(leader.local_key(&name)?);
+        }
+        Some((map, names))
+    });
+    let Some((before, mut names)) = known.flatten() else { return Ok(None) };
+    for step in steps {
+        let Step::Keys(item) = step else { return Ok(None) };
+        let of_item = [Some(item.db), other_database(item)];
+        for db in of_item.into_iter().flatten() {
+            names.extend(item.keys().map(|key| databases::key(before[db], key)));
+        }
+    }
+    let found = txn.multi_get(&names).await?;
+    let mut entries = dbs.iter().zip(&found);
+    if entries.any(|(db, entry)| databases::keyspace(*db, entry.as_deref()) != before[*db]) {
+        return Ok(None);
+    }
+    let Some(read_ts) = txn.read_ts() else { return Ok(None) };
+    let values = names.into_iter().zip(found).skip(dbs.len());
+    let values = values.map(|(key, value)| (key, value.map(Rc::from))).collect();
+    Ok(Some(Ground { now: read_ts.epoch(), before, maps: Vec::new(), values }))
+}
+
+/// Locks the keys of commands; `None` if a watched key has changed.
+async fn lock_ground(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
     steps: &[Step],
     watched: &[Watched],
-    protocol: Protocol,
-    touch: bool,
-) -> Result<Option<Vec<Vec<u8>>>, Error> {
-    let first = steps.iter().find_map(|step| match step {
-        Step::Keys(item) => item.keys().next().map(slot),
-        Step::Databases { .. } => None,
-    });
-    let before = keyspaces(core, txn, first.unwrap_or(0)).await?;
+) -> Result<Option<Ground>, Error> {
+    let before = keyspaces(core, txn, first_slot(steps), databases_of(steps, watched)).await?;
     // What the databases mean from each step on.
     let mut maps = Vec::with_capacity(steps.len());
     let mut map = before;
     let mut names: Vec<Key> = Vec::new();
-    let name = |map: &Map, db: usize, key: &[u8]| {
-        let mut name = Vec::new();
-        databases::put_key(&mut name, map[db], key);
-        name
-    };
+    let name = |map: &Map, db: usize, key: &[u8]| databases::key(map[db], key);
     for step in steps {
         match step {
             Step::Keys(item) => {
@@ -194,13 +272,14 @@ async fn attempt(
     let mut values = BTreeMap::new();
     let mut versions = BTreeMap::new();
     for (key, version) in locked {
-        let value = version.as_ref().and_then(|version| version.value.clone());
-        let live = value.as_ref().is_some_and(|bytes| {
-            !Value::decode(bytes).is_ok_and(|value| value.is_expired(now.unix_ms()))
-        });
-        let ts = version.map_or(0, |version| version.ts.0);
-        versions.insert(key.clone(), if live { ts } else { ABSENT | ts });
-        values.insert(key, value);
+        let (ts, value) = version.map_or((0, None), |version| (version.ts.0, version.value));
+        if !watched.is_empty() {
+            let live = value.as_ref().is_some_and(|bytes| {
+                !Value::decode(bytes).is_ok_and(|value| value.is_expired(now.unix_ms()))
+            });
+            versions.insert(key.clone(), if live { ts } else { ABSENT | ts });
+        }
+        values.insert(key, value.map(Rc::from));
     }
     for watched in watched {
         let seen =
@@ -209,6 +288,24 @@ async fn attempt(
             return Ok(None);
         }
     }
+    Ok(Some(Ground { now, before, maps, values }))
+}
+
+/// Returns the replies, `None` if a watched key has changed.
+async fn attempt(
+    core: &Core<ObjectProgram>,
+    txn: &mut NodeTxn,
+    commands: Commands<'_>,
+) -> Result<Option<Vec<Vec<u8>>>, Error> {
+    let Commands { steps, watched, protocol, touch, locks } = commands;
+    let mut ground = None;
+    if !locks && watched.is_empty() {
+        ground = read_ground(core, txn, steps).await?;
+    }
+    if ground.is_none() {
+        ground = lock_ground(core, txn, steps, watched).await?;
+    }
+    let Some(Ground { now, before, maps, values }) = ground else { return Ok(None) };
     let (writes, generation) = (BTreeMap::new(), 0);
     let epoch_us = now.0;
     let keyspaces = before;
@@ -225,8 +322,8 @@ async fn attempt(
         failure: None,
     };
     let mut replies = Vec::with_capacity(steps.len());
-    for (step, map) in steps.iter().zip(maps) {
-        tx.keyspaces = map;
+    for (at, step) in steps.iter().enumerate() {
+        tx.keyspaces = maps.get(at).copied().unwrap_or(before);
         let item = match step {
             Step::Keys(item) => item,
             Step::Databases { reply, .. } => {
@@ -251,15 +348,29 @@ async fn attempt(
         replies.push(out);
     }
     for (key, value) in std::mem::take(&mut tx.writes) {
-        match value {
-            Some(value) => txn.put(&key, &value).await?,
-            None => txn.delete(&key).await?,
-        }
+        txn.set(key, value).await?;
     }
-    if map != before {
-        whole::renumber(core, txn, &before, &map).await?;
+    let after = maps.last().copied().unwrap_or(before);
+    if after != before {
+        whole::renumber(core, txn, &before, &after).await?;
     }
     Ok(Some(replies))
+}
+
+/// Returns the databases that a transaction has to know the keyspaces of.
+fn databases_of(steps: &[Step], watched: &[Watched]) -> BTreeSet<usize> {
+    let mut dbs: BTreeSet<usize> = watched.iter().map(|watched| watched.db).collect();
+    for step in steps {
+        match step {
+            Step::Keys(item) => {
+                dbs.insert(item.db);
+                dbs.extend(other_database(item));
+            }
+            // It compares all of them with what they were.
+            Step::Databases { .. } => return (0..DATABASES).collect(),
+        }
+    }
+    dbs
 }
 
 /// Returns the database that MOVE and COPY write to, if it is another one.
@@ -277,22 +388,25 @@ fn other_database(item: &Item) -> Option<usize> {
     usize::try_from(number).ok().filter(|db| *db < DATABASES)
 }
 
-/// Reads the map of the databases at the shard of a slot; all shards have the same one.
+/// Reads the map of some databases at the shard of a slot; all shards have the same one. Of the
+/// others the map tells nothing.
 pub(crate) async fn keyspaces(
     core: &Core<ObjectProgram>,
     txn: &mut NodeTxn,
     slot: u16,
+    dbs: impl IntoIterator<Item = usize>,
 ) -> Result<Map, Error> {
     let first = {
         let table = core.table();
-        let route = table.find(atoll_mvcc::keys::RoutingKey::Slot(slot));
+        let route = table.find(RoutingKey::Slot(slot));
         route.descriptor.range.slots().start
     };
-    let names: Vec<Key> = (0..DATABASES).map(|db| local_key(first, &databases::name(db))).collect();
+    let dbs: Vec<usize> = dbs.into_iter().collect();
+    let names: Vec<Key> = dbs.iter().map(|db| local_key(first, &databases::name(*db))).collect();
     let entries = txn.multi_get(&names).await?;
     let mut keyspaces = [0; DATABASES];
-    for (db, (keyspace, entry)) in keyspaces.iter_mut().zip(entries).enumerate() {
-        *keyspace = databases::keyspace(db, entry.as_deref());
+    for (db, entry) in dbs.into_iter().zip(entries) {
+        keyspaces[db] = databases::keyspace(db, entry.as_deref());
     }
     Ok(keyspaces)
 }

@@ -26,18 +26,25 @@ pub struct ObjectProgram {
     stats: Arc<Stats>,
     last_reads: RefCell<LastReads>,
     generation: Cell<u64>,
+    /// So many of the next transactions over shards lock their keys at once.
+    wary: Cell<u32>,
 }
 
 impl ObjectProgram {
     /// Starts with the counters of the server.
     pub fn new(stats: Arc<Stats>) -> ObjectProgram {
         let last_reads = RefCell::new(LastReads::new());
-        ObjectProgram { stats, last_reads, generation: Cell::new(0) }
+        ObjectProgram { stats, last_reads, generation: Cell::new(0), wary: Cell::new(0) }
     }
 
     /// Returns the counters that its commands write.
     pub(crate) fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// Returns how many of the next transactions over shards lock their keys at once.
+    pub(crate) fn wary(&self) -> &Cell<u32> {
+        &self.wary
     }
 
     /// Runs something on the shard's state.

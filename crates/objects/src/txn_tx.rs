@@ -1,6 +1,7 @@
 //! A transaction over many shards, for commands whose keys lie apart.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use atoll_kv::{CoreShards, NodeOracle};
@@ -26,7 +27,7 @@ pub(crate) struct TxnTx<'t> {
     /// Keyspaces of the databases.
     pub keyspaces: [u32; databases::DATABASES],
     /// What locked keys hold, own writes included.
-    pub values: BTreeMap<Key, Option<Vec<u8>>>,
+    pub values: BTreeMap<Key, Option<Rc<[u8]>>>,
     /// Writes that are to be staged: the transaction takes them when all commands have run.
     pub writes: BTreeMap<Key, Option<Vec<u8>>>,
     pub generation: u64,
@@ -39,17 +40,19 @@ pub(crate) struct TxnTx<'t> {
 
 impl TxnTx<'_> {
     fn key(&self, db: usize, key: &[u8]) -> Key {
-        let mut name = Vec::new();
-        databases::put_key(&mut name, self.keyspaces[db], key);
-        name
+        databases::key(self.keyspaces[db], key)
     }
 
-    async fn read(&mut self, name: Key) -> Result<Option<Vec<u8>>, StoreError> {
-        if let Some(value) = self.writes.get(&name).or_else(|| self.values.get(&name)) {
+    async fn read(&mut self, name: Key) -> Result<Option<Rc<[u8]>>, StoreError> {
+        if let Some(written) = self.writes.get(&name) {
+            return Ok(written.as_deref().map(Rc::from));
+        }
+        if let Some(value) = self.values.get(&name) {
             return Ok(value.clone());
         }
         match self.txn.get(&name).await {
             Ok(value) => {
+                let value: Option<Rc<[u8]>> = value.map(Rc::from);
                 self.values.insert(name, value.clone());
                 Ok(value)
             }
@@ -73,7 +76,7 @@ impl TxnTx<'_> {
 }
 
 impl Tx for TxnTx<'_> {
-    type Value = RecordBytes<std::rc::Rc<[u8]>>;
+    type Value = RecordBytes<Rc<[u8]>>;
 
     fn now_ms(&self) -> u64 {
         atoll_redis::object::unix_ms(self.epoch_us)
@@ -90,7 +93,7 @@ impl Tx for TxnTx<'_> {
     ) -> Result<Option<Object<Self::Value>>, StoreError> {
         let name = self.key(db, key);
         let Some(bytes) = self.read(name.clone()).await? else { return Ok(None) };
-        let (record, deadline_ms) = record(std::rc::Rc::from(bytes));
+        let (record, deadline_ms) = record(bytes);
         let object = Object::decode(record, deadline_ms);
         if let Some(generation) = object.meta.generation {
             self.generations.insert(name, generation);
@@ -129,7 +132,7 @@ impl Tx for TxnTx<'_> {
     ) -> Result<Option<Self::Value>, StoreError> {
         let name = databases::part_key(self.keyspaces[db], key, generation, sub_key);
         let value = self.read(name).await?;
-        Ok(value.map(|bytes| record(std::rc::Rc::<[u8]>::from(bytes)).0))
+        Ok(value.map(|bytes| record(bytes).0))
     }
 
     fn sub_put(&mut self, db: usize, key: &[u8], generation: u64, sub_key: &[u8], bytes: &[u8]) {

@@ -107,7 +107,7 @@ async fn sum_of_leaders(
     for (shard, first) in firsts {
         // Read as anybody reads them: a flush that is committed and not resolved yet counts.
         let mut txn = core.begin(Isolation::Snapshot);
-        let keyspaces = keyspaces(core, &mut txn, first).await?;
+        let keyspaces = keyspaces(core, &mut txn, first, 0..DATABASES).await?;
         let mut is_there = false;
         core.each_leader(|leader| {
             if leader.descriptor().id != shard {
@@ -147,7 +147,7 @@ pub(crate) type Map = [u32; DATABASES];
 pub async fn change(core: &Core<ObjectProgram>, changes: &[Change]) -> Result<(), Error> {
     let coordinator = core.coordinator();
     let done = coordinator.run(Isolation::Serializable, async |txn| {
-        let before = keyspaces(core, txn, 0).await?;
+        let before = keyspaces(core, txn, 0, 0..DATABASES).await?;
         let mut after = before;
         for change in changes {
             plan(txn, &mut after, change).await?;
@@ -243,7 +243,7 @@ pub async fn walk(
     mut visitor: impl FnMut(Walked<'_>) -> ControlFlow<()>,
 ) -> Result<(), Error> {
     let mut txn = core.begin(Isolation::Snapshot);
-    let keyspace = keyspaces(core, &mut txn, 0).await?[db];
+    let keyspace = keyspaces(core, &mut txn, 0, [db]).await?[db];
     let Some(span) = whole_span(keyspace) else { return Ok(()) };
     let mut start: Key = keyspace.to_be_bytes().to_vec();
     start.extend_from_slice(from);

@@ -301,7 +301,8 @@ impl Tasks {
     }
 
     async fn spread(&self, items: &[Step], watched: &[Watched], manner: Manner) -> Reply {
-        distributed::run(&self.core, items, watched, manner.protocol, manner.touch).await
+        let Manner { protocol, touch, durability, .. } = manner;
+        distributed::run(&self.core, items, watched, protocol, touch, durability).await
     }
 
     /// Runs commands that only read, all as of one moment.

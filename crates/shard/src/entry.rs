@@ -53,6 +53,8 @@ pub(crate) struct Open {
     counts: BTreeSet<u32>,
     /// A buffer for tree keys.
     key: Vec<u8>,
+    /// One for what stands before the value of an intent.
+    head: Vec<u8>,
 }
 
 /// An entry that is complete.
@@ -152,7 +154,10 @@ impl Open {
 
     pub(crate) fn put_intent(&mut self, key: &[u8], intent: &Intent) {
         tree::intent(&mut self.key, key);
-        self.writes.insert(&self.key, &[&intent.encode()]);
+        self.head.clear();
+        intent.put_head(&mut self.head);
+        let value = intent.value.as_deref().unwrap_or_default();
+        self.writes.insert(&self.key, &[&self.head, value]);
     }
 
     pub(crate) fn remove_intent(&mut self, key: &[u8]) {

@@ -1,8 +1,9 @@
 //! Intents as the leader keeps them: all of a shard's are in memory, because every command has to
 //! know whether one is in its way, and there are few: they live for as long as a commit takes.
 
+use std::rc::Rc;
+
 use atoll_encoding::{Malformed, Reader};
-use atoll_mvcc::request::Key;
 use atoll_mvcc::{Timestamp, TxnId, record};
 
 use crate::edge::Presence;
@@ -12,32 +13,34 @@ use crate::edge::Presence;
 pub struct Intent {
     /// Whose it is.
     pub txn: TxnId,
-    /// Where that transaction's record is.
-    pub primary: Key,
+    /// Where that transaction's record is. Its intents on one shard share it.
+    pub primary: Rc<[u8]>,
     /// Lowest timestamp it can become a version at.
     pub min_commit_ts: Timestamp,
     /// The stored bytes, `None` to remove the key.
-    pub value: Option<Vec<u8>>,
+    pub value: Option<Rc<[u8]>>,
     /// What the key held when the intent was placed, and holds until it is resolved: nobody else
     /// can write it.
     pub before: Presence,
 }
 
 impl Intent {
-    /// Returns the stored form.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut extra = vec![u8::from(self.before.exists)];
+    /// Appends the stored form without the value, which follows it.
+    pub(crate) fn put_head(&self, out: &mut Vec<u8>) {
+        let mut extra = [u8::from(self.before.exists); 9];
+        let mut len = 1;
         if let Some(deadline) = self.before.deadline_ms {
-            extra.extend_from_slice(&deadline.to_le_bytes());
+            extra[1..].copy_from_slice(&deadline.to_le_bytes());
+            len = extra.len();
         }
         let stored = record::Intent {
             txn: self.txn,
             primary: &self.primary,
             min_commit_ts: self.min_commit_ts,
-            extra: &extra,
+            extra: &extra[..len],
             value: self.value.as_deref(),
         };
-        stored.encode()
+        stored.put_head(out);
     }
 
     /// Reads a stored intent.
@@ -54,9 +57,9 @@ impl Intent {
         };
         Ok(Intent {
             txn: stored.txn,
-            primary: stored.primary.to_vec(),
+            primary: Rc::from(stored.primary),
             min_commit_ts: stored.min_commit_ts,
-            value: stored.value.map(<[u8]>::to_vec),
+            value: stored.value.map(Rc::from),
             before: Presence { exists, deadline_ms },
         })
     }
@@ -70,17 +73,20 @@ mod tests {
     fn intents_round_trip() {
         for (value, exists, deadline_ms) in [
             (None, true, Some(5)),
-            (Some(b"v".to_vec()), false, None),
-            (Some(Vec::new()), true, None),
+            (Some(Rc::from(&b"v"[..])), false, None),
+            (Some(Rc::from(&b""[..])), true, None),
         ] {
             let intent = Intent {
                 txn: TxnId(7),
-                primary: b"p".to_vec(),
+                primary: Rc::from(&b"p"[..]),
                 min_commit_ts: Timestamp(99),
                 value,
                 before: Presence { exists, deadline_ms },
             };
-            assert_eq!(Intent::decode(&intent.encode()), Ok(intent));
+            let mut bytes = Vec::new();
+            intent.put_head(&mut bytes);
+            bytes.extend_from_slice(intent.value.as_deref().unwrap_or_default());
+            assert_eq!(Intent::decode(&bytes), Ok(intent));
         }
     }
 }

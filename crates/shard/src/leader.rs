@@ -652,18 +652,6 @@ impl Leader {
         }
     }
 
-    /// Returns the timestamp of a key's newest version that is closed or applied, and what the key
-    /// holds at the edge.
-    fn newest(&self, key: &[u8], base: &mut impl Base) -> Result<(Timestamp, Presence), Miss> {
-        if let Some(edge) = self.edge_value(key) {
-            let stamp = edge.stamp.unwrap_or(self.edge_max);
-            return Ok((stamp, Presence::of(edge.value.as_deref())));
-        }
-        let found = base.version(key, Timestamp::MAX)?;
-        let ts = found.as_ref().map_or(Timestamp::ZERO, |f| f.ts);
-        Ok((ts, Presence::of(found.as_ref().and_then(|f| f.value.as_deref()))))
-    }
-
     // ---- requests of transactions ----
 
     /// Evaluates a request.
@@ -734,13 +722,14 @@ impl Leader {
             Request::Restage { txn, primary, from, to } => {
                 Ok(self.restage(*txn, primary, *from, *to, now))
             }
-            Request::Finish { txn, primary, expect, outcome, stamp } => {
-                Ok(self.finish(*txn, primary, *expect, *outcome, *stamp, now))
+            Request::Finish { txn, primary, expect, outcome, stamp, keys } => {
+                let end = End { expect: *expect, outcome: *outcome, stamp: *stamp, keys };
+                Ok(self.finish(*txn, primary, &end, now))
             }
             Request::Status { txn, primary } => Ok(self.status(*txn, primary, now)),
             Request::Probe { txn, keys, fence } => Ok(self.probe(*txn, keys, *fence)),
             Request::Resolve { txn, keys, outcome } => Ok(self.resolve(*txn, keys, *outcome)),
-            Request::Forget { txn, primary } => Ok(self.forget(*txn, primary)),
+            Request::Forget { txns } => Ok(self.forget(txns)),
             Request::Heartbeat { txn, key } => {
                 if !self.owns(key) {
                     return Ok(Step::Answer(Response::NotMine));
@@ -917,78 +906,80 @@ impl Leader {
         if mutants::is("edge-not-checked") { None } else { self.edge_value(key) }
     }
 
-    /// Checks the writes of a transaction; `None` if nothing is in their way.
-    fn check_writes(&self, claim: &Claim<'_>, base: &mut impl Base) -> Result<Option<Step>, Miss> {
+    /// Checks the writes of a transaction. Returns how each of its keys stands, or what is in their way.
+    fn check_writes(
+        &self,
+        claim: &Claim<'_>,
+        base: &mut impl Base,
+    ) -> Result<Result<Vec<Standing>, Step>, Miss> {
+        let mut standings = Vec::with_capacity(claim.writes.len());
         for write in claim.writes {
             let key = &write.key;
             if !self.fences.is_empty()
                 && self.fences.contains_key(&(key.clone(), claim.txn))
                 && !mutants::is("fences-not-checked")
             {
-                return Ok(Some(Step::Answer(Response::Refused(Refusal::Fenced))));
+                return Ok(Err(Step::Answer(Response::Refused(Refusal::Fenced))));
             }
             let conflict = || {
                 let refusal = Refusal::WriteConflict { key: key.clone() };
-                Some(Step::Answer(Response::Refused(refusal)))
+                Ok(Err(Step::Answer(Response::Refused(refusal))))
             };
             if self.locks.blocks(key, Some(claim.txn), Mode::Exclusive)
                 && !mutants::is("commits-pass-locks")
             {
                 // Waiting here would be a wait that no search for deadlocks sees.
-                return Ok(conflict());
+                return conflict();
             }
             if let Some(held) = self.intents.get(key)
                 && held.intent.txn != claim.txn
                 && !mutants::is("writes-pass-intents")
             {
-                return Ok(Some(self.obstacle(key, held)));
+                return Ok(Err(self.obstacle(key, held)));
             }
+            let standing = self.standing(key, base)?;
             // What was read under a lock has to be what is there; else nothing newer than the moment
             // of reading. A blind write has seen nothing that could have changed.
+            let newest = match self.checked_edge(key) {
+                Some(edge) => edge.stamp,
+                None if standing.on_edge => Some(applied_ts(key, base)?),
+                None => Some(standing.newest),
+            };
+            standings.push(standing);
             if mutants::is("writes-not-checked") {
                 continue;
             }
-            let locked = claim.reads.locked.iter().find(|(of, _)| of == key);
-            if let Some((_, found)) = locked {
-                if !self.is_as_found(key, *found, base)? {
-                    return Ok(conflict());
-                }
-                continue;
-            }
-            let Some(read_ts) = claim.read_ts else { continue };
-            match self.checked_edge(key) {
-                Some(edge) if edge.stamp.is_none_or(|stamp| stamp > read_ts) => {
-                    return Ok(conflict());
-                }
-                Some(_) => {}
-                None => {
-                    let newest = base.version(key, Timestamp::MAX)?;
-                    if newest.is_some_and(|found| found.ts > read_ts) {
-                        return Ok(conflict());
-                    }
-                }
+            let locked = &claim.reads.locked;
+            let stands = match locked.binary_search_by(|(of, _)| of.cmp(key)) {
+                Ok(at) => is_as_found(newest, locked[at].1),
+                Err(_) => claim.read_ts.is_none_or(|read_ts| newest.is_some_and(|n| n <= read_ts)),
+            };
+            if !stands {
+                return conflict();
             }
         }
-        Ok(None)
+        Ok(Ok(standings))
     }
 
-    /// Returns whether a key's newest version is the one that was found under a lock, at timestamp
-    /// `found`. That nothing newer is there does not say so: the lock may be lost for as long as it
-    /// takes to remove the key and to compact the removal away. (A removal that was found and is
-    /// gone looks the same; that is taken for a change, which costs a repetition.)
-    fn is_as_found(
-        &self,
-        key: &[u8],
-        found: Timestamp,
-        base: &mut impl Base,
-    ) -> Result<bool, Miss> {
-        let newest = match self.checked_edge(key) {
-            Some(edge) => edge.stamp,
-            None => Some(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |f| f.ts)),
-        };
-        Ok(newest.is_some_and(|newest| {
-            newest == found || (newest < found && mutants::is("locked-may-vanish"))
-        }))
+    /// Returns how a key stands at the edge.
+    fn standing(&self, key: &[u8], base: &mut impl Base) -> Result<Standing, Miss> {
+        if let Some(edge) = self.edge_value(key) {
+            let newest = edge.stamp.unwrap_or(self.edge_max);
+            let before = Presence::of(edge.value.as_deref());
+            return Ok(Standing { newest, before, on_edge: true });
+        }
+        let found = base.version(key, Timestamp::MAX)?;
+        let newest = found.as_ref().map_or(Timestamp::ZERO, |f| f.ts);
+        let before = Presence::of(found.as_ref().and_then(|f| f.value.as_deref()));
+        Ok(Standing { newest, before, on_edge: false })
+    }
+
+    /// Returns when a key was written last, `None` if that is in the open entry.
+    fn newest_checked(&self, key: &[u8], base: &mut impl Base) -> Result<Option<Timestamp>, Miss> {
+        match self.checked_edge(key) {
+            Some(edge) => Ok(edge.stamp),
+            None => applied_ts(key, base).map(Some),
+        }
     }
 
     /// Checks that what was read at `read_ts` still holds at `at`; `None` if it does.
@@ -1007,7 +998,7 @@ impl Leader {
         };
         for key in reads.keys.iter().filter(|_| !mutants::is("reads-not-checked")) {
             // A key that is written as well was checked as a write.
-            if writes.iter().any(|write| write.key == *key) {
+            if writes_key(writes, key) {
                 continue;
             }
             if let Some(step) = self.intent_at(Some(txn), key, at) {
@@ -1027,13 +1018,13 @@ impl Leader {
             }
         }
         for (key, found) in reads.locked.iter().filter(|_| !mutants::is("locked-not-checked")) {
-            if writes.iter().any(|write| write.key == *key) {
+            if writes_key(writes, key) {
                 continue;
             }
             if let Some(step) = self.intent_at(Some(txn), key, at) {
                 return Ok(Some(step));
             }
-            if !self.is_as_found(key, *found, base)? {
+            if !is_as_found(self.newest_checked(key, base)?, *found) {
                 return Ok(conflict(key));
             }
         }
@@ -1098,9 +1089,10 @@ impl Leader {
             // Somebody gave it up before it came, or it came before.
             return Ok(self.fenced_by(held));
         }
-        if let Some(step) = self.check_writes(claim, base)? {
-            return Ok(step);
-        }
+        let standings = match self.check_writes(claim, base)? {
+            Ok(standings) => standings,
+            Err(step) => return Ok(step),
+        };
         let Some(first) = claim.writes.first() else { return Ok(nothing_written()) };
         let serializable = claim.isolation == Isolation::Serializable;
         if serializable {
@@ -1112,21 +1104,18 @@ impl Leader {
                 return Ok(step);
             }
         }
-        let mut changes = Vec::with_capacity(claim.writes.len());
-        for write in claim.writes {
-            changes.push(self.presence(&write.key, base)?);
-        }
         // From here on nothing fails.
         self.open.stamp_above(claim.commit_ts);
-        for (write, before) in claim.writes.iter().zip(changes) {
+        for (write, Standing { before, .. }) in claim.writes.iter().zip(standings) {
             self.note_local(&write.key, write.value.as_deref(), None);
             let value = write.value.as_deref().map(Rc::from);
             self.open.grow(write.key.len() + write.value.as_ref().map_or(0, Vec::len));
             self.edge.put(write.key.clone(), value, before);
         }
         if serializable {
-            claim.reads.keys.iter().for_each(|key| self.open.read(key));
-            claim.reads.locked.iter().for_each(|(key, _)| self.open.read(key));
+            let keys = claim.reads.keys.iter().chain(claim.reads.locked.iter().map(|(key, _)| key));
+            let keys = keys.filter(|key| !writes_key(claim.writes, key));
+            keys.for_each(|key| self.open.read(key));
             claim.reads.spans.iter().for_each(|span| self.open.read_span(span.clone()));
         }
         if !mutants::is("no-commit-record") {
@@ -1163,16 +1152,17 @@ impl Leader {
         // An entry that is open would get a timestamp above `at` only after the raise below; what
         // it writes is a conflict all the same, found by the check.
         if !mutants::is("validation-does-not-raise") {
-            self.raise(reads, at);
+            self.raise(reads, &[], at);
         }
         let step = self.check_reads(txn, reads, &[], read_ts, at, base)?;
         Ok(step.unwrap_or(Step::Answer(Response::Done)))
     }
 
-    /// Makes reads hold up to `at`: later versions of what was read lie above.
-    fn raise(&mut self, reads: &ReadSet, at: Timestamp) {
-        reads.keys.iter().for_each(|key| self.max_read.raise(key, at));
-        reads.locked.iter().for_each(|(key, _)| self.max_read.raise(key, at));
+    /// Makes reads hold up to `at`: later versions of what was read lie above. What is written as
+    /// well is left out: the write does that, whoever comes later lies above it.
+    fn raise(&mut self, reads: &ReadSet, writes: &[Write], at: Timestamp) {
+        let keys = reads.keys.iter().chain(reads.locked.iter().map(|(key, _)| key));
+        keys.filter(|key| !writes_key(writes, key)).for_each(|key| self.max_read.raise(key, at));
         reads.spans.iter().for_each(|span| self.max_read.raise_span(&span.start, &span.end, at));
     }
 
@@ -1203,15 +1193,17 @@ impl Leader {
         if self.open.has_reads() && !mutants::is("intent-with-reads") {
             return Ok(Step::CloseFirst);
         }
-        if let Some(step) = self.check_writes(claim, base)? {
-            return Ok(step);
-        }
+        let standings = match self.check_writes(claim, base)? {
+            Ok(standings) => standings,
+            Err(step) => return Ok(step),
+        };
         if claim.isolation == Isolation::Serializable {
             let (reads, writes, at) = (claim.reads, claim.writes, claim.commit_ts);
             let read_ts = claim.read_ts.unwrap_or(Timestamp::MAX);
-            // Raised before looking, as for any read.
+            // Raised before looking, as for any read. Not what it writes as well: its own intent would
+            // have to lie above that, and the intent keeps others off by itself.
             if !mutants::is("prewrite-reads-do-not-raise") {
-                self.raise(reads, at);
+                self.raise(reads, writes, at);
             }
             if let Some(step) = self.check_reads(claim.txn, reads, writes, read_ts, at, base)?
                 && !mutants::is("refusal-leaves-effects")
@@ -1231,11 +1223,8 @@ impl Leader {
             return Ok(Step::CloseFirst);
         }
         let mut min = claim.commit_ts;
-        let mut before = Vec::with_capacity(claim.writes.len());
-        for write in claim.writes {
-            let (newest, presence) = self.newest(&write.key, base)?;
-            before.push(presence);
-            let mut above = newest;
+        for (write, standing) in claim.writes.iter().zip(&standings) {
+            let mut above = standing.newest;
             if !mutants::is("intent-below-reads") {
                 above = above.max(self.max_read.get(&write.key));
             }
@@ -1255,12 +1244,13 @@ impl Leader {
             }
         }
         // From here on nothing fails.
-        for (write, before) in claim.writes.iter().zip(before) {
+        let shared: Rc<[u8]> = Rc::from(primary.as_slice());
+        for (write, Standing { before, .. }) in claim.writes.iter().zip(standings) {
             let intent = Intent {
                 txn: claim.txn,
-                primary: primary.clone(),
+                primary: shared.clone(),
                 min_commit_ts: min,
-                value: write.value.clone(),
+                value: write.value.as_deref().map(Rc::from),
                 before,
             };
             self.open.put_intent(&write.key, &intent);
@@ -1333,16 +1323,9 @@ impl Leader {
         }
     }
 
-    fn finish(
-        &mut self,
-        txn: TxnId,
-        primary: &Key,
-        expect: Option<Timestamp>,
-        outcome: Outcome,
-        stamp: Timestamp,
-        now: Now,
-    ) -> Step {
-        if !self.owns(primary) {
+    fn finish(&mut self, txn: TxnId, primary: &Key, end: &End<'_>, now: Now) -> Step {
+        let End { expect, outcome, stamp, keys } = *end;
+        if !self.owns(primary) || !keys.iter().all(|key| self.owns(key)) {
             return Step::Answer(Response::NotMine);
         }
         let staged = match self.records.get(&txn).map(|held| &held.record) {
@@ -1367,6 +1350,8 @@ impl Leader {
             Outcome::Aborted => (Record::Aborted, stamp),
         };
         self.put_record(txn, primary, record, written);
+        // In the entry that decides: whoever finds one of them resolved finds the record decided.
+        self.resolve_intents(txn, keys, outcome);
         Step::AnswerWith(Response::Done)
     }
 
@@ -1412,23 +1397,26 @@ impl Leader {
         if !keys.iter().all(|key| self.owns(key)) {
             return Step::Answer(Response::NotMine);
         }
+        self.resolve_intents(txn, keys, outcome);
+        self.with_entry(Response::Done)
+    }
+
+    fn resolve_intents(&mut self, txn: TxnId, keys: &[Key], outcome: Outcome) {
         for key in keys {
-            let Some(held) = self.intents.get(key).filter(|held| held.intent.txn == txn) else {
+            if self.intents.get(key).is_none_or(|held| held.intent.txn != txn) {
                 continue;
-            };
-            let intent = held.intent.clone();
-            self.intents.remove(key);
+            }
+            let Some(HeldIntent { intent, .. }) = self.intents.remove(key) else { continue };
             self.resolving.push_back((self.seq, intent.min_commit_ts));
             self.open.remove_intent(key);
             if let Outcome::Committed(ts) = outcome {
-                let before = intent.before;
-                let after = Presence::of(intent.value.as_deref());
-                self.note_local(key, intent.value.as_deref(), Some(ts));
-                self.open.put_version(key, ts, intent.value.as_deref());
+                let value = intent.value;
+                let after = Presence::of(value.as_deref());
+                self.note_local(key, value.as_deref(), Some(ts));
+                self.open.put_version(key, ts, value.as_deref());
                 if !mutants::is("intents-not-counted") {
-                    self.count(key, before, after);
+                    self.count(key, intent.before, after);
                 }
-                let value = intent.value.as_deref().map(Rc::from);
                 self.edge.put_resolved(key.clone(), value, ts, self.seq);
                 if !mutants::is("resolved-below-edge") {
                     self.edge_max = self.edge_max.max(ts);
@@ -1436,22 +1424,22 @@ impl Leader {
             }
         }
         self.unlock(txn, keys);
-        self.with_entry(Response::Done)
     }
 
-    fn forget(&mut self, txn: TxnId, primary: &Key) -> Step {
-        if !self.owns(primary) {
+    fn forget(&mut self, txns: &[(TxnId, Key)]) -> Step {
+        if !txns.iter().all(|(_, primary)| self.owns(primary)) {
             return Step::Answer(Response::NotMine);
         }
-        self.heard.remove(&txn);
-        // An aborted record stays until nothing of the transaction can come any more.
-        let committed = |held: &&HeldRecord| matches!(held.record, Record::Committed(_));
-        if self.records.get(&txn).filter(committed).is_none() {
-            return Step::Answer(Response::Done);
+        for (txn, primary) in txns {
+            self.heard.remove(txn);
+            // An aborted record stays until nothing of the transaction can come any more.
+            let committed = |held: &HeldRecord| matches!(held.record, Record::Committed(_));
+            if self.records.get(txn).is_some_and(committed) {
+                self.records.remove(txn);
+                self.open.remove_record(primary, *txn);
+            }
         }
-        self.records.remove(&txn);
-        self.open.remove_record(primary, txn);
-        Step::AnswerWith(Response::Done)
+        self.with_entry(Response::Done)
     }
 
     // ---- splitting ----
@@ -1576,6 +1564,15 @@ pub fn epoch_of(value: Option<&[u8]>) -> Option<u64> {
     Some(u64::from_le_bytes(payload.try_into().ok()?))
 }
 
+/// How a transaction is to end.
+struct End<'a> {
+    expect: Option<Timestamp>,
+    outcome: Outcome,
+    stamp: Timestamp,
+    /// Intents resolved with it.
+    keys: &'a [Key],
+}
+
 /// A transaction's request to write.
 struct Claim<'a> {
     txn: TxnId,
@@ -1584,6 +1581,36 @@ struct Claim<'a> {
     reads: &'a ReadSet,
     writes: &'a [Write],
     commit_ts: Timestamp,
+}
+
+/// How a key stands that a transaction writes.
+struct Standing {
+    /// Timestamp of its newest version that is closed or applied; of what is open, one not below.
+    newest: Timestamp,
+    /// What it holds.
+    before: Presence,
+    /// It is not applied.
+    on_edge: bool,
+}
+
+/// Returns the timestamp of a key's newest applied version.
+fn applied_ts(key: &[u8], base: &mut impl Base) -> Result<Timestamp, Miss> {
+    Ok(base.version(key, Timestamp::MAX)?.map_or(Timestamp::ZERO, |found| found.ts))
+}
+
+/// Returns whether a key's newest version is the one that was found under a lock, at timestamp
+/// `found`. That nothing newer is there does not say so: the lock may be lost for as long as it takes
+/// to remove the key and to compact the removal away. (A removal that was found and is gone looks the
+/// same; that is taken for a change, which costs a repetition.)
+fn is_as_found(newest: Option<Timestamp>, found: Timestamp) -> bool {
+    newest.is_some_and(|newest| {
+        newest == found || (newest < found && mutants::is("locked-may-vanish"))
+    })
+}
+
+/// Returns whether a key is among ascending writes.
+fn writes_key(writes: &[Write], key: &[u8]) -> bool {
+    writes.binary_search_by(|write| write.key.as_slice().cmp(key)).is_ok()
 }
 
 fn nothing_written() -> Step {
@@ -1595,7 +1622,7 @@ fn obstacle(key: &[u8], intent: &Intent) -> Obstacle {
     Obstacle {
         key: key.to_vec(),
         txn: intent.txn,
-        primary: intent.primary.clone(),
+        primary: intent.primary.to_vec(),
         min_commit_ts: intent.min_commit_ts,
     }
 }

@@ -1,5 +1,6 @@
 //! What a transaction has written so far, with savepoints, and what it has read.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -23,20 +24,21 @@ pub(crate) struct WriteBuffer {
 
 impl WriteBuffer {
     /// Writes `value` (`None` deletes).
-    pub(crate) fn put(&mut self, key: &[u8], value: Option<Vec<u8>>) {
+    pub(crate) fn put(&mut self, key: Key, value: Option<Vec<u8>>) {
         let added = value.as_ref().map_or(0, Vec::len);
-        let before = match self.values.get_mut(key) {
-            Some(slot) => Some(std::mem::replace(slot, value)),
-            None => {
-                self.bytes += key.len();
-                self.values.insert(key.to_vec(), value);
+        let undone = self.keeps_undo.then(|| key.clone());
+        let before = match self.values.entry(key) {
+            Entry::Occupied(mut slot) => Some(slot.insert(value)),
+            Entry::Vacant(slot) => {
+                self.bytes += slot.key().len();
+                slot.insert(value);
                 None
             }
         };
         self.bytes += added;
         self.bytes -= before.iter().flatten().map(Vec::len).sum::<usize>();
-        if self.keeps_undo {
-            self.undo.push((key.to_vec(), before));
+        if let Some(key) = undone {
+            self.undo.push((key, before));
         }
     }
 
@@ -224,11 +226,11 @@ impl Parts {
     }
 
     /// Adds the parts of a part whose shard has changed.
-    pub(crate) fn again<S: Shards>(&mut self, shards: &S, part: &Part) {
-        part.writes.iter().for_each(|key| self.write(shards, key));
-        part.reads.keys.iter().for_each(|key| self.read_key(shards, key));
-        part.reads.locked.iter().for_each(|(key, found)| self.read_locked(shards, key, *found));
-        part.reads.spans.iter().for_each(|span| self.read_span(shards, span));
+    pub(crate) fn again<S: Shards>(&mut self, shards: &S, writes: &[Key], reads: &ReadSet) {
+        writes.iter().for_each(|key| self.write(shards, key));
+        reads.keys.iter().for_each(|key| self.read_key(shards, key));
+        reads.locked.iter().for_each(|(key, found)| self.read_locked(shards, key, *found));
+        reads.spans.iter().for_each(|span| self.read_span(shards, span));
     }
 }
 
@@ -243,19 +245,19 @@ mod tests {
     #[test]
     fn a_savepoint_takes_back_what_came_after_it_and_the_bytes_too() {
         let mut buffer = WriteBuffer::default();
-        buffer.put(b"a", Some(b"1".to_vec()));
+        buffer.put(b"a".to_vec(), Some(b"1".to_vec()));
         let outer = buffer.savepoint();
-        buffer.put(b"a", Some(b"22".to_vec()));
-        buffer.put(b"b", None);
+        buffer.put(b"a".to_vec(), Some(b"22".to_vec()));
+        buffer.put(b"b".to_vec(), None);
         let inner = buffer.savepoint();
-        buffer.put(b"a", None);
-        buffer.put(b"b", Some(b"333".to_vec()));
+        buffer.put(b"a".to_vec(), None);
+        buffer.put(b"b".to_vec(), Some(b"333".to_vec()));
         assert_eq!(buffer.bytes, 1 + 1 + 3);
         assert!(buffer.rollback_to(inner));
         assert_eq!(buffer.get(b"a"), Some(&Some(b"22".to_vec())));
         assert_eq!(buffer.get(b"b"), Some(&None));
         assert_eq!(buffer.bytes, 4);
-        buffer.put(b"c", Some(b"4".to_vec()));
+        buffer.put(b"c".to_vec(), Some(b"4".to_vec()));
         let later = buffer.savepoint();
         assert!(buffer.rollback_to(outer));
         assert_eq!(buffer.get(b"a"), Some(&Some(b"1".to_vec())));

@@ -2,7 +2,8 @@
 //!
 //! | work | what is done | if it never ran |
 //! |---|---|---|
-//! | clean | `Finish`, then `Resolve` every intent, then `Forget` if it committed; locks back | whoever meets an intent recovers it |
+//! | clean | `Finish`, in the same entry the intents that lie beside the record, then `Resolve` the others; locks back | whoever meets an intent recovers it |
+//! | forget | records of what committed and is clean, many at once | they go when the safepoint has passed them |
 //! | settle | find out or decide an end that the handle did not wait for, then as above | the same |
 //! | unlock | give locks back | shards drop them after three seconds without a heartbeat |
 //! | heartbeat | tell shards that transactions live, end idle ones | transactions are recovered in mid-commit |
@@ -11,7 +12,9 @@
 //! for ever, with growing waits. Nothing that a client was told leans on any of it.
 //!
 //! The order *record, intents, forget* is part of the protocol (`recovery.rs`): an intent that is
-//! resolved proves a decided record, and a missing record proves resolved intents.
+//! resolved proves a decided record, and a missing record proves resolved intents. A crash may not
+//! change it, so each step is durable before the next is taken, unless all of them go into one log
+//! ([`Shards::share_log`]), which keeps the order by itself: then none of them asks for a sync.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,6 +23,7 @@ use std::time::Duration;
 use atoll_env::sync::{QueueReceiver, select_biased};
 use atoll_mvcc::request::{Key, Outcome, Record, Request, Response};
 use atoll_mvcc::{Timestamp, TxnId};
+use parking_lot::Mutex;
 
 use crate::coordinator::Core;
 use crate::error::{Abort, Unavailable};
@@ -28,10 +32,12 @@ use crate::life::Life;
 use crate::oracle::Oracle;
 use crate::pace::Backoff;
 use crate::recovery::{clear, recover};
-use crate::shards::{Shards, ask, ask_each, by_shard};
+use crate::shards::{ShardRef, Shards, ask, ask_each, by_shard};
 
 const RETRY_FIRST: Duration = Duration::from_millis(1);
 const RETRY_MOST: Duration = Duration::from_secs(1);
+/// So many records are removed at once; fewer at the next heartbeat.
+const FORGET_BATCH: usize = 64;
 /// How long one attempt of a piece of work keeps asking before it starts over.
 const ATTEMPT: Duration = Duration::from_secs(60);
 
@@ -55,10 +61,18 @@ pub(crate) enum Work {
 /// A transaction that may have intents.
 #[derive(Clone, Debug)]
 pub(crate) struct Staged {
-    pub(crate) primary: Key,
-    /// All keys that may have one, ascending.
-    pub(crate) keys: Vec<Key>,
+    /// All keys that may have one, ascending. The first is the primary.
+    pub(crate) keys: Arc<[Key]>,
     pub(crate) commit_ts: Timestamp,
+    /// All its shards write one log.
+    pub(crate) one_log: bool,
+}
+
+impl Staged {
+    /// Returns where its record is.
+    pub(crate) fn primary(&self) -> &Key {
+        &self.keys[0]
+    }
 }
 
 /// A transaction that has ended.
@@ -68,6 +82,15 @@ pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
     /// What its record says: staged at this timestamp; `None` if it tells the outcome already.
     pub(crate) record: Option<Timestamp>,
+    /// Keys whose intents are not resolved; `None`: all.
+    pub(crate) left: Option<Vec<Key>>,
+}
+
+impl Ended {
+    /// Returns what is left to do for a transaction that has ended.
+    pub(crate) fn new(staged: Staged, outcome: Outcome, record: Option<Timestamp>) -> Ended {
+        Ended { staged, outcome, record, left: None }
+    }
 }
 
 /// The background work of a coordinator: a future to be run as a task by whoever owns it.
@@ -106,6 +129,7 @@ impl<S: Shards, O: Oracle> Background<S, O> {
             }
         };
         select_biased(cleaning, beat(&core)).await;
+        forget(&core).await;
     }
 }
 
@@ -136,6 +160,9 @@ async fn do_job<S: Shards, O: Oracle>(core: Arc<Core<S, O>>, job: Job) {
     };
     join(unlocking, working).await;
     core.unregister(life.txn);
+    if core.forgettable.lock().len() >= FORGET_BATCH {
+        forget(&core).await;
+    }
 }
 
 async fn attempt<S: Shards, O: Oracle>(
@@ -144,63 +171,93 @@ async fn attempt<S: Shards, O: Oracle>(
     txn: TxnId,
     work: &mut Work,
 ) -> Result<(), Unavailable> {
-    let (staged, outcome, forget) = match work {
+    let (staged, outcome, left, forget) = match work {
         Work::Unlock => return Ok(()),
         Work::Settle(staged) => {
             let commit_ts = staged.commit_ts;
-            let outcome = recover(&core.shards, backoff, txn, &staged.primary, commit_ts).await?;
+            let outcome = recover(&core.shards, backoff, txn, staged.primary(), commit_ts).await?;
             // Somebody may hold a doubt about this transaction and ask for its record.
-            (&*staged, outcome, false)
+            (&*staged, outcome, staged.keys.to_vec(), false)
         }
         Work::Clean(ended) => {
             if let Some(from) = ended.record {
-                if !finish(core, backoff, txn, ended, from).await? {
+                let Some(left) = finish(core, backoff, txn, ended, from).await? else {
                     return Ok(());
-                }
-                ended.record = None;
+                };
+                (ended.record, ended.left) = (None, Some(left));
             }
-            (&ended.staged, ended.outcome, true)
+            // Those that were resolved are found so if it has to be tried again.
+            let left = ended.left.take().unwrap_or_else(|| ended.staged.keys.to_vec());
+            (&ended.staged, ended.outcome, left, true)
         }
     };
-    clear(&core.shards, backoff, txn, staged.keys.clone(), outcome).await?;
+    if !left.is_empty() {
+        clear(&core.shards, backoff, staged.one_log, txn, left, outcome).await?;
+    }
     if forget && matches!(outcome, Outcome::Committed(_)) {
-        let primary = || staged.primary.clone();
-        ask(&core.shards, backoff, || Request::Forget { txn, primary: primary() }).await?;
+        core.forgettable.lock().push((txn, staged.primary().clone()));
     }
     Ok(())
 }
 
-/// Makes the record of a transaction that committed by its intents say so; `false` if it says
-/// something else, which the protocol excludes.
+/// Makes the record of a transaction that committed by its intents say so, and resolves the intents
+/// that lie beside it; returns the keys of the others, `None` if the record says something else, which
+/// the protocol excludes.
 async fn finish<S: Shards, O: Oracle>(
     core: &Core<S, O>,
     backoff: &mut Backoff<'_>,
     txn: TxnId,
     ended: &Ended,
     from: Timestamp,
-) -> Result<bool, Unavailable> {
-    let finish = || Request::Finish {
-        txn,
-        primary: ended.staged.primary.clone(),
-        expect: Some(from),
-        outcome: ended.outcome,
-        stamp: ended.staged.commit_ts,
+) -> Result<Option<Vec<Key>>, Unavailable> {
+    let Ended { staged, outcome, .. } = ended;
+    // Those that the last question did not name.
+    let left = Mutex::new(Vec::new());
+    let finish = || {
+        let home = core.shards.shard_of(staged.primary());
+        let is_beside = |key: &Key| core.shards.shard_of(key) == home;
+        let (keys, others) = staged.keys.iter().cloned().partition(is_beside);
+        *left.lock() = others;
+        Request::Finish {
+            txn,
+            primary: staged.primary().clone(),
+            expect: Some(from),
+            outcome: *outcome,
+            stamp: staged.commit_ts,
+            keys,
+        }
     };
-    match ask(&core.shards, backoff, finish).await? {
-        Response::Done => Ok(true),
+    match ask(&core.shards, staged.one_log, backoff, finish).await? {
+        Response::Done => Ok(Some(left.into_inner())),
         // Somebody has helped, or our own words came through when the answer did not.
         Response::Record { record: Some(Record::Committed(ts)), .. }
-            if ended.outcome == Outcome::Committed(ts) =>
+            if *outcome == Outcome::Committed(ts) =>
         {
-            Ok(true)
+            Ok(Some(staged.keys.to_vec()))
         }
         _ => {
             // Every intent was in place, so nobody may have decided otherwise. Nothing done here
             // would make it better: what is left is evidence.
             core.stats.broken.add(1);
-            Ok(false)
+            Ok(None)
         }
     }
+}
+
+/// Has the records removed of transactions that are clean. Not tried again: they go with the safepoint.
+async fn forget<S: Shards, O: Oracle>(core: &Core<S, O>) {
+    let mut clean = std::mem::take(&mut *core.forgettable.lock());
+    clean.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
+    let mut by_shard: Vec<(ShardRef, Vec<(TxnId, Key)>)> = Vec::new();
+    for (txn, primary) in clean {
+        let shard = core.shards.shard_of(&primary);
+        match by_shard.last_mut().filter(|(of, _)| *of == shard) {
+            Some((_, txns)) => txns.push((txn, primary)),
+            None => by_shard.push((shard, vec![(txn, primary)])),
+        }
+    }
+    let forget = |(_, txns)| core.shards.send_lightly(Request::Forget { txns });
+    join_all(by_shard.into_iter().map(forget)).await;
 }
 
 /// Gives locks back. Not tried for long: shards drop the locks of a silent transaction anyway.
@@ -209,7 +266,8 @@ pub(crate) async fn unlock<S: Shards, O: Oracle>(core: &Core<S, O>, txn: TxnId, 
         let mut backoff = core.pace.backoff(RETRY_FIRST, RETRY_MOST, 3 * core.options.heartbeat);
         // Locks that nobody answers for end by themselves.
         let _ =
-            ask_each(&core.shards, &mut backoff, locks, |keys| Request::Unlock { txn, keys }).await;
+            ask_each(&core.shards, true, &mut backoff, locks, |keys| Request::Unlock { txn, keys })
+                .await;
     }
 }
 
@@ -240,6 +298,7 @@ async fn beat<S: Shards, O: Oracle>(core: &Core<S, O>) {
         let all = async {
             join_all(beats).await;
             join_all(unlocks).await;
+            forget(core).await;
         };
         select_biased(all, core.pace.clock.sleep(core.options.heartbeat)).await;
     }

@@ -9,9 +9,9 @@
 //!       |<--- Prewritten(min) -----------------------------------------------------|
 //!   3   | all in place, none above C: this IS the commit. Answer the client.
 //!       |
-//!   4   |---- Finish Committed ---------------------------------| (background)     |
+//!   4   |---- Finish Committed: so do the intents beside it --->| (background)     |
 //!   5   |---- Resolve: intents become versions ----------------------------------->|
-//!   6   |---- Forget ------------------------------------------>|                  |
+//!   6   |---- Forget, with others ----------------------------->|                  |
 //! ```
 //!
 //! # Why the answer may leave at 3
@@ -45,6 +45,20 @@
 //! If all that was read and is written lies on one shard, one request does everything in one step
 //! of that shard. Its entry leaves a record, to be asked for if the answer is lost.
 //!
+//! # One log
+//! Shards of one store write one log. A power cut leaves a first part of it, so of the steps above,
+//! each of which is decided after the one before is logged, it leaves a first part too: the state of a
+//! transaction whose coordinator died at that moment, which recovery is made for. Hence steps 4 to 6 need
+//! no sync of their own, and a transaction that need not survive a power cut
+//! ([`Transaction::set_lasting`]) needs none at all: some of its intents may be cut off, then recovery
+//! finds one missing, and nothing of it has happened. What others have read of it came later in the same
+//! log and goes first; what a transaction wrote to *another* log after it had read it may stay, as with
+//! every write that was acknowledged unsynced.
+//!
+//! Over several logs this does not hold: a cut may leave the record that says committed and take an
+//! intent, or a record that is gone and an intent that is back. There each step is durable before the
+//! next is taken.
+//!
 //! # Two rounds
 //! A transaction of very many keys does not name them all in a record. It stages none: its intents
 //! are placed, and then a record `Committed` is written where there must be none. Who meets an
@@ -64,7 +78,7 @@ use crate::join::join_all;
 use crate::mutants;
 use crate::oracle::Oracle;
 use crate::recovery::{nonsense, recover};
-use crate::shards::{Shards, ask};
+use crate::shards::{Shards, ask, tell};
 use crate::transaction::Transaction;
 
 impl<S: Shards, O: Oracle> Transaction<S, O> {
@@ -123,11 +137,12 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
                 txn: self.id,
                 isolation: self.isolation,
                 read_ts,
-                reads: only.reads.clone(),
+                reads: Arc::new(only.reads.clone()),
                 writes: self.writes_of(&only.writes),
                 commit_ts,
             };
-            let why = match core.shards.send(request).await {
+            // One entry is all of it or nothing.
+            let why = match tell(&core.shards, !self.lasting, request).await {
                 Response::Committed(ts) => {
                     core.stats.one_shard.add(1);
                     // The shard has given back the locks that it knew of.
@@ -192,11 +207,14 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
             isolation: self.isolation,
             keys: staged.keys.clone(),
         });
+        // See the head of this file.
+        let lightly = staged.one_log && !self.lasting;
         // From here on somebody has to decide the transaction, whatever becomes of this future.
         self.staged = Some(staged.clone());
-        self.life.stage(&staged.primary);
-        let prewrite = Prewrite { transaction: self, core, read_ts, staged: &staged, record };
-        let placed = join_all(written.iter().map(|part| prewrite.place(part))).await;
+        self.life.stage(staged.primary());
+        let prewrite =
+            Prewrite { transaction: self, core, read_ts, staged: &staged, record, lightly };
+        let placed = join_all(written.into_iter().map(|part| prewrite.place(part))).await;
 
         let mut highest = commit_ts;
         let mut refused = None;
@@ -240,11 +258,11 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
             if in_one_round && !mutants::is("no-restage") {
                 let restage = Request::Restage {
                     txn: self.id,
-                    primary: staged.primary.clone(),
+                    primary: staged.primary().clone(),
                     from: commit_ts,
                     to: highest,
                 };
-                match core.shards.send(restage).await {
+                match tell(&core.shards, lightly, restage).await {
                     Response::Done => record_at = highest,
                     // Somebody is recovering us, or nobody knows: the record decides.
                     _ => return self.end_by_record(core, staged).await,
@@ -254,20 +272,21 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         if in_one_round {
             // The commit point: everything is in place.
             core.stats.many_shards.add(1);
-            self.end(Ended { staged, outcome: Outcome::Committed(ts), record: Some(record_at) });
+            self.end(Ended::new(staged, Outcome::Committed(ts), Some(record_at)));
             return Ok(ts);
         }
         let finish = Request::Finish {
             txn: self.id,
-            primary: staged.primary.clone(),
+            primary: staged.primary().clone(),
             expect: None,
             outcome: Outcome::Committed(ts),
             stamp: commit_ts,
+            keys: Vec::new(),
         };
-        match core.shards.send(finish).await {
+        match tell(&core.shards, lightly, finish).await {
             Response::Done => {
                 core.stats.two_rounds.add(1);
-                self.end(Ended { staged, outcome: Outcome::Committed(ts), record: None });
+                self.end(Ended::new(staged, Outcome::Committed(ts), None));
                 Ok(ts)
             }
             _ => self.end_by_record(core, staged).await,
@@ -290,22 +309,23 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         loop {
             let finish = || Request::Finish {
                 txn: self.id,
-                primary: staged.primary.clone(),
+                primary: staged.primary().clone(),
                 expect,
                 outcome: Outcome::Aborted,
                 stamp: staged.commit_ts,
+                keys: Vec::new(),
             };
-            let Ok(answer) = ask(&core.shards, &mut backoff, finish).await else {
+            let Ok(answer) = ask(&core.shards, false, &mut backoff, finish).await else {
                 return Err(self.doubt(&staged));
             };
             match answer {
                 Response::Done | Response::Record { record: Some(Record::Aborted), .. } => {
-                    self.end(Ended { staged, outcome: Outcome::Aborted, record: None });
+                    self.end(Ended::new(staged, Outcome::Aborted, None));
                     return Err(Error::Aborted(why));
                 }
                 Response::Record { record: Some(Record::Committed(ts)), .. } => {
                     // All of it was in place after all, and somebody has helped.
-                    self.end(Ended { staged, outcome: Outcome::Committed(ts), record: None });
+                    self.end(Ended::new(staged, Outcome::Committed(ts), None));
                     return Ok(ts);
                 }
                 Response::Record { record: Some(Record::Staged { commit_ts, .. }), .. } => {
@@ -324,7 +344,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         staged: Staged,
     ) -> Result<Timestamp, Error> {
         let outcome = self.settle(core, &staged).await?;
-        self.end(Ended { staged, outcome, record: None });
+        self.end(Ended::new(staged, outcome, None));
         match outcome {
             Outcome::Committed(ts) => {
                 core.stats.many_shards.add(1);
@@ -340,9 +360,9 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         }
         sometimes!(true, "a commit's answer is lost and its outcome asked for");
         core.stats.settled.add(1);
-        let Staged { primary, commit_ts, .. } = staged;
+        let (primary, commit_ts) = (staged.primary(), staged.commit_ts);
         let mut backoff = core.backoff(core.options.commit);
-        match recover(&core.shards, &mut backoff, self.id, primary, *commit_ts).await {
+        match recover(&core.shards, &mut backoff, self.id, primary, commit_ts).await {
             Ok(outcome) => {
                 let committed = matches!(outcome, Outcome::Committed(_));
                 core.stats.settled_committed.add(u64::from(committed));
@@ -356,7 +376,7 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
     fn doubt(&mut self, staged: &Staged) -> Error {
         self.staged = None;
         self.hand_over(Work::Settle(staged.clone()));
-        let Staged { primary, commit_ts, .. } = staged.clone();
+        let (primary, commit_ts) = (staged.primary().clone(), staged.commit_ts);
         Error::Unknown(Doubt { txn: self.id, primary, commit_ts })
     }
 
@@ -371,10 +391,10 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
     }
 
     fn staged(&self, commit_ts: Timestamp) -> Staged {
-        let keys: Vec<Key> = self.writes.values().keys().cloned().collect();
-        let primary =
-            keys.first().cloned().expect("invariant: only transactions that write commit so");
-        Staged { primary, keys, commit_ts }
+        let keys: Arc<[Key]> = self.writes.values().keys().cloned().collect();
+        assert!(!keys.is_empty(), "invariant: only transactions that write commit so");
+        let one_log = self.core().shards.share_log(keys.iter());
+        Staged { keys, commit_ts, one_log }
     }
 
     fn writes_of(&self, keys: &[Key]) -> Vec<Write> {
@@ -392,6 +412,20 @@ struct Prewrite<'a, S: Shards, O: Oracle> {
     staged: &'a Staged,
     /// Goes with the primary key.
     record: Option<Record>,
+    /// Intents need not survive a power cut.
+    lightly: bool,
+}
+
+/// What is written to one shard, and what was read there.
+struct WrittenPart {
+    reads: Arc<ReadSet>,
+    writes: Vec<Key>,
+}
+
+impl WrittenPart {
+    fn of(part: Part) -> WrittenPart {
+        WrittenPart { reads: Arc::new(part.reads), writes: part.writes }
+    }
 }
 
 /// Why a part has no intents, as far as is known.
@@ -404,13 +438,13 @@ enum NotPlaced {
 
 impl<S: Shards, O: Oracle> Prewrite<'_, S, O> {
     /// Places the intents of one part; returns the highest of their timestamps.
-    async fn place(&self, part: &Part) -> Result<Timestamp, NotPlaced> {
+    async fn place(&self, part: Part) -> Result<Timestamp, NotPlaced> {
         let Prewrite { core, staged, .. } = self;
         let mut backoff = core.backoff(core.options.commit);
         let mut highest = staged.commit_ts;
-        let mut open = vec![part.clone()];
+        let mut open = vec![WrittenPart::of(part)];
         while let Some(part) = open.pop() {
-            let has_primary = part.writes.binary_search(&staged.primary).is_ok();
+            let has_primary = part.writes.binary_search(staged.primary()).is_ok();
             let request = Request::Prewrite {
                 txn: self.transaction.id,
                 isolation: self.transaction.isolation,
@@ -418,10 +452,10 @@ impl<S: Shards, O: Oracle> Prewrite<'_, S, O> {
                 reads: part.reads.clone(),
                 writes: self.transaction.writes_of(&part.writes),
                 commit_ts: staged.commit_ts,
-                primary: staged.primary.clone(),
+                primary: staged.primary().clone(),
                 record: self.record.clone().filter(|_| has_primary),
             };
-            let why = match core.shards.send(request).await {
+            let why = match tell(&core.shards, self.lightly, request).await {
                 Response::Prewritten(min) => {
                     highest = highest.max(min);
                     continue;
@@ -439,7 +473,7 @@ impl<S: Shards, O: Oracle> Prewrite<'_, S, O> {
                     }
                     let _ = backoff.pause("it is moving").await;
                     let mut again = Parts::default();
-                    again.again(&core.shards, &part);
+                    again.again(&core.shards, &part.writes, &part.reads);
                     // What is now read on another shard than it is written with must be known to
                     // hold before this part's last intent is placed.
                     let (written, only_read): (Vec<Part>, Vec<Part>) =
@@ -449,7 +483,7 @@ impl<S: Shards, O: Oracle> Prewrite<'_, S, O> {
                     validate(core, txn, Parts(only_read), moment, staged.commit_ts)
                         .await
                         .map_err(NotPlaced::Refused)?;
-                    open.extend(written);
+                    open.extend(written.into_iter().map(WrittenPart::of));
                     continue;
                 }
                 Response::Unavailable(why) => why,
@@ -496,7 +530,7 @@ pub(crate) async fn validate<S: Shards, O: Oracle>(
                 Response::Unavailable(why) => wait = Some(why),
                 other => return Err(Abort::Unavailable(nonsense("Validate", &other).0)),
             }
-            again.again(&core.shards, &Part { writes: Vec::new(), ..part });
+            again.again(&core.shards, &[], &part.reads);
         }
         open = again.0;
         if let Some(why) = wait

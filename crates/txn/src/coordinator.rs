@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use atoll_env::sync::{QueueSender, queue};
 use atoll_env::{Env, Random};
-use atoll_mvcc::request::{Isolation, Obstacle, Outcome, Response};
+use atoll_mvcc::request::{Isolation, Key, Obstacle, Outcome, Response};
 use atoll_mvcc::{Timestamp, TxnId};
 use parking_lot::Mutex;
 
@@ -47,6 +47,8 @@ pub(crate) struct Core<S, O> {
     pub(crate) stats: Stats,
     /// All transactions that have not ended, or whose end is not cleaned up.
     lives: Mutex<BTreeMap<TxnId, Arc<Life>>>,
+    /// Transactions whose records nobody needs any more, and where these are.
+    pub(crate) forgettable: Mutex<Vec<(TxnId, Key)>>,
 }
 
 impl<S: Shards, O: Oracle> Clone for Coordinator<S, O> {
@@ -79,6 +81,7 @@ impl<S: Shards, O: Oracle> Coordinator<S, O> {
             deadlocks,
             stats: Stats::default(),
             lives: Mutex::default(),
+            forgettable: Mutex::default(),
         });
         let (sender, jobs) = queue();
         let inner = Arc::new(Inner { core: core.clone(), jobs: sender });

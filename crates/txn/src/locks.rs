@@ -43,17 +43,16 @@ impl<S: Shards, O: Oracle> LockWait<'_, S, O> {
         let deadline = core.pace.clock.now().after(core.options.lock);
         let mut backoff = core.backoff(core.options.lock);
         let mut found = Vec::with_capacity(keys.len());
-        let mut ahead = keys.as_slice();
-        while let [first, ..] = ahead {
+        let mut ahead = keys;
+        while let [first, ..] = ahead.as_slice() {
             let shard = core.shards.shard_of(first);
             let run = ahead.iter().take_while(|key| core.shards.shard_of(key) == shard).count();
-            let (now, later) = ahead.split_at(run);
+            let now = &ahead[..run];
             // Written down first: whoever gives up in the middle gives back what he may have got.
             self.life.add_locks(now);
             match self.wait(now, exclusive, deadline).await? {
                 Response::Values(values) => {
-                    found.extend(now.iter().cloned().zip(values));
-                    ahead = later;
+                    found.extend(ahead.drain(..run).zip(values));
                 }
                 answer => core.again(&mut backoff, "Lock", answer).await?,
             }

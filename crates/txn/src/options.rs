@@ -35,6 +35,9 @@ pub struct Options {
     /// How long a commit waits for another's intents. Two that hold what the other needs wait for
     /// each other, so this is short; the second attempt comes at another time.
     pub yield_after: Duration,
+    /// Commits survive a power cut, unless a transaction says otherwise
+    /// ([`Transaction::set_lasting`](crate::Transaction::set_lasting)).
+    pub lasting: bool,
     /// How often [`Coordinator::run`](crate::Coordinator::run) runs a transaction.
     pub attempts: u32,
 }
@@ -55,6 +58,7 @@ impl Default for Options {
             deadlock: Duration::from_millis(20),
             push: Duration::from_secs(1),
             yield_after: Duration::from_millis(30),
+            lasting: true,
             attempts: 32,
         }
     }

@@ -122,7 +122,7 @@ pub async fn resolve<S: Shards>(
         keys.sort_unstable();
         keys.dedup();
         let mut backoff = pace.backoff(WAIT_FIRST, WAIT_MOST, patience.limit);
-        clear(shards, &mut backoff, first.txn, keys, outcome).await?;
+        clear(shards, &mut backoff, false, first.txn, keys, outcome).await?;
     }
     Ok(last)
 }
@@ -146,7 +146,7 @@ async fn outcome_of<S: Shards>(
             Some(Record::Staged { .. }) => {}
             None => {
                 let look = || Request::Probe { txn: *txn, keys: vec![key.clone()], fence: None };
-                match ask(shards, &mut asking, look).await? {
+                match ask(shards, false, &mut asking, look).await? {
                     Response::Fates(fates) if matches!(fates[..], [Fate::Intent { .. }]) => {}
                     Response::Fates(_) => return Ok(Resolved::Gone),
                     other => return Err(nonsense("Probe", &other).into()),
@@ -194,7 +194,7 @@ pub(crate) async fn recover<S: Shards>(
             }
             Some(Record::Staged { commit_ts, isolation, keys }) => {
                 let stamp = stamp.max(commit_ts);
-                let ready = probe(shards, backoff, txn, keys, stamp).await?;
+                let ready = probe(shards, backoff, txn, keys.to_vec(), stamp).await?;
                 let outcome = match ready {
                     Some(highest) if isolation != Isolation::Serializable => {
                         Outcome::Committed(highest.max(commit_ts))
@@ -213,11 +213,13 @@ pub(crate) async fn recover<S: Shards>(
                 (Some(commit_ts), outcome, stamp)
             }
         };
-        let finish = || Request::Finish { txn, primary: primary.clone(), expect, outcome, stamp };
-        match shards.send(finish()).await {
+        let (primary, keys) = (primary.clone(), Vec::new());
+        let finish =
+            Request::Finish { txn, primary: primary.clone(), expect, outcome, stamp, keys };
+        match shards.send(finish).await {
             Response::Done => {
                 if mutants::is("recovery-forgets") {
-                    shards.send(Request::Forget { txn, primary: primary.clone() }).await;
+                    shards.send(Request::Forget { txns: vec![(txn, primary)] }).await;
                 }
                 return Ok(outcome);
             }
@@ -239,7 +241,7 @@ async fn probe<S: Shards>(
 ) -> Result<Option<Timestamp>, Unavailable> {
     let fence = (!mutants::is("no-fences")).then_some(stamp);
     let answers =
-        ask_each(shards, backoff, keys, |keys| Request::Probe { txn, keys, fence }).await?;
+        ask_each(shards, false, backoff, keys, |keys| Request::Probe { txn, keys, fence }).await?;
     let mut highest = Some(Timestamp::ZERO);
     for (_, answer) in answers {
         let Response::Fates(fates) = answer else { return Err(nonsense("Probe", &answer)) };
@@ -259,12 +261,13 @@ async fn probe<S: Shards>(
 pub(crate) async fn clear<S: Shards>(
     shards: &S,
     backoff: &mut Backoff<'_>,
+    lightly: bool,
     txn: TxnId,
     keys: Vec<Key>,
     outcome: Outcome,
 ) -> Result<(), Unavailable> {
     let resolve = |keys| Request::Resolve { txn, keys, outcome };
-    for (_, answer) in ask_each(shards, backoff, keys, resolve).await? {
+    for (_, answer) in ask_each(shards, lightly, backoff, keys, resolve).await? {
         if answer != Response::Done {
             return Err(nonsense("Resolve", &answer));
         }
@@ -279,7 +282,7 @@ pub(crate) async fn status<S: Shards>(
     txn: TxnId,
     primary: &Key,
 ) -> Result<(Option<Record>, bool), Unavailable> {
-    match ask(shards, backoff, || Request::Status { txn, primary: primary.clone() }).await? {
+    match ask(shards, false, backoff, || Request::Status { txn, primary: primary.clone() }).await? {
         Response::Record { record, alive } => Ok((record, alive)),
         other => Err(nonsense("Status", &other)),
     }

@@ -38,6 +38,26 @@ pub trait Shards: Clone + 'static {
     /// Asks the shard that has [`Request::key`]. The answer may take as long as a lock is held. A
     /// caller that no longer waits has not taken its question back.
     fn send(&self, request: Request) -> impl Future<Output = Response>;
+
+    /// Asks as [`Shards::send`] does, but what is told need not survive a power cut.
+    fn send_lightly(&self, request: Request) -> impl Future<Output = Response> {
+        self.send(request)
+    }
+
+    /// Returns whether the shards of all these keys write one log, of which a crash leaves a first
+    /// part: if it leaves an entry, it leaves every one that was decided before, on all of them. It has
+    /// to stay so as long as anything of a transaction is in that log.
+    fn share_log<'k>(&self, _keys: impl Iterator<Item = &'k Key>) -> bool {
+        false
+    }
+}
+
+/// Asks, lightly or not.
+pub(crate) async fn tell<S: Shards>(shards: &S, lightly: bool, request: Request) -> Response {
+    match lightly {
+        true => shards.send_lightly(request).await,
+        false => shards.send(request).await,
+    }
 }
 
 /// Groups keys by shard. Ascending keys stay ascending within their group.
@@ -58,11 +78,12 @@ pub(crate) fn by_shard<S: Shards>(shards: &S, keys: Vec<Key>) -> Vec<(ShardRef, 
 /// learns. For questions that may be asked twice.
 pub(crate) async fn ask<S: Shards>(
     shards: &S,
+    lightly: bool,
     backoff: &mut Backoff<'_>,
     request: impl Fn() -> Request,
 ) -> Result<Response, Unavailable> {
     loop {
-        match shards.send(request()).await {
+        match tell(shards, lightly, request()).await {
             Response::NotMine => backoff.pause("its shard is moving").await?,
             Response::Unavailable(why) => backoff.pause(&why).await?,
             Response::Unknown => backoff.pause("its shard has lost its leader").await?,
@@ -75,6 +96,7 @@ pub(crate) async fn ask<S: Shards>(
 /// answers with the keys that they are for. For questions that may be asked twice.
 pub(crate) async fn ask_each<S: Shards>(
     shards: &S,
+    lightly: bool,
     backoff: &mut Backoff<'_>,
     keys: Vec<Key>,
     request: impl Fn(Vec<Key>) -> Request,
@@ -83,7 +105,7 @@ pub(crate) async fn ask_each<S: Shards>(
     let mut open = keys;
     loop {
         let groups = by_shard(shards, std::mem::take(&mut open));
-        let sent = groups.iter().map(|(_, keys)| shards.send(request(keys.clone())));
+        let sent = groups.iter().map(|(_, keys)| tell(shards, lightly, request(keys.clone())));
         let responses = join_all(sent).await;
         let mut why = String::new();
         for ((_, keys), response) in groups.into_iter().zip(responses) {

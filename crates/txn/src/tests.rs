@@ -166,9 +166,26 @@ fn the_background_leaves_neither_intent_nor_record() {
         txn.commit().await.unwrap();
         watched.asked.borrow_mut().clear();
         rig.sleep_ms(50).await;
-        assert_eq!(*watched.asked.borrow(), ["Finish", "Resolve", "Resolve", "Resolve", "Forget"]);
+        assert_eq!(*watched.asked.borrow(), ["Finish", "Resolve", "Resolve"]);
         assert_eq!(rig.cluster.intents(), []);
         assert_eq!(txns.oldest_read(), None);
+        // Its record goes with others, at leisure.
+        rig.sleep_ms(1_050).await;
+        assert_eq!(watched.asked.borrow()[3..], ["Forget"]);
+    });
+}
+
+#[test]
+fn what_a_transaction_writes_itself_does_not_push_it() {
+    scene(async |rig, one, _| {
+        let (txns, watched) = rig.coordinator(&one, Options::default());
+        let mut txn = txns.begin(Isolation::Serializable);
+        txn.lock_all(&["a", "h"], true).await.unwrap();
+        txn.put(b"a", b"1").await.unwrap();
+        txn.put(b"h", b"2").await.unwrap();
+        txn.commit().await.unwrap();
+        assert_eq!(*watched.asked.borrow(), ["Lock", "Lock", "Prewrite", "Prewrite"]);
+        assert_eq!(txns.stats().pushed.get(), 0);
     });
 }
 

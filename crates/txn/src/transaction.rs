@@ -76,6 +76,8 @@ pub struct Transaction<S: Shards, O: Oracle> {
     pub(crate) isolation: Isolation,
     /// It reads at a chosen moment and may not write.
     pub(crate) read_only: bool,
+    /// Its commit survives a power cut.
+    pub(crate) lasting: bool,
     age: Age,
     /// The moment of its reads: of the transaction, or of the statement.
     pub(crate) read_ts: Option<Timestamp>,
@@ -117,8 +119,10 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
         at: Option<Timestamp>,
         age: Age,
     ) -> Transaction<S, O> {
+        let lasting = coordinator.core().options.lasting;
         Transaction {
             coordinator,
+            lasting,
             id: life.txn,
             life,
             isolation,
@@ -277,7 +281,15 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
     /// # Errors
     /// See [`Error`].
     pub async fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        self.write(key, Some(value)).await
+        self.write(key.to_vec(), Some(value.to_vec())).await
+    }
+
+    /// Writes a value, or with `None` deletes, by bytes that are given away.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set(&mut self, key: Key, value: Option<Vec<u8>>) -> Result<(), Error> {
+        self.write(key, value).await
     }
 
     /// Deletes a key. At read committed it is locked first.
@@ -285,29 +297,36 @@ impl<S: Shards, O: Oracle> Transaction<S, O> {
     /// # Errors
     /// See [`Error`].
     pub async fn delete(&mut self, key: &[u8]) -> Result<(), Error> {
-        self.write(key, None).await
+        self.write(key.to_vec(), None).await
     }
 
-    async fn write(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+    async fn write(&mut self, key: Key, value: Option<Vec<u8>>) -> Result<(), Error> {
         let _busy = self.enter()?;
         if self.read_only {
             return Err(Error::Misuse("a transaction at a chosen moment cannot write"));
         }
         let options = &self.core().options;
-        if self.writes.bytes_with(key, value) > options.write_bytes_max {
+        if self.writes.bytes_with(&key, value.as_deref()) > options.write_bytes_max {
             let what = format!("it writes more than {} bytes", options.write_bytes_max);
             return Err(Error::TooLarge { what });
         }
-        if self.writes.len() >= options.write_keys_max && self.writes.get(key).is_none() {
+        if self.writes.len() >= options.write_keys_max && self.writes.get(&key).is_none() {
             let what = format!("it writes more than {} keys", options.write_keys_max);
             return Err(Error::TooLarge { what });
         }
-        let is_locked = self.locked.get(key).is_some_and(|locked| locked.exclusive);
+        let is_locked = self.locked.get(&key).is_some_and(|locked| locked.exclusive);
         if self.isolation == Isolation::ReadCommitted && !is_locked {
-            self.lock(vec![key.to_vec()], true).await?;
+            self.lock(vec![key.clone()], true).await?;
         }
-        self.writes.put(key, value.map(<[u8]>::to_vec));
+        self.writes.put(key, value);
         Ok(())
+    }
+
+    /// Says whether a commit that was acknowledged has to survive a power cut. One that need not is
+    /// acknowledged as soon as all of it is logged, if one log has all of it; a power cut then takes
+    /// all of it or nothing.
+    pub fn set_lasting(&mut self, lasting: bool) {
+        self.lasting = lasting;
     }
 
     /// Marks a place to come back to.

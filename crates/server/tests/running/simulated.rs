@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::{Client, LoopNetwork, bulk, error, simple, spawn, start};
+use crate::support::{Client, LoopNetwork, bulk, error, simple, spawn, start, start_on_one_log};
 use atoll_env::sim::{CrashTiming, Fault, FaultKind, OpKind, Sim};
 use atoll_env::sync::timeout;
-use atoll_redis::Config;
+use atoll_redis::{Config, Durability};
 use atoll_resp::Value;
 
 #[test]
@@ -187,6 +187,73 @@ fn a_transaction_is_there_wholly_or_not_after_a_power_cut_at_any_disk_operation(
         .done();
     }
     assert!(crashes > 30, "only {crashes} runs crashed: the disk operations are not reached");
+}
+
+#[test]
+fn a_transaction_that_may_be_lost_is_lost_wholly_where_its_shards_share_a_log() {
+    const KEYS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let (mut crashes, mut lost) = (0, 0);
+    for n in 1..200 {
+        let sim = Sim::new(n);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(n);
+        let env = clients.env();
+        node.disk().crash_at(40 + n, CrashTiming::Any);
+        let config = || Config { durability: Durability::Buffered, ..Config::default() };
+        let _running = start_on_one_log(&sim, &node, &network, config());
+        // Each round gives all keys its number, once by MSET, once by MULTI with a read in it.
+        let acknowledged = sim
+            .block_on(&clients, async {
+                let connecting = Client::connect(&env, &network);
+                let limit = Duration::from_secs(5);
+                let Ok(mut client) = timeout(&*env.clock, limit, connecting).await else {
+                    return 0;
+                };
+                for round in 1..60i64 {
+                    let number = round.to_string();
+                    if round % 2 == 0 {
+                        let pairs = KEYS.iter().flat_map(|key| [*key, &number]);
+                        let args: Vec<&str> = ["MSET"].into_iter().chain(pairs).collect();
+                        if client.ask(&args).await != simple("OK") {
+                            return round - 1;
+                        }
+                        continue;
+                    }
+                    client.ask(&["MULTI"]).await;
+                    for key in KEYS {
+                        client.ask(&["INCRBY", key, "0"]).await;
+                        client.ask(&["SET", key, &number]).await;
+                    }
+                    if !matches!(client.ask(&["EXEC"]).await, Some(Value::Array(_))) {
+                        return round - 1;
+                    }
+                }
+                59
+            })
+            .done();
+        crashes += usize::from(!node.is_up());
+        node.disk().cancel_crash();
+        node.crash();
+        node.restart();
+        let _running = start_on_one_log(&sim, &node, &network, config());
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            let args: Vec<&str> = ["MGET"].into_iter().chain(KEYS).collect();
+            let Some(Value::Array(found)) = client.ask(&args).await else {
+                panic!("crash at {n}: MGET is not answered");
+            };
+            assert!(found.iter().all(|value| *value == found[0]), "crash at {n}: {found:?}");
+            let round = match &found[0] {
+                Value::Bulk(number) => std::str::from_utf8(number).unwrap().parse().unwrap(),
+                _ => 0,
+            };
+            assert!(round <= acknowledged + 1, "crash at {n}: {round} of {acknowledged}");
+            lost += usize::from(round < acknowledged);
+        })
+        .done();
+    }
+    assert!(crashes > 30, "only {crashes} runs crashed: the disk operations are not reached");
+    assert!(lost > 30, "only {lost} runs lost something: it was synced, and nothing is shown");
 }
 
 #[test]

@@ -221,16 +221,29 @@ pub fn start_open(sim: &Sim, node: &Node, network: &LoopNetwork) -> (Handles, Tr
     let trees = Trees::default();
     let starter = sim.node("starter");
     let shown = trees.clone();
-    let spawning = async { spawn_showing(node, network, Config::default(), shown) };
+    let spawning = async { spawn_showing(node, network, Config::default(), 2, shown) };
     (sim.block_on(&starter, spawning).done(), trees)
 }
 
 /// Opens the database of a node and starts a server on it.
 pub fn spawn(node: &Node, network: &LoopNetwork, config: Config) -> Handles {
-    spawn_showing(node, network, config, Trees::default())
+    spawn_showing(node, network, config, 2, Trees::default())
 }
 
-fn spawn_showing(node: &Node, network: &LoopNetwork, config: Config, trees: Trees) -> Handles {
+/// Starts a server whose shards, two of them, lie in one store and write one log.
+pub fn start_on_one_log(sim: &Sim, node: &Node, network: &LoopNetwork, config: Config) -> Handles {
+    let starter = sim.node("starter");
+    let spawning = async { spawn_showing(node, network, config, 1, Trees::default()) };
+    sim.block_on(&starter, spawning).done()
+}
+
+fn spawn_showing(
+    node: &Node,
+    network: &LoopNetwork,
+    config: Config,
+    stores: u16,
+    trees: Trees,
+) -> Handles {
     let env = Env { network: Arc::new(network.clone()), ..node.env() };
     let (stop, stopped) = oneshot::channel();
     let (end, ended) = oneshot::channel();
@@ -240,7 +253,7 @@ fn spawn_showing(node: &Node, network: &LoopNetwork, config: Config, trees: Tree
         Box::pin(async move {
             let mut options = NodeOptions::new(env.clone(), "data");
             options.cores = 1 + (env.random.next_u64() % 2) as usize;
-            options.stores = 2;
+            options.stores = stores;
             options.memory = 16 << 20;
             // Small segments: each is written whole when it is made.
             options.engine.log_segment_size = 256 << 10;

@@ -1,6 +1,7 @@
 //! Corners of the leader, one at a time: schedules find them too, but do not say what is wrong.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use atoll_mvcc::keys::{Range, RoutingKey, SLOTTED};
 
@@ -133,7 +134,7 @@ fn prewrite(txn: u128, key: &Key, read_ts: Option<Timestamp>, commit_ts: Timesta
         txn: TxnId(txn),
         isolation: Isolation::Serializable,
         read_ts,
-        reads: ReadSet::default(),
+        reads: Arc::default(),
         writes: vec![write(key, b"intent")],
         commit_ts,
         primary: key.clone(),
@@ -142,7 +143,7 @@ fn prewrite(txn: u128, key: &Key, read_ts: Option<Timestamp>, commit_ts: Timesta
 }
 
 fn stage(txn: u128, key: &Key, commit_ts: Timestamp) -> Request {
-    let keys = vec![key.clone()];
+    let keys = [key.clone()].into();
     let isolation = Isolation::Serializable;
     match prewrite(txn, key, None, commit_ts) {
         Request::Prewrite { txn, read_ts, reads, writes, primary, .. } => Request::Prewrite {
@@ -164,7 +165,7 @@ fn commit(txn: u128, key: &Key, reads: ReadSet, commit_ts: Timestamp) -> Request
         txn: TxnId(txn),
         isolation: Isolation::Serializable,
         read_ts: None,
-        reads,
+        reads: reads.into(),
         writes: vec![write(key, b"committed")],
         commit_ts,
     }
@@ -177,7 +178,8 @@ fn finish(
     outcome: Outcome,
     stamp: Timestamp,
 ) -> Request {
-    Request::Finish { txn: TxnId(txn), primary: key.clone(), expect, outcome, stamp }
+    let keys = Vec::new();
+    Request::Finish { txn: TxnId(txn), primary: key.clone(), expect, outcome, stamp, keys }
 }
 
 fn status(txn: u128, key: &Key) -> Request {
@@ -411,7 +413,7 @@ pub(crate) fn of_those_who_change_a_record_the_first_wins_and_the_others_learn_i
     let from = rig.commit_point();
     let to = rig.commit_point();
     let isolation = Isolation::Serializable;
-    let staged = |commit_ts| Record::Staged { commit_ts, isolation, keys: vec![key("a")] };
+    let staged = |commit_ts| Record::Staged { commit_ts, isolation, keys: [key("a")].into() };
     let restage = |from, to| Request::Restage { txn: TxnId(1), primary: key("a"), from, to };
     let aborts = |expect| finish(1, &key("a"), expect, Outcome::Aborted, from);
     let commits = |expect| finish(1, &key("a"), expect, Outcome::Committed(from), from);
@@ -441,15 +443,50 @@ pub(crate) fn of_those_who_change_a_record_the_first_wins_and_the_others_learn_i
 }
 
 #[test]
+fn intents_beside_the_record_go_in_the_entry_that_decides_it() {
+    let (mut rig, a) = (Rig::new(), key("a"));
+    let commit_ts = rig.commit_point();
+    rig.ask(stage(1, &a, commit_ts));
+    rig.settle();
+    let outcome = Outcome::Committed(commit_ts);
+    let Request::Finish { txn, primary, expect, stamp, .. } =
+        finish(1, &a, Some(commit_ts), outcome, commit_ts)
+    else {
+        unreachable!("it was made just now");
+    };
+    let elsewhere = Request::Finish {
+        txn,
+        primary: primary.clone(),
+        expect: Some(commit_ts.prev()),
+        outcome,
+        stamp,
+        keys: vec![a.clone()],
+    };
+    assert!(matches!(rig.ask(elsewhere), Step::Answer(Response::Record { .. })));
+    assert_eq!(rig.leader.obstacles().len(), 1, "what is not decided is not resolved");
+    let keys = vec![a.clone()];
+    let decide = Request::Finish { txn, primary, expect, outcome, stamp, keys };
+    assert_eq!(rig.ask(decide), Step::AnswerWith(Response::Done));
+    assert_eq!(rig.leader.obstacles(), []);
+    // Lost with its entry, both are as they were.
+    rig.change_leader();
+    assert_eq!(rig.leader.obstacles().len(), 1);
+    assert!(matches!(
+        rig.ask(status(1, &a)),
+        Step::Answer(Response::Record { record: Some(Record::Staged { .. }), .. })
+    ));
+}
+
+#[test]
 fn a_record_is_forgotten_only_if_it_says_committed() {
     let (mut rig, a) = (Rig::new(), key("a"));
     let commit_ts = rig.commit_point();
-    let forget = Request::Forget { txn: TxnId(1), primary: a.clone() };
+    let forget = Request::Forget { txns: vec![(TxnId(1), a.clone())] };
     rig.ask(finish(1, &a, None, Outcome::Aborted, commit_ts));
     rig.settle();
     assert_eq!(rig.ask(forget.clone()), Step::Answer(Response::Done));
     assert_eq!(rig.ask(stage(1, &a, commit_ts)), refused(Refusal::Fenced));
-    let forget = Request::Forget { txn: TxnId(2), primary: a.clone() };
+    let forget = Request::Forget { txns: vec![(TxnId(2), a.clone())] };
     rig.ask(finish(2, &a, None, Outcome::Committed(commit_ts), commit_ts));
     rig.settle();
     assert_eq!(rig.ask(forget), Step::AnswerWith(Response::Done));

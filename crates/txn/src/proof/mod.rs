@@ -46,7 +46,7 @@ mod tests;
 pub use cluster::{ReferenceCluster, ReferenceShards};
 pub use net::{Ground, Net};
 pub use reference::{Fast, FastAnswer};
-pub use schedule::{Knobs, Report, run_bent, run_reference, run_with};
+pub use schedule::{Knobs, Report, run_bent};
 
 /// A place in the order of everything.
 ///

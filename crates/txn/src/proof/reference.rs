@@ -465,10 +465,9 @@ impl Shard {
                 has_reads(reads) && has_writes(writes)
             }
             Request::Validate { reads, .. } => has_reads(reads),
-            Request::Restage { primary, .. }
-            | Request::Finish { primary, .. }
-            | Request::Status { primary, .. }
-            | Request::Forget { primary, .. } => has(primary),
+            Request::Restage { primary, .. } | Request::Status { primary, .. } => has(primary),
+            Request::Finish { primary, keys, .. } => has(primary) && has_all(keys),
+            Request::Forget { txns } => txns.iter().all(|(_, primary)| has(primary)),
             Request::Heartbeat { key, .. } => has(key),
         }
     }
@@ -516,7 +515,7 @@ impl Shard {
                 let response = match self.check_reads(txn, &reads, read_ts, at) {
                     Err(response) => response,
                     Ok(()) => {
-                        self.raise(&reads, at);
+                        self.raise(&reads, &[], at);
                         Response::Done
                     }
                 };
@@ -557,7 +556,7 @@ impl Shard {
                     _ => self.tell_record(txn, reply, now),
                 }
             }
-            Request::Finish { txn, primary, expect, outcome, stamp } => {
+            Request::Finish { txn, primary, expect, outcome, stamp, keys } => {
                 let stands = match self.edge.records.get(&txn).map(|stored| &stored.record) {
                     Some(Record::Staged { commit_ts, .. }) => expect == Some(*commit_ts),
                     Some(_) => false,
@@ -572,11 +571,10 @@ impl Shard {
                     Outcome::Aborted => (Record::Aborted, Some(stamp)),
                 };
                 let stored = StoredRecord { primary, record, until };
-                self.propose(
-                    vec![Effect::Record(txn, stored)],
-                    Sender::Request(reply),
-                    Answer::Request(Response::Done),
-                );
+                let mut effects = vec![Effect::Record(txn, stored)];
+                effects.extend(self.resolve(txn, keys, outcome));
+                self.propose(effects, Sender::Request(reply), Answer::Request(Response::Done));
+                self.serve_queue(now);
             }
             Request::Status { txn, .. } => self.tell_record(txn, reply, now),
             Request::Probe { txn, keys, fence } => {
@@ -601,20 +599,7 @@ impl Shard {
                 }
             }
             Request::Resolve { txn, keys, outcome } => {
-                let mut effects = Vec::new();
-                for key in keys {
-                    self.unlock(txn, &key);
-                    match self.edge.intents.get(&key) {
-                        Some(intent) if intent.txn == txn => {
-                            if let Outcome::Committed(ts) = outcome {
-                                let version = Version { ts, value: intent.value.clone() };
-                                effects.push(Effect::Version(key.clone(), version));
-                            }
-                            effects.push(Effect::NoIntent(key));
-                        }
-                        _ => {}
-                    }
-                }
+                let effects = self.resolve(txn, keys, outcome);
                 if effects.is_empty() {
                     self.answer_when_applied(reply, Response::Done);
                 } else {
@@ -622,18 +607,34 @@ impl Shard {
                 }
                 self.serve_queue(now);
             }
-            Request::Forget { txn, .. } => {
-                self.propose(
-                    vec![Effect::NoRecord(txn)],
-                    Sender::Request(reply),
-                    Answer::Request(Response::Done),
-                );
+            Request::Forget { txns } => {
+                let effects = txns.into_iter().map(|(txn, _)| Effect::NoRecord(txn)).collect();
+                self.propose(effects, Sender::Request(reply), Answer::Request(Response::Done));
             }
             Request::Heartbeat { txn, .. } => {
                 self.heard.insert(txn, now);
                 drop(reply.send(Response::Done));
             }
         }
+    }
+
+    /// Gives locks back and returns what makes versions of intents, or removes them.
+    fn resolve(&mut self, txn: TxnId, keys: Vec<Key>, outcome: Outcome) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for key in keys {
+            self.unlock(txn, &key);
+            match self.edge.intents.get(&key) {
+                Some(intent) if intent.txn == txn => {
+                    if let Outcome::Committed(ts) = outcome {
+                        let version = Version { ts, value: intent.value.clone() };
+                        effects.push(Effect::Version(key.clone(), version));
+                    }
+                    effects.push(Effect::NoIntent(key));
+                }
+                _ => {}
+            }
+        }
+        effects
     }
 
     fn tell_record(&mut self, txn: TxnId, reply: Reply, now: Instant) {
@@ -744,9 +745,12 @@ impl Shard {
         keys.filter_map(obstacle).collect()
     }
 
-    fn raise(&mut self, reads: &ReadSet, at: Timestamp) {
+    /// Makes reads hold up to `at`. A key that is written as well is kept by the write.
+    fn raise(&mut self, reads: &ReadSet, writes: &[Write], at: Timestamp) {
         for key in reads.keys.iter().chain(reads.locked.iter().map(|(key, _)| key)) {
-            self.max_read.raise(key, at);
+            if writes.iter().all(|write| write.key != *key) {
+                self.max_read.raise(key, at);
+            }
         }
         for span in &reads.spans {
             self.max_read.raise_span(span, at);
@@ -846,7 +850,7 @@ impl Shard {
             if let Err(response) = self.check_reads(txn, reads, read_ts.unwrap_or(ts), ts) {
                 return Some((response, reply));
             }
-            self.raise(reads, ts);
+            self.raise(reads, writes, ts);
         }
         let version = |write: &Write| {
             Effect::Version(write.key.clone(), Version { ts, value: write.value.clone() })
@@ -885,7 +889,7 @@ impl Shard {
                 if isolation == Isolation::Serializable {
                     let read_ts = read_ts.unwrap_or(commit_ts);
                     self.check_reads(txn, reads, read_ts, commit_ts)?;
-                    self.raise(reads, commit_ts);
+                    self.raise(reads, &writes, commit_ts);
                 }
                 Ok(min_commit_ts)
             });

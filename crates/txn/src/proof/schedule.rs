@@ -14,7 +14,7 @@ use atoll_mvcc::{Epoch, Timestamp};
 use super::check::check;
 use super::journal::{Journal, Kind, Told};
 use super::program::Program;
-use super::{Cluster, Layout, ReferenceCluster, Weather};
+use super::{Cluster, Layout, Weather};
 use crate::{
     Coordinator, Deadlocks, LocalOracle, Options, Pace, Patience, ScanOptions, WhenAlive, resolve,
 };
@@ -181,30 +181,10 @@ impl Report {
     }
 }
 
-/// Runs the schedule of a seed against reference shards.
-///
-/// # Errors
-/// Something was wrong; the sentence says what.
-pub fn run_reference(seed: u64) -> Result<Report, String> {
-    run_with(seed, |env, oracle, starts, prng, weather| {
-        ReferenceCluster::new(env, oracle, starts, prng, weather)
-    })
-}
-
 /// Runs the schedule of a seed against a cluster, which is made inside of the simulation from an
-/// environment, an oracle, the keys at which its shards begin, a random stream and the weather.
-///
-/// # Errors
-/// Something was wrong; the sentence says what.
-pub fn run_with<C: Cluster>(
-    seed: u64,
-    make: impl FnOnce(&Env, &LocalOracle, &[Key], Prng, Weather) -> C,
-) -> Result<Report, String> {
-    run_bent(seed, |_| {}, make)
-}
-
-/// Runs the schedule of a seed as [`run_with`] does, after `bend` has changed what it is like: some
-/// things meet often only where everything else stays out of their way.
+/// environment, an oracle, the keys at which its shards begin, a random stream and the weather. Before
+/// that `bend` may change what it is like: some things meet often only where everything else stays out
+/// of their way.
 ///
 /// # Errors
 /// Something was wrong; the sentence says what.

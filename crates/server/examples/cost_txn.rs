@@ -1,0 +1,270 @@
+//! What a transaction over several shards costs: processor time, allocations, entries and syncs of
+//! each, measured in one process through the code that serves connections.
+//!
+//! ```text
+//!   this thread   50 connections: a transaction on each, then all replies, then the next round
+//!        | TCP on the loopback device
+//!   a thread      the server: one core, one store, two shards, a real disk
+//! ```
+//!
+//! ```sh
+//! cargo run --release -p atoll-server --example cost_txn -- mset interval 50 20000
+//! ```
+//!
+//! The arguments: `set`, `mset` (ten keys), `multi` (five SETs) or `multi-get` (five GETs); `synced`,
+//! `interval` or `buffered`; connections; transactions. Processor time is that of all threads but the
+//! client's, as the kernel counts it, with what it spends on sockets and the disk. Instructions, which
+//! other work on the machine does not disturb, are told by two runs and the difference of their sums:
+//!
+//! ```sh
+//! for n in 1000 3000; do
+//!     valgrind --tool=callgrind --callgrind-out-file=cost.$n target/release/examples/cost_txn mset interval 50 $n
+//! done
+//! ```
+#![expect(unsafe_code, reason = "a counting allocator hands calls on to the system's")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a measurement needs a real thread and a real socket"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use atoll_env::os;
+use atoll_env::random::Prng;
+use atoll_env::sync::{oneshot, select_biased};
+use atoll_kv::NodeOptions;
+use atoll_lsm::Durability;
+use atoll_redis::{Config, Identity};
+use atoll_server::{Engine, Server};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: `System` does the work and keeps the contract; counting neither allocates nor panics. What
+// is not implemented here is built by the trait from what is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        BYTES.fetch_add(layout.size() as u64, Relaxed);
+        // SAFETY: the caller's promises are those that `System` asks for, here and below.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the block came from `System`, as all blocks of this allocator do.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+/// Keys that are written at random.
+const KEYS: u64 = 20_000;
+/// Bytes of a value.
+const VALUE: usize = 64;
+
+/// What is counted.
+#[derive(Clone, Copy)]
+struct Counts {
+    allocations: u64,
+    bytes: u64,
+    cpu_ns: u64,
+    entries: u64,
+    syncs: u64,
+    log_bytes: u64,
+}
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [load, durability, connections, transactions] = arguments.as_slice() else {
+        return Err("usage: cost_txn set|mset|multi|multi-get synced|interval|buffered \
+                    CONNECTIONS TRANSACTIONS"
+            .into());
+    };
+    let connections: usize = connections.parse()?;
+    let transactions: usize = transactions.parse()?;
+    let (durability, promised) = match durability.as_str() {
+        "synced" => (Durability::Synced, atoll_redis::Durability::Synced),
+        "interval" => (Durability::Interval, atoll_redis::Durability::Interval),
+        "buffered" => (Durability::Buffered, atoll_redis::Durability::Buffered),
+        _ => return Err("durability is synced, interval or buffered".into()),
+    };
+    let dir = tempfile::tempdir()?;
+    let (tell, told) = mpsc::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ask, asked) = mpsc::channel::<mpsc::Sender<Counts>>();
+    let path = dir.path().to_owned();
+    let server = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let served: std::io::Result<()> =
+            tokio::task::LocalSet::new().block_on(&runtime, async move {
+                let env = os::env()?;
+                let mut options = NodeOptions::new(env.clone(), path);
+                options.shards = 2;
+                options.memory = 256 << 20;
+                options.engine.durability = durability;
+                let identity =
+                    Identity { version: "cost", process_id: 1, run_id: 1, measure: None };
+                let config = Config { durability: promised, ..Config::default() };
+                let engine = Engine::start(options, config, identity);
+                let engine = engine.await.map_err(std::io::Error::other)?;
+                let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+                let server = Server::bind(&engine, any).await.map_err(std::io::Error::other)?;
+                let _ = tell.send(server.local_addr());
+                let (trees, operator) = (engine.trees(), engine.operator());
+                let counting = async {
+                    loop {
+                        env.clock.sleep(Duration::from_millis(2)).await;
+                        let Ok(answer) = asked.try_recv() else { continue };
+                        let shards = operator.shards().await.unwrap_or_default();
+                        let stats: Vec<_> = trees.iter().map(|(_, tree)| tree.stats()).collect();
+                        let counts = Counts {
+                            allocations: ALLOCATIONS.load(Relaxed),
+                            bytes: BYTES.load(Relaxed),
+                            cpu_ns: cpu_ns(),
+                            entries: shards.iter().map(|shard| shard.applied).sum(),
+                            syncs: stats.iter().map(|stats| stats.syncs.count).sum(),
+                            log_bytes: stats.iter().map(|stats| stats.batch_bytes).sum(),
+                        };
+                        let _ = answer.send(counts);
+                    }
+                };
+                let stop = async {
+                    let _ = stopped.await;
+                };
+                select_biased(server.run(stop), counting).await;
+                engine.stop().await.map_err(std::io::Error::other)
+            });
+        served
+    });
+    let addr = told.recv()?;
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        let stream = TcpStream::connect(addr)?;
+        stream.set_nodelay(true)?;
+        clients.push(stream);
+    }
+    let count = || -> Result<Counts> {
+        let (answer, answered) = mpsc::channel();
+        ask.send(answer)?;
+        Ok(answered.recv()?)
+    };
+    let mut prng = Prng::new(1);
+    // Every key is there, as after a while of use.
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("key:{n:012}")).collect();
+    let value = "x".repeat(VALUE);
+    if load != "nothing" {
+        for chunk in keys.chunks(1_000) {
+            let mut request = Vec::new();
+            for key in chunk {
+                atoll_resp::request(&mut request, &["SET", key, &value]);
+            }
+            clients[0].write_all(&request)?;
+            let mut replies = vec![0; 5 * chunk.len()];
+            clients[0].read_exact(&mut replies)?;
+        }
+    }
+    let mut requests = Vec::new();
+    let mut expected = 0;
+    for _ in 0..4_096 {
+        let mut request = Vec::new();
+        let mut key = || keys[prng.below(KEYS) as usize].as_str();
+        match load.as_str() {
+            "set" => {
+                atoll_resp::request(&mut request, &["SET", key(), &value]);
+                expected = 5;
+            }
+            "mset" => {
+                let mut words = vec!["MSET"];
+                for _ in 0..10 {
+                    words.extend([key(), &value]);
+                }
+                atoll_resp::request(&mut request, &words);
+                expected = 5;
+            }
+            "multi" | "multi-get" => {
+                atoll_resp::request(&mut request, &["MULTI"]);
+                for _ in 0..5 {
+                    match load.as_str() {
+                        "multi" => atoll_resp::request(&mut request, &["SET", key(), &value]),
+                        _ => atoll_resp::request(&mut request, &["GET", key()]),
+                    }
+                }
+                atoll_resp::request(&mut request, &["EXEC"]);
+                let of_each = if load == "multi" { 5 } else { 5 + VALUE + 2 };
+                expected = 5 + 5 * 9 + 4 + 5 * of_each;
+            }
+            _ => return Err("the load is set, mset, multi or multi-get".into()),
+        }
+        requests.push(request);
+    }
+    let mut reply = vec![0; expected];
+    let mut next = 0;
+    let mut run = |transactions: usize| -> Result<()> {
+        let mut left = transactions;
+        while left > 0 {
+            let round = left.min(clients.len());
+            for client in &mut clients[..round] {
+                client.write_all(&requests[next % requests.len()])?;
+                next += 1;
+            }
+            for client in &mut clients[..round] {
+                client.read_exact(&mut reply)?;
+                if reply.contains(&b'-') {
+                    return Err(String::from_utf8_lossy(&reply).into());
+                }
+            }
+            left -= round;
+        }
+        Ok(())
+    };
+    run(connections)?;
+    let before = count()?;
+    let started = Instant::now();
+    run(transactions)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let after = count()?;
+    let each = |value: fn(&Counts) -> u64| {
+        (value(&after) - value(&before)) as f64 / transactions.max(1) as f64
+    };
+    println!(
+        "{load} {durability:?}: {:.0}/s, each {:.1} us of processor, {:.1} allocations of {:.0} bytes, \
+         {:.3} entries, {:.4} syncs, {:.0} bytes applied",
+        transactions as f64 / seconds,
+        each(|counts| counts.cpu_ns) / 1e3,
+        each(|counts| counts.allocations),
+        each(|counts| counts.bytes),
+        each(|counts| counts.entries),
+        each(|counts| counts.syncs),
+        each(|counts| counts.log_bytes),
+    );
+    drop(clients);
+    let _ = stop.send(());
+    match server.join() {
+        Ok(served) => Ok(served?),
+        Err(_) => Err("the server panicked".into()),
+    }
+}
+
+/// Processor time of all threads but the first, which is the client.
+fn cpu_ns() -> u64 {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
+    let client = std::process::id().to_string();
+    let servers = threads.flatten().filter(|thread| thread.file_name() != client.as_str());
+    let time = |thread: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    servers.filter_map(time).sum()
+}
