@@ -14,18 +14,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use atoll_env::sometimes;
 use atoll_kv::Core;
 use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_mvcc::request::{Isolation, Key};
 use atoll_mvcc::{Epoch, Timestamp, Value};
-use atoll_redis::Durability;
+use atoll_redis::cursors::Cursors;
 use atoll_redis::data::{self, DataCall};
+use atoll_redis::task::Manner;
+use atoll_redis::{Durability, keyspace};
 use atoll_resp::Protocol;
 use atoll_shard::leader::local_key;
 use atoll_txn::{Abort, Error};
+use parking_lot::Mutex;
 
 use crate::call::{Item, Reply, Watched, encode_error, encode_text};
 use crate::databases::{self, DATABASES};
+use crate::inside::Inside;
 use crate::program::{ObjectProgram, is_unchanged};
 use crate::shard_tx::ABSENT;
 use crate::txn_tx::{NodeTxn, TxnTx};
@@ -39,6 +44,8 @@ const WARY: u32 = 64;
 pub enum Step {
     /// A command of named keys.
     Keys(Item),
+    /// A question about whole databases.
+    Question(Item),
     /// A command that changes which databases mean what, with its reply.
     Databases {
         /// What it changes.
@@ -53,35 +60,57 @@ pub async fn run(
     core: &Core<ObjectProgram>,
     steps: &[Step],
     watched: &[Watched],
-    protocol: Protocol,
-    touch: bool,
-    durability: Durability,
+    cursors: &Mutex<Cursors>,
+    manner: &Manner,
 ) -> Reply {
+    let asks = steps.iter().any(|step| matches!(step, Step::Question(_)));
+    let commands = Commands {
+        steps,
+        watched,
+        cursors,
+        protocol: manner.protocol,
+        touch: manner.touch,
+        locks: false,
+    };
+    let isolation = Isolation::Serializable;
+    let mut done = transact(core, isolation, commands, manner.durability).await;
+    // What was asked of whole databases cannot be locked, and where others never stop writing it never
+    // holds until the commit. It is told as of one moment then; keys are locked as ever.
+    if asks && matches!(&done, Err(Error::Aborted(why)) if why.is_retryable()) {
+        sometimes!(true, "a question inside of MULTI is answered as of its moment");
+        done = transact(core, Isolation::Snapshot, commands, manner.durability).await;
+    }
+    match done {
+        Ok(replies) => Reply::Unit(replies),
+        Err(error) => Reply::Failed(explain(manner.protocol, &error)),
+    }
+}
+
+/// Runs commands until they commit; returns the replies, `None` if a watched key has changed.
+async fn transact(
+    core: &Core<ObjectProgram>,
+    isolation: Isolation,
+    commands: Commands<'_>,
+    durability: Durability,
+) -> Result<Option<Vec<Vec<u8>>>, Error> {
     let wary = core.program().wary();
     wary.set(wary.get().saturating_sub(1));
     let mut attempts = 0;
     let done = core
         .coordinator()
-        .run(Isolation::Serializable, async |txn| {
+        .run(isolation, async |txn| {
             txn.set_lasting(durability == Durability::Synced);
             if attempts == 1 {
                 // The first one has met somebody.
                 wary.set(WARY);
             }
-            let locks = attempts > 0 || wary.get() > 0;
+            let serializable = isolation == Isolation::Serializable;
+            let locks = attempts > 0 || wary.get() > 0 || !serializable;
             attempts += 1;
-            attempt(core, txn, Commands { steps, watched, protocol, touch, locks }).await
+            attempt(core, txn, Commands { locks, ..commands }).await
         })
         .await;
-    let replies = match done {
-        Ok((None, _)) => return Reply::Unit(None),
-        Ok((Some(replies), _)) => Ok(replies),
-        Err(error) => Err(error),
-    };
-    match replies {
-        Ok(replies) => Reply::Unit(Some(replies)),
-        Err(error) => Reply::Failed(explain(protocol, &error)),
-    }
+    done.map(|(replies, _)| replies)
 }
 
 /// Runs commands that only read over the state at one timestamp: without locks, and without
@@ -168,6 +197,7 @@ pub fn explain(protocol: Protocol, error: &Error) -> Vec<u8> {
 struct Commands<'a> {
     steps: &'a [Step],
     watched: &'a [Watched],
+    cursors: &'a Mutex<Cursors>,
     protocol: Protocol,
     touch: bool,
     /// Keys are locked first.
@@ -189,7 +219,7 @@ struct Ground {
 fn first_slot(steps: &[Step]) -> u16 {
     let slots = steps.iter().find_map(|step| match step {
         Step::Keys(item) => item.keys().next().map(slot),
-        Step::Databases { .. } => None,
+        Step::Question(_) | Step::Databases { .. } => None,
     });
     slots.unwrap_or(0)
 }
@@ -214,7 +244,11 @@ async fn read_ground(
     });
     let Some((before, mut names)) = known.flatten() else { return Ok(None) };
     for step in steps {
-        let Step::Keys(item) = step else { return Ok(None) };
+        let item = match step {
+            Step::Keys(item) => item,
+            Step::Question(_) => continue,
+            Step::Databases { .. } => return Ok(None),
+        };
         let of_item = [Some(item.db), other_database(item)];
         for db in of_item.into_iter().flatten() {
             names.extend(item.keys().map(|key| databases::key(before[db], key)));
@@ -254,6 +288,7 @@ async fn lock_ground(
                     }
                 }
             }
+            Step::Question(_) => {}
             Step::Databases { changes, .. } => {
                 for change in changes {
                     whole::plan(txn, &mut map, change).await?;
@@ -297,7 +332,7 @@ async fn attempt(
     txn: &mut NodeTxn,
     commands: Commands<'_>,
 ) -> Result<Option<Vec<Vec<u8>>>, Error> {
-    let Commands { steps, watched, protocol, touch, locks } = commands;
+    let Commands { steps, watched, cursors, protocol, touch, locks } = commands;
     let mut ground = None;
     if !locks && watched.is_empty() {
         ground = read_ground(core, txn, steps).await?;
@@ -325,7 +360,7 @@ async fn attempt(
     for (at, step) in steps.iter().enumerate() {
         tx.keyspaces = maps.get(at).copied().unwrap_or(before);
         let item = match step {
-            Step::Keys(item) => item,
+            Step::Keys(item) | Step::Question(item) => item,
             Step::Databases { reply, .. } => {
                 replies.push(reply.clone());
                 continue;
@@ -339,7 +374,14 @@ async fn attempt(
             touch,
         };
         let mut out = Vec::new();
-        if let Err(error) = data::run(&call, &mut tx, &mut out).await {
+        let outcome = match step {
+            Step::Question(_) => {
+                let mut inside = Inside::new(core, &mut tx);
+                keyspace::run(&call, &mut inside, cursors, &mut out).await
+            }
+            _ => data::run(&call, &mut tx, &mut out).await,
+        };
+        if let Err(error) = outcome {
             out = encode_error(protocol, &error);
         }
         if let Some(failure) = tx.failure.take() {
@@ -365,6 +407,9 @@ fn databases_of(steps: &[Step], watched: &[Watched]) -> BTreeSet<usize> {
             Step::Keys(item) => {
                 dbs.insert(item.db);
                 dbs.extend(other_database(item));
+            }
+            Step::Question(item) => {
+                dbs.insert(item.db);
             }
             // It compares all of them with what they were.
             Step::Databases { .. } => return (0..DATABASES).collect(),

@@ -22,6 +22,7 @@ pub mod call;
 pub mod databases;
 pub mod dead;
 pub mod distributed;
+pub mod inside;
 pub mod program;
 mod shard_tx;
 mod txn_tx;

@@ -262,7 +262,8 @@ pub async fn walk(
     Ok(())
 }
 
-fn whole_span(keyspace: u32) -> Option<Span> {
+/// Returns where the keys of a database are.
+pub(crate) fn whole_span(keyspace: u32) -> Option<Span> {
     let slots = Range { start: RoutingKey::START, end: RoutingKey::End };
     debug_assert!(keyspace >= SLOTTED, "databases are placed by slot");
     slots.span(keyspace, Placement::Slots)

@@ -6,7 +6,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
 use atoll_objects::distributed::Step;
 use atoll_objects::whole::Change;
-use atoll_objects::{Call, Moment, ObjectProgram, Reply, Work, distributed, whole};
+use atoll_objects::{Call, Moment, ObjectProgram, Reply, Work, distributed, inside, whole};
 use atoll_redis::StoreError;
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
@@ -275,10 +275,11 @@ impl Tasks {
         answers
     }
 
-    /// Returns the steps of a transaction; `None` if a command asks what is in whole databases,
-    /// which transactions of this kind cannot do.
+    /// Returns the steps of a transaction; `None` if a command asks about a database that is too
+    /// large to be walked over in one.
     async fn steps(&self, items: &[Item], manner: Manner) -> Option<Vec<Step>> {
         let mut steps = Vec::with_capacity(items.len());
+        let mut asked = BTreeSet::new();
         for item in items {
             if !item.is_whole() {
                 steps.push(Step::Keys(item.clone()));
@@ -290,19 +291,28 @@ impl Tasks {
             let outcome =
                 keyspace::run(&call, &mut databases, self.house.shared.cursors(), &mut reply).await;
             if !databases.refuses {
-                return None;
+                // A page of a scan is small, whatever it is a page of.
+                if item.command.name != "scan" {
+                    asked.insert(item.db);
+                }
+                steps.push(Step::Question(item.clone()));
+                continue;
             }
             if let Err(error) = outcome {
                 reply = encode_error(manner.protocol, &error);
             }
             steps.push(Step::Databases { changes: databases.after, reply });
         }
-        Some(steps)
+        let too_large = match asked.is_empty() {
+            true => false,
+            false => inside::is_too_large(&self.core, asked.into_iter()).await.unwrap_or(true),
+        };
+        (!too_large).then_some(steps)
     }
 
     async fn spread(&self, items: &[Step], watched: &[Watched], manner: Manner) -> Reply {
-        let Manner { protocol, touch, durability, .. } = manner;
-        distributed::run(&self.core, items, watched, protocol, touch, durability).await
+        let cursors = self.house.shared.cursors();
+        distributed::run(&self.core, items, watched, cursors, &manner).await
     }
 
     /// Runs commands that only read, all as of one moment.
@@ -326,7 +336,7 @@ impl Tasks {
         }
     }
 
-    /// Executes a unit that asks what is in whole databases: one command after the other.
+    /// Executes a unit that asks what is in large databases: one command after the other.
     async fn sequence(&self, items: Vec<Item>, watched: Vec<Watched>, manner: Manner) -> Done {
         if !watched.is_empty() {
             match self.spread(&[], &watched, manner).await {

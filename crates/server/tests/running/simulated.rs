@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::{Client, LoopNetwork, bulk, error, simple, spawn, start, start_on_one_log};
 use atoll_env::sim::{CrashTiming, Fault, FaultKind, OpKind, Sim};
-use atoll_env::sync::timeout;
+use atoll_env::sync::{queue, timeout};
 use atoll_redis::{Config, Durability};
 use atoll_resp::Value;
 
@@ -254,6 +254,116 @@ fn a_transaction_that_may_be_lost_is_lost_wholly_where_its_shards_share_a_log() 
     }
     assert!(crashes > 30, "only {crashes} runs crashed: the disk operations are not reached");
     assert!(lost > 30, "only {lost} runs lost something: it was synced, and nothing is shown");
+}
+
+#[test]
+fn questions_about_databases_inside_of_multi_see_what_came_before_them() {
+    let sim = Sim::new(5);
+    let (node, clients) = (sim.node("server"), sim.node("clients"));
+    let network = LoopNetwork::new(5);
+    let _running = start(&sim, &node, &network, Config::default());
+    let env = clients.env();
+    sim.block_on(&clients, async {
+        let mut client = Client::connect(&env, &network).await;
+        assert_eq!(client.ask(&["MSET", "a", "1", "b", "2", "c", "3"]).await, simple("OK"));
+        let commands: &[(&[&str], Value)] = &[
+            (&["DBSIZE"], Value::Int(3)),
+            (&["SET", "d", "4", "PX", "60000"], Value::Simple(b"OK".to_vec())),
+            (&["DBSIZE"], Value::Int(4)),
+            (&["DEL", "a", "b"], Value::Int(2)),
+            (&["SET", "a", "5"], Value::Simple(b"OK".to_vec())),
+            (&["DEL", "a"], Value::Int(1)),
+            (&["DBSIZE"], Value::Int(2)),
+            (&["DEL", "c"], Value::Int(1)),
+            (&["KEYS", "*"], Value::Array(vec![Value::Bulk(b"d".to_vec())])),
+            (&["RANDOMKEY"], Value::Bulk(b"d".to_vec())),
+            (&["KEYS", "[ab"], Value::Array(Vec::new())),
+            (
+                &["SCAN", "0", "COUNT", "100"],
+                Value::Array(vec![
+                    Value::Bulk(b"0".to_vec()),
+                    Value::Array(vec![Value::Bulk(b"d".to_vec())]),
+                ]),
+            ),
+            (&["SWAPDB", "0", "1"], Value::Simple(b"OK".to_vec())),
+            (&["DBSIZE"], Value::Int(0)),
+            (&["SET", "e", "6"], Value::Simple(b"OK".to_vec())),
+            (&["DBSIZE"], Value::Int(1)),
+            (&["FLUSHDB"], Value::Simple(b"OK".to_vec())),
+            (&["DBSIZE"], Value::Int(0)),
+            (&["RANDOMKEY"], Value::Null),
+        ];
+        client.ask(&["MULTI"]).await;
+        for (args, _) in commands {
+            assert_eq!(client.ask(args).await, simple("QUEUED"), "{args:?}");
+        }
+        let Some(Value::Array(replies)) = client.ask(&["EXEC"]).await else { panic!("no replies") };
+        for ((args, expected), reply) in commands.iter().zip(&replies) {
+            assert_eq!(reply, expected, "{args:?}");
+        }
+        assert_eq!(client.ask(&["DBSIZE"]).await, Some(Value::Int(0)));
+        client.ask(&["SELECT", "1"]).await;
+        assert_eq!(client.ask(&["DBSIZE"]).await, Some(Value::Int(1)));
+        // One whose watched key has changed answers no question.
+        client.ask(&["WATCH", "d"]).await;
+        client.ask(&["SET", "d", "other"]).await;
+        client.ask(&["MULTI"]).await;
+        client.ask(&["DBSIZE"]).await;
+        assert_eq!(client.ask(&["EXEC"]).await, Some(Value::Null));
+    })
+    .done();
+}
+
+#[test]
+fn counting_and_adding_a_key_in_one_transaction_never_counts_the_same_twice() {
+    const CLIENTS: usize = 5;
+    const ROUNDS: usize = 8;
+    for seed in 0..6 {
+        let sim = Sim::new(seed);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(seed);
+        let _running = start(&sim, &node, &network, Config::default());
+        let env = clients.env();
+        let counted = sim
+            .block_on(&clients, async {
+                let (sender, mut counted) = queue();
+                for number in 0..CLIENTS {
+                    let (env, network, sender) = (env.clone(), network.clone(), sender.clone());
+                    let tasks = env.tasks.clone();
+                    let adding = async move {
+                        let mut client = Client::connect(&env, &network).await;
+                        for round in 0..ROUNDS {
+                            let key = format!("{number}:{round}");
+                            client.ask(&["MULTI"]).await;
+                            client.ask(&["DBSIZE"]).await;
+                            client.ask(&["SET", &key, "x"]).await;
+                            client.ask(&["KEYS", "*"]).await;
+                            let Some(Value::Array(replies)) = client.ask(&["EXEC"]).await else {
+                                panic!("seed {seed}: EXEC is refused");
+                            };
+                            let (Value::Int(before), Value::Array(keys)) =
+                                (&replies[0], &replies[2])
+                            else {
+                                panic!("seed {seed}: {replies:?}");
+                            };
+                            assert_eq!(keys.len() as i64, before + 1, "seed {seed}");
+                            let _ = sender.send(*before);
+                        }
+                    };
+                    tasks.spawn_local("adds", Box::pin(adding));
+                }
+                let mut all = Vec::new();
+                while all.len() < CLIENTS * ROUNDS {
+                    all.push(counted.recv().await.expect("the clients go on"));
+                }
+                all
+            })
+            .done();
+        let mut counted: Vec<i64> = counted;
+        counted.sort_unstable();
+        let expected: Vec<i64> = (0..(CLIENTS * ROUNDS) as i64).collect();
+        assert_eq!(counted, expected, "seed {seed}");
+    }
 }
 
 #[test]
