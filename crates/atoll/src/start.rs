@@ -61,7 +61,6 @@ struct Running {
     engine: Engine,
     resp: Option<Server>,
     http: Option<HttpListener>,
-    password: Option<Vec<u8>>,
 }
 
 impl Running {
@@ -71,10 +70,7 @@ impl Running {
         })?;
         let engine = open(&env, settings).await?;
         match listen(&engine, settings).await {
-            Ok((http, resp)) => {
-                let password = settings.requirepass.clone().map(String::into_bytes);
-                Ok(Running { env, engine, resp, http, password })
-            }
+            Ok((http, resp)) => Ok(Running { env, engine, resp, http }),
             Err(failure) => {
                 // What went wrong is said already; the log has everything.
                 let _ = engine.stop().await;
@@ -113,7 +109,7 @@ impl Running {
 
     /// Serves until the first signal, then ends in order, or at once at a second one.
     async fn serve(self, signals: &mut Signals) -> Result<()> {
-        let Running { env, engine, resp, http, password } = self;
+        let Running { env, engine, resp, http } = self;
         let (stop, stopped) = watch::channel(false);
         let until_stop = || {
             let mut stopped = stopped.clone();
@@ -130,6 +126,8 @@ impl Running {
         });
         let http = http.map(|(listener, addr)| {
             let shards = Rc::new(OfServer(engine.operator()));
+            let shared = engine.shared();
+            let password = Box::new(move || shared.config().requirepass);
             let api = Api::new(engine.client(), shards, addr, password);
             atoll_http::serve(listener, pages, Some(api), until_stop())
         });

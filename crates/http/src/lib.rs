@@ -41,7 +41,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use api::{Api, BODIES_BYTES_MAX, BODY_BYTES_MAX, ShardFuture, Shards};
+pub use api::{Api, BODIES_BYTES_MAX, BODY_BYTES_MAX, Password, ShardFuture, Shards};
 
 /// Connections served at a time; one more is closed at once.
 pub const CONNECTIONS_MAX: usize = 128;

@@ -77,6 +77,7 @@ impl From<atoll_txn::Error> for Error {
                 Error::Conflict(why.to_string())
             }
             atoll_txn::Error::Aborted(Abort::Unavailable(why)) => Error::Unavailable(why),
+            atoll_txn::Error::Aborted(Abort::TooLarge(what)) => Error::TooLarge(what),
             atoll_txn::Error::Aborted(why) => Error::Aborted(why.to_string()),
             atoll_txn::Error::Unknown(doubt) => Error::Unknown(Unknown { doubt: Some(doubt) }),
             atoll_txn::Error::Unavailable(why) => Error::Unavailable(why.0),

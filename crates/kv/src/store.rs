@@ -1159,9 +1159,8 @@ fn refuse<P: Program>(core: &Inner<P>, job: &Job<P>, failure: &Failure) -> Answe
         Work::Call(call) => Answer::Reply(core.program.failed(call, failure)),
         Work::Request(_) | Work::Reap { .. } => Answer::Response(match failure {
             Failure::Unknown => Response::Unknown,
-            Failure::Unavailable(why) | Failure::TooLarge(why) => {
-                Response::Unavailable(why.clone())
-            }
+            Failure::Unavailable(why) => Response::Unavailable(why.clone()),
+            Failure::TooLarge(what) => Response::Refused(Refusal::TooLarge(what.clone())),
         }),
     }
 }

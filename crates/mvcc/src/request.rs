@@ -397,6 +397,8 @@ pub enum Refusal {
     Deadlock,
     /// The moment it reads at is too old: versions of it may be gone.
     SnapshotTooOld,
+    /// What it writes to one shard is more than fits into memory. A sentence with the limit.
+    TooLarge(String),
 }
 
 /// What the fate of one intent is.

@@ -57,6 +57,8 @@ pub enum Abort {
     Idle(std::time::Duration),
     /// The moment it reads at lies below the safepoint: what was then may be gone.
     SnapshotTooOld,
+    /// What it writes to one shard is more than fits into memory. A sentence with the limit.
+    TooLarge(String),
     /// A shard did not serve until the time for the commit had passed.
     Unavailable(String),
 }
@@ -71,7 +73,9 @@ impl Abort {
             | Abort::LockTimeout(_)
             | Abort::Fenced
             | Abort::Lost => true,
-            Abort::Idle(_) | Abort::SnapshotTooOld | Abort::Unavailable(_) => false,
+            Abort::Idle(_) | Abort::SnapshotTooOld | Abort::TooLarge(_) | Abort::Unavailable(_) => {
+                false
+            }
         }
     }
 }
@@ -84,6 +88,7 @@ impl From<Refusal> for Abort {
             Refusal::Fenced => Abort::Fenced,
             Refusal::Deadlock => Abort::Deadlock,
             Refusal::SnapshotTooOld => Abort::SnapshotTooOld,
+            Refusal::TooLarge(what) => Abort::TooLarge(what),
         }
     }
 }
@@ -158,6 +163,7 @@ impl fmt::Display for Abort {
             Abort::SnapshotTooOld => {
                 f.write_str("the moment it reads at is older than the versions that are kept")
             }
+            Abort::TooLarge(what) => f.write_str(what),
             Abort::Unavailable(why) => write!(f, "a shard could not serve in time: {why}"),
         }
     }

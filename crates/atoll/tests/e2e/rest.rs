@@ -333,6 +333,26 @@ fn with_a_password_data_is_shown_and_changed_only_to_who_gives_it() {
 }
 
 #[test]
+fn a_password_that_is_set_while_the_server_runs_holds_at_once() {
+    let (_dir, server) = server(&[]);
+    make(&server, "k", &json!({}));
+    put(&server, "/v1/kv/k/a", b"1");
+    let mut client = server.client();
+    let set = |client: &mut redis::Connection, password: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg("requirepass").arg(password).exec(client).unwrap();
+    };
+    set(&mut client, "open sesame");
+    let right = ("Authorization", "Bearer open sesame");
+    assert_eq!(ask(&server, "PUT /v1/kv/k/a", &[], b"2").status, 401);
+    assert_eq!(ask(&server, "GET /v1/kv/k/a", &[right], b"").body, b"1");
+    set(&mut client, "other");
+    assert_eq!(ask(&server, "GET /v1/kv/k/a", &[right], b"").status, 401);
+    set(&mut client, "");
+    assert_eq!(ask(&server, "GET /v1/kv/k/a", &[], b"").body, b"1");
+}
+
+#[test]
 fn names_and_pages_of_others_are_refused() {
     let (_dir, server) = server(&[]);
     make(&server, "k", &json!({}));

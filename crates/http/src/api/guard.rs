@@ -22,17 +22,22 @@ use super::bytes::{STANDARD, decode};
 /// Decides who may ask.
 pub(super) struct Guard {
     bound: IpAddr,
-    password: Option<Vec<u8>>,
+    password: Password,
 }
 
+/// Tells the password as it is now, for it may be changed while the server runs; empty if there is
+/// none.
+pub type Password = Box<dyn Fn() -> Vec<u8>>;
+
 impl Guard {
-    pub(super) fn new(bound: SocketAddr, password: Option<Vec<u8>>) -> Guard {
-        Guard { bound: bound.ip().to_canonical(), password: password.filter(|p| !p.is_empty()) }
+    pub(super) fn new(bound: SocketAddr, password: Password) -> Guard {
+        Guard { bound: bound.ip().to_canonical(), password }
     }
 
     /// Refuses requests under a name that may be somebody else's.
     pub(super) fn check_origin(&self, parts: &Parts) -> Result<(), Refusal> {
-        if self.password.is_some() && self.has_password(parts) {
+        let password = (self.password)();
+        if !password.is_empty() && has_password(parts, &password) {
             return Ok(());
         }
         // A target with a name of its own overrides the header (RFC 9112, 3.2.2).
@@ -67,7 +72,8 @@ impl Guard {
 
     /// Refuses requests without the password, if there is one.
     pub(super) fn check_password(&self, parts: &Parts) -> Result<(), Refusal> {
-        if self.password.is_none() || self.has_password(parts) {
+        let password = (self.password)();
+        if password.is_empty() || has_password(parts, &password) {
             return Ok(());
         }
         Err(Refusal::unauthorized(if parts.headers.contains_key(AUTHORIZATION) {
@@ -75,26 +81,6 @@ impl Guard {
         } else {
             "the password is needed; send it as Authorization: Bearer PASSWORD"
         }))
-    }
-
-    fn has_password(&self, parts: &Parts) -> bool {
-        let Some(password) = &self.password else { return false };
-        let Some(given) = parts.headers.get(AUTHORIZATION) else { return false };
-        let Some(space) = given.as_bytes().iter().position(|&byte| byte == b' ') else {
-            return false;
-        };
-        let (scheme, rest) = given.as_bytes().split_at(space);
-        let rest = rest.trim_ascii();
-        if scheme.eq_ignore_ascii_case(b"bearer") {
-            return is_equal(rest, password);
-        }
-        if !scheme.eq_ignore_ascii_case(b"basic") {
-            return false;
-        }
-        // Any user: there is one password for all.
-        let Some(pair) = decode(rest, STANDARD) else { return false };
-        let colon = pair.iter().position(|&byte| byte == b':');
-        colon.is_some_and(|colon| is_equal(&pair[colon + 1..], password))
     }
 
     /// Returns whether nobody else can own a name (with or without a port).
@@ -108,6 +94,26 @@ impl Guard {
         // RFC 6761: names below localhost are loopback as well.
         host == "localhost" || host.ends_with(".localhost")
     }
+}
+
+/// Returns whether a request gives the password.
+fn has_password(parts: &Parts, password: &[u8]) -> bool {
+    let Some(given) = parts.headers.get(AUTHORIZATION) else { return false };
+    let Some(space) = given.as_bytes().iter().position(|&byte| byte == b' ') else {
+        return false;
+    };
+    let (scheme, rest) = given.as_bytes().split_at(space);
+    let rest = rest.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return is_equal(rest, password);
+    }
+    if !scheme.eq_ignore_ascii_case(b"basic") {
+        return false;
+    }
+    // Any user: there is one password for all.
+    let Some(pair) = decode(rest, STANDARD) else { return false };
+    let colon = pair.iter().position(|&byte| byte == b':');
+    colon.is_some_and(|colon| is_equal(&pair[colon + 1..], password))
 }
 
 /// Returns a header that may come once.
@@ -159,7 +165,8 @@ mod tests {
     }
 
     fn guard(bound: &str, password: Option<&str>) -> Guard {
-        Guard::new(bound.parse().unwrap(), password.map(Into::into))
+        let password = password.unwrap_or_default().as_bytes().to_vec();
+        Guard::new(bound.parse().unwrap(), Box::new(move || password.clone()))
     }
 
     #[test]

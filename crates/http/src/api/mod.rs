@@ -47,6 +47,7 @@ use hyper::{Method, Response, StatusCode};
 use serde_json::{Value as Json, json};
 
 use self::guard::Guard;
+pub use self::guard::Password;
 use self::route::{Resource, method_not_allowed};
 pub use self::shards::{ShardFuture, Shards};
 
@@ -148,7 +149,7 @@ impl Api {
         client: Client,
         shards: Rc<dyn Shards>,
         bound: SocketAddr,
-        password: Option<Vec<u8>>,
+        password: Password,
     ) -> Api {
         Api { client, shards, guard: Guard::new(bound, password), bodies: Cell::new(0) }
     }

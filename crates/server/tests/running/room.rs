@@ -138,6 +138,46 @@ fn a_value_that_does_not_fit_is_refused_and_what_came_with_it_is_not() {
 }
 
 #[test]
+fn a_transaction_that_does_not_fit_is_refused_at_once_and_changes_nothing() {
+    for seed in 0..4 {
+        let sim = Sim::new(seed);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(seed);
+        let (_stop, _) = start(&sim, &node, &network, Config::default());
+        let env = clients.env();
+        let large = "v".repeat(ROOM + 1000);
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            let keys = ["a", "b", "c", "d"];
+            let pairs = keys.iter().flat_map(|key| [*key, "old"]);
+            let args: Vec<&str> = ["MSET"].into_iter().chain(pairs).collect();
+            assert_eq!(client.ask(&args).await, simple("OK"));
+            let refused = |reply: Option<Value>| {
+                let Some(Value::Error(text)) = reply else { panic!("seed {seed}: {reply:?}") };
+                let text = String::from_utf8_lossy(&text).into_owned();
+                assert!(text.starts_with("ERR ") && text.contains("the limit is"), "{text}");
+            };
+            let began = env.clock.now();
+            // Over several shards: the small ones wait for nobody, the large one has no room.
+            refused(client.ask(&["MSET", "a", "new", "b", &large, "c", "new", "d", "new"]).await);
+            client.ask(&["MULTI"]).await;
+            client.ask(&["SET", "a", "new"]).await;
+            client.ask(&["SET", "b", "new"]).await;
+            client.ask(&["SET", "c", &large]).await;
+            client.ask(&["DEL", "d"]).await;
+            refused(client.ask(&["EXEC"]).await);
+            let took = env.clock.now().since(began);
+            assert!(took < Duration::from_secs(5), "seed {seed}: {took:?}");
+            let args: Vec<&str> = ["MGET"].into_iter().chain(keys).collect();
+            let old = Value::Bulk(b"old".to_vec());
+            assert_eq!(client.ask(&args).await, Some(Value::Array(vec![old; 4])), "seed {seed}");
+            assert_eq!(client.ask(&["MSET", "a", "1", "b", "2"]).await, simple("OK"));
+        })
+        .done();
+    }
+}
+
+#[test]
 fn turns_are_counted_and_timed_and_so_are_those_that_fail() {
     let sim = Sim::new(1);
     let (node, clients) = (sim.node("server"), sim.node("clients"));
