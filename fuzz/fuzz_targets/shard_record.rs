@@ -10,7 +10,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(mut record) = TxnRecord::decode(bytes) {
         if let Record::Staged { keys, .. } = &mut record.state {
-            keys.sort();
+            let mut sorted = keys.to_vec();
+            sorted.sort();
+            *keys = sorted.into();
         }
         assert_eq!(TxnRecord::decode(&record.encode()), Ok(record));
     }

@@ -43,6 +43,14 @@ impl Intent {
         stored.put_head(out);
     }
 
+    /// Returns the stored form.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put_head(&mut out);
+        out.extend_from_slice(self.value.as_deref().unwrap_or_default());
+        out
+    }
+
     /// Reads a stored intent.
     ///
     /// # Errors
@@ -83,10 +91,7 @@ mod tests {
                 value,
                 before: Presence { exists, deadline_ms },
             };
-            let mut bytes = Vec::new();
-            intent.put_head(&mut bytes);
-            bytes.extend_from_slice(intent.value.as_deref().unwrap_or_default());
-            assert_eq!(Intent::decode(&bytes), Ok(intent));
+            assert_eq!(Intent::decode(&intent.encode()), Ok(intent));
         }
     }
 }
