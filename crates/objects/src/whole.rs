@@ -10,6 +10,7 @@ use atoll_kv::{Core, Table};
 use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
+use atoll_redis::Durability;
 use atoll_shard::leader::{EPOCH, epoch_of, local_key};
 use atoll_txn::{Error, ScanOptions, Unavailable};
 
@@ -140,13 +141,18 @@ pub enum Change {
 /// The map from databases to keyspaces.
 pub(crate) type Map = [u32; DATABASES];
 
-/// Changes databases, on all shards in one transaction.
+/// Changes databases, on all shards in one transaction, which survives what `durability` says.
 ///
 /// # Errors
 /// Those of a transaction.
-pub async fn change(core: &Core<ObjectProgram>, changes: &[Change]) -> Result<(), Error> {
+pub async fn change(
+    core: &Core<ObjectProgram>,
+    changes: &[Change],
+    durability: Durability,
+) -> Result<(), Error> {
     let coordinator = core.coordinator();
     let done = coordinator.run(Isolation::Serializable, async |txn| {
+        txn.set_lasting(durability == Durability::Synced);
         let before = keyspaces(core, txn, 0, 0..DATABASES).await?;
         let mut after = before;
         for change in changes {

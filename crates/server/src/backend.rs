@@ -372,7 +372,7 @@ impl Tasks {
             return Err(encode_error(manner.protocol, &error));
         }
         if !keyspaces.after.is_empty() {
-            let changed = whole::change(&self.core, &keyspaces.after).await;
+            let changed = whole::change(&self.core, &keyspaces.after, manner.durability).await;
             changed.map_err(|error| distributed::explain(manner.protocol, &error))?;
         }
         Ok(out)

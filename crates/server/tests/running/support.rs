@@ -14,7 +14,7 @@ use atoll_env::sim::{Node, Sim};
 use atoll_env::sync::oneshot;
 use atoll_kv::NodeOptions;
 use atoll_lsm::driven::Tree;
-use atoll_redis::{Config, Identity};
+use atoll_redis::{Config, Durability, Identity};
 use atoll_resp::{ReplyDecoder, Value};
 use atoll_server::{Engine, Server};
 
@@ -254,6 +254,11 @@ fn spawn_showing(
             let mut options = NodeOptions::new(env.clone(), "data");
             options.cores = 1 + (env.random.next_u64() % 2) as usize;
             options.stores = stores;
+            options.engine.durability = match config.durability {
+                Durability::Synced => atoll_lsm::Durability::Synced,
+                Durability::Interval => atoll_lsm::Durability::Interval,
+                Durability::Buffered => atoll_lsm::Durability::Buffered,
+            };
             options.memory = 16 << 20;
             // Small segments: each is written whole when it is made.
             options.engine.log_segment_size = 256 << 10;

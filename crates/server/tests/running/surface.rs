@@ -11,7 +11,7 @@ use atoll_env::sync::timeout;
 use atoll_redis::{Config, Durability};
 use atoll_resp::Value;
 
-use crate::support::{Client, LoopNetwork, bulk, error, simple, start};
+use crate::support::{Client, LoopNetwork, bulk, error, simple, start, start_on_one_log};
 
 /// Everything that a story happens in.
 struct Stage {
@@ -386,6 +386,42 @@ fn interval_survives_a_power_cut_two_seconds_later_and_synced_one_at_once() {
         lost[0] > 0 && lost[1] > 0,
         "{lost:?}: the power cuts took nothing, so nothing was tried"
     );
+}
+
+#[test]
+fn databases_that_a_synced_connection_flushes_and_exchanges_stay_so_whatever_the_server_promises() {
+    for seed in 0..8 {
+        let sim = Sim::new(seed);
+        let (node, clients) = (sim.node("server"), sim.node("clients"));
+        let network = LoopNetwork::new(seed);
+        let config = Config { durability: Durability::Buffered, ..Config::default() };
+        let options = DiskOptions { crash_mode: CrashMode::DropAll, ..DiskOptions::default() };
+        node.disk().set_options(options);
+        let _running = start_on_one_log(&sim, &node, &network, config.clone());
+        let env = clients.env();
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            client.ask(&["CLIENT", "DURABILITY", "SYNCED"]).await;
+            for db in ["0", "1", "2"] {
+                client.ask(&["SELECT", db]).await;
+                assert_eq!(client.ask(&["SET", "k", db]).await, simple("OK"));
+            }
+            assert_eq!(client.ask(&["SWAPDB", "0", "1"]).await, simple("OK"));
+            assert_eq!(client.ask(&["FLUSHDB"]).await, simple("OK"));
+        })
+        .done();
+        node.crash();
+        node.restart();
+        let _running = start_on_one_log(&sim, &node, &network, config);
+        sim.block_on(&clients, async {
+            let mut client = Client::connect(&env, &network).await;
+            for (db, value) in [("0", bulk("1")), ("1", bulk("0")), ("2", Some(Value::Null))] {
+                client.ask(&["SELECT", db]).await;
+                assert_eq!(client.ask(&["GET", "k"]).await, value, "seed {seed}: database {db}");
+            }
+        })
+        .done();
+    }
 }
 
 #[test]
