@@ -12,19 +12,15 @@ use std::ops::{Bound, ControlFlow};
 
 use atoll_env::Random;
 use atoll_kv::Core;
-use atoll_mvcc::Value;
-use atoll_mvcc::request::{Key, Span};
 use atoll_redis::StoreError;
 use atoll_redis::store::Visitor;
 use atoll_redis::tx::{Counts, Keyspaces};
-use atoll_txn::{Error, ScanOptions};
+use atoll_txn::Error;
 
 use crate::program::ObjectProgram;
 use crate::txn_tx::TxnTx;
-use crate::whole::{self, whole_span};
+use crate::whole;
 
-/// Keys of one page.
-const PAGE: usize = 512;
 /// Keys of a database up to which it is walked over inside of a transaction: a walk has to end while
 /// its moment is kept, and is repeated after a conflict.
 const KEYS_MAX: u64 = 200_000;
@@ -52,51 +48,21 @@ impl<'a, 't> Inside<'a, 't> {
         Inside { core, tx }
     }
 
-    /// Visits the rows of a span, what the commands before have written included.
+    /// Visits the keys of a database, what the commands before have written included.
     async fn walk(
         &mut self,
-        span: Span,
-        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
-        // They are staged when all commands have run; until then a command may take one back.
-        let before = self.tx.txn.savepoint();
-        for (key, value) in &self.tx.writes {
-            self.tx.txn.set(key.clone(), value.clone()).await?;
-        }
-        let mut rest = Some(span);
-        'pages: while let Some(span) = rest {
-            let page = self.tx.txn.scan(span, ScanOptions { limit: PAGE, reverse: false }).await?;
-            for (key, value) in &page.rows {
-                if visit(key, value).is_break() {
-                    break 'pages;
-                }
-            }
-            rest = page.more;
-        }
-        self.tx.txn.rollback_to(before)
-    }
-
-    /// Visits the keys of a database from a place on.
-    async fn walk_database(
-        &mut self,
         db: usize,
-        from: &[u8],
+        from: Bound<&[u8]>,
         visitor: Visitor<'_>,
-    ) -> Result<(), StoreError> {
-        let keyspace = self.tx.keyspaces[db];
-        let Some(span) = whole_span(keyspace) else { return Ok(()) };
-        let mut start: Key = keyspace.to_be_bytes().to_vec();
-        start.extend_from_slice(from);
-        let span = Span { start: start.max(span.start), end: span.end };
-        let walked = self.walk(span, |key, value| {
-            let deadline_ms = Value::decode(value).ok().and_then(|value| value.deadline_ms);
-            visitor(&key[4..], deadline_ms)
-        });
-        walked.await.map_err(|error| {
-            let text = StoreError(error.to_string());
-            self.tx.failure.get_or_insert(error);
-            text
-        })
+    ) -> Result<(), Error> {
+        let TxnTx { txn, writes, keyspaces, .. } = &mut *self.tx;
+        // They are staged when all commands have run; until then a command may take one back.
+        let before = txn.savepoint();
+        for (key, value) in &*writes {
+            txn.set(key.clone(), value.clone()).await?;
+        }
+        whole::walk_in(txn, keyspaces[db], from, visitor).await?;
+        txn.rollback_to(before)
     }
 }
 
@@ -111,18 +77,11 @@ impl Keyspaces for Inside<'_, '_> {
         from: Bound<&[u8]>,
         visitor: Visitor<'_>,
     ) -> Result<(), StoreError> {
-        let (start, behind) = match from {
-            Bound::Unbounded => (&[][..], None),
-            Bound::Included(place) => (place, None),
-            Bound::Excluded(place) => (place, Some(place)),
-        };
-        let mut visit = |place: &[u8], deadline_ms: Option<u64>| {
-            if behind == Some(place) {
-                return ControlFlow::Continue(());
-            }
-            visitor(place, deadline_ms)
-        };
-        self.walk_database(db, start, &mut visit).await
+        self.walk(db, from, visitor).await.map_err(|error| {
+            let text = StoreError(error.to_string());
+            self.tx.failure.get_or_insert(error);
+            text
+        })
     }
 
     async fn count(&mut self, db: usize) -> Result<Counts, StoreError> {
@@ -135,7 +94,7 @@ impl Keyspaces for Inside<'_, '_> {
             }
             ControlFlow::Continue(())
         };
-        self.walk_database(db, &[], &mut count).await?;
+        self.visit(db, Bound::Unbounded, &mut count).await?;
         Ok(counts)
     }
 

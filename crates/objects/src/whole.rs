@@ -1,6 +1,6 @@
 //! Whole databases: counting, flushing, exchanging, walking.
 
-use std::ops::ControlFlow;
+use std::ops::Bound;
 use std::time::Duration;
 
 use atoll_env::sometimes;
@@ -11,6 +11,7 @@ use atoll_mvcc::Value;
 use atoll_mvcc::keys::{Placement, Range, RoutingKey, SLOTTED};
 use atoll_mvcc::request::{Isolation, Key, Span};
 use atoll_redis::Durability;
+use atoll_redis::store::Visitor;
 use atoll_shard::leader::{EPOCH, epoch_of, local_key};
 use atoll_txn::{Error, ScanOptions, Unavailable};
 
@@ -229,37 +230,45 @@ async fn knows_all_splits(table: &Table, txn: &mut NodeTxn) -> Result<bool, Erro
     Ok(true)
 }
 
-/// A stored key on a walk: its user key and its deadline.
-pub struct Walked<'a> {
-    /// The slot and the user key, as they are ordered.
-    pub place: &'a [u8],
-    /// The deadline in milliseconds of the Unix epoch.
-    pub deadline_ms: Option<u64>,
-}
-
-/// Visits the keys of a database in the order of slot and key, from `from` (slot and key) on, as
-/// of one moment. The visitor says whether to go on.
+/// Visits the keys of a database in the order of slot and key, as of one moment (see
+/// [`Keyspaces::visit`](atoll_redis::tx::Keyspaces::visit)).
 ///
 /// # Errors
 /// Those of a transaction.
 pub async fn walk(
     core: &Core<ObjectProgram>,
     db: usize,
-    from: &[u8],
-    mut visitor: impl FnMut(Walked<'_>) -> ControlFlow<()>,
+    from: Bound<&[u8]>,
+    visitor: Visitor<'_>,
 ) -> Result<(), Error> {
     let mut txn = core.begin(Isolation::Snapshot);
     let keyspace = keyspaces(core, &mut txn, 0, [db]).await?[db];
+    walk_in(&mut txn, keyspace, from, visitor).await
+}
+
+/// Visits the keys of a keyspace as a transaction sees them.
+pub(crate) async fn walk_in(
+    txn: &mut NodeTxn,
+    keyspace: u32,
+    from: Bound<&[u8]>,
+    visitor: Visitor<'_>,
+) -> Result<(), Error> {
     let Some(span) = whole_span(keyspace) else { return Ok(()) };
+    let (place, behind) = match from {
+        Bound::Unbounded => (&[][..], None),
+        Bound::Included(place) => (place, None),
+        Bound::Excluded(place) => (place, Some(place)),
+    };
     let mut start: Key = keyspace.to_be_bytes().to_vec();
-    start.extend_from_slice(from);
+    start.extend_from_slice(place);
     let mut rest = Some(Span { start: start.max(span.start), end: span.end });
     while let Some(span) = rest {
         let page = txn.scan(span, ScanOptions { limit: PAGE, reverse: false }).await?;
         for (key, value) in &page.rows {
             let deadline_ms = Value::decode(value).ok().and_then(|value| value.deadline_ms);
-            let walked = Walked { place: &key[4..], deadline_ms };
-            if visitor(walked).is_break() {
+            // The slot and the user key, as they are ordered.
+            let place = &key[4..];
+            if behind != Some(place) && visitor(place, deadline_ms).is_break() {
                 return Ok(());
             }
         }
@@ -269,7 +278,7 @@ pub async fn walk(
 }
 
 /// Returns where the keys of a database are.
-pub(crate) fn whole_span(keyspace: u32) -> Option<Span> {
+fn whole_span(keyspace: u32) -> Option<Span> {
     let slots = Range { start: RoutingKey::START, end: RoutingKey::End };
     debug_assert!(keyspace >= SLOTTED, "databases are placed by slot");
     slots.span(keyspace, Placement::Slots)

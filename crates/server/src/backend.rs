@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -423,18 +423,8 @@ impl Keyspaces for Whole<'_> {
         visitor: Visitor<'_>,
     ) -> Result<(), StoreError> {
         self.answers()?;
-        let (start, behind) = match from {
-            Bound::Unbounded => (&[][..], None),
-            Bound::Included(place) => (place, None),
-            Bound::Excluded(place) => (place, Some(place)),
-        };
-        let visited = whole::walk(self.core, db, start, |walked| {
-            if behind == Some(walked.place) {
-                return ControlFlow::Continue(());
-            }
-            visitor(walked.place, walked.deadline_ms)
-        });
-        visited.await.map_err(|error| StoreError(error.to_string()))
+        let visited = whole::walk(self.core, db, from, visitor).await;
+        visited.map_err(|error| StoreError(error.to_string()))
     }
 
     async fn count(&mut self, db: usize) -> Result<Counts, StoreError> {
