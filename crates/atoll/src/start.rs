@@ -127,7 +127,7 @@ impl Running {
         let http = http.map(|(listener, addr)| {
             let shards = Rc::new(OfServer(engine.operator()));
             let shared = engine.shared();
-            let password = Box::new(move || shared.config().requirepass);
+            let password = Box::new(move || shared.password());
             let api = Api::new(engine.client(), shards, addr, password);
             atoll_http::serve(listener, pages, Some(api), until_stop())
         });

@@ -92,6 +92,11 @@ impl Shared {
         self.config.lock().clone()
     }
 
+    /// Returns the password of the settings, empty if there is none.
+    pub fn password(&self) -> Vec<u8> {
+        self.config.lock().requirepass.clone()
+    }
+
     /// Changes the configuration; every core has it before its next command.
     pub fn configure(&self, change: impl FnOnce(&mut Config)) {
         change(&mut self.config.lock());
