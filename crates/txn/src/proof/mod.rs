@@ -36,6 +36,7 @@ use crate::Shards;
 pub mod check;
 mod cluster;
 pub mod journal;
+pub mod kinds;
 mod net;
 mod program;
 pub mod reference;
