@@ -21,17 +21,14 @@
 //!     valgrind --tool=callgrind --callgrind-out-file=cost.$n target/release/examples/cost_txn mset interval 50 $n
 //! done
 //! ```
-#![expect(unsafe_code, reason = "a counting allocator hands calls on to the system's")]
 #![expect(
     clippy::disallowed_methods,
     reason = "a measurement needs a real thread and a real socket"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -43,29 +40,10 @@ use atoll_lsm::Durability;
 use atoll_redis::{Config, Identity};
 use atoll_server::{Engine, Server};
 
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-static BYTES: AtomicU64 = AtomicU64::new(0);
-
-struct Counting;
-
-// SAFETY: `System` does the work and keeps the contract; counting neither allocates nor panics. What
-// is not implemented here is built by the trait from what is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        BYTES.fetch_add(layout.size() as u64, Relaxed);
-        // SAFETY: the caller's promises are those that `System` asks for, here and below.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the block came from `System`, as all blocks of this allocator do.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
+// The counting allocator of the benchmarks, as it is.
+#[path = "../../bench/src/alloc.rs"]
+#[expect(dead_code, reason = "this program does not ask what counting costs")]
+mod alloc;
 
 /// Keys that are written at random.
 const KEYS: u64 = 20_000;
@@ -129,9 +107,10 @@ fn main() -> Result<()> {
                         let Ok(answer) = asked.try_recv() else { continue };
                         let shards = operator.shards().await.unwrap_or_default();
                         let stats: Vec<_> = trees.iter().map(|(_, tree)| tree.stats()).collect();
+                        let heap = alloc::Counts::of_process();
                         let counts = Counts {
-                            allocations: ALLOCATIONS.load(Relaxed),
-                            bytes: BYTES.load(Relaxed),
+                            allocations: heap.allocations,
+                            bytes: heap.bytes,
                             cpu_ns: cpu_ns(),
                             entries: shards.iter().map(|shard| shard.applied).sum(),
                             syncs: stats.iter().map(|stats| stats.syncs.count).sum(),
