@@ -3,6 +3,7 @@
 //! ```text
 //!   tests/formats/database-1.txt      an embedded database of format 1: every kind of record, of
 //!                                     block and of codec; entries that are in the log only
+//!   tests/formats/database-2.txt      the same with tables of version 2: fuse filters in the last level
 //!   tests/formats/store-1.txt         a store of shards of format 1: versions, several groups
 //! ```
 //!
@@ -344,6 +345,11 @@ fn a_database_of_format_1_holds_what_it_held() {
 }
 
 #[test]
+fn a_database_with_tables_of_version_2_holds_what_it_held() {
+    read("database-2.txt", check_database);
+}
+
+#[test]
 fn a_store_of_format_1_holds_what_it_held() {
     read("store-1.txt", check_store);
 }
@@ -354,7 +360,7 @@ fn a_store_of_format_1_holds_what_it_held() {
 fn fixtures_that_are_missing_are_written() {
     let folder = PathBuf::from(std::env::var_os("ATOLL_FIXTURES").unwrap());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
-    for name in ["database-1.txt", "store-1.txt"] {
+    for name in ["database-1.txt", "database-2.txt", "store-1.txt"] {
         if folder.join(name).exists() {
             continue;
         }
@@ -363,8 +369,8 @@ fn fixtures_that_are_missing_are_written() {
         let env = node.env();
         run(&sim, &node, name, async {
             match name {
-                "database-1.txt" => make_database(env.clone()).await,
-                _ => make_store(env.clone()).await,
+                "store-1.txt" => make_store(env.clone()).await,
+                _ => make_database(env.clone()).await,
             }
             // What runs in the background ends before the process does.
             env.clock.sleep(Duration::from_secs(5)).await;
