@@ -37,7 +37,7 @@ use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresol
 use crate::care;
 use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
 use crate::node::Shared;
-use crate::program::{Failure, Program};
+use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 use crate::store::StoreHost;
 use crate::table::Table;
@@ -47,7 +47,7 @@ pub(crate) enum Message<P: Program> {
     /// Do this at a shard of yours.
     Job { work: Work<P>, lane: Option<Lane>, durability: Durability, token: u64 },
     /// The answer to a job.
-    Answer { token: u64, answer: Answer<P> },
+    Answer { lane: Lane, token: u64, answer: Answer<P> },
     /// A shard was split.
     Split { left: Descriptor, right: Descriptor },
     /// Split a shard of yours.
@@ -96,7 +96,7 @@ pub(crate) struct Inner<P: Program> {
     pub(crate) stores: RefCell<BTreeMap<usize, Rc<StoreHost<P>>>>,
     pub(crate) port: RefCell<Port<Message<P>>>,
     /// Answers to calls that the front end has not taken.
-    replies: RefCell<Vec<(u64, P::Reply)>>,
+    replies: RefCell<Vec<(Lane, u64, P::Reply)>>,
     replied: Signal,
     /// Requests that wait for their answer.
     asked: RefCell<BTreeMap<u64, oneshot::Sender<Response>>>,
@@ -212,9 +212,7 @@ impl<P: Program> Inner<P> {
         if core != self.index {
             if job.reply_to.core != self.index {
                 // It came from elsewhere by an older table: it is answered through this core.
-                let token = job.reply_to.token;
-                let back = job.reply_to.core;
-                self.forward(job, core, back, token);
+                self.forward(job, core);
                 return None;
             }
             let Job { work, lane, durability, reply_to, .. } = job;
@@ -237,19 +235,31 @@ impl<P: Program> Inner<P> {
         }
     }
 
+    /// Returns the shard that has a place with its store, if both are of this core.
+    fn house_of(&self, place: RoutingKey<&[u8]>) -> Option<Housed<P>> {
+        let table = self.table.borrow();
+        let route = table.find(place);
+        if route.core != self.index {
+            return None;
+        }
+        let host = self.stores.borrow().get(&route.store).cloned()?;
+        let group = host.group(route.descriptor.id)?;
+        Some((host, group))
+    }
+
     /// Passes a job of another core on to a third one. (Shards do not change cores yet, so this is
     /// only reached when tables differ about a split, and then the core is this one.)
-    fn forward(self: &Rc<Self>, job: Job<P>, core: usize, back: usize, token: u64) {
+    fn forward(self: &Rc<Self>, job: Job<P>, core: usize) {
         let (sender, receiver) = oneshot::channel();
         let mine = self.draw_token();
         self.asked.borrow_mut().insert(mine, sender);
-        let Job { work, lane, durability, .. } = job;
+        let Job { work, lane, durability, reply_to, .. } = job;
         let message = Message::Job { work, lane, durability, token: mine };
         self.port.borrow_mut().send(core, message);
         let inner = self.clone();
         self.spawn("forward", async move {
             let response = receiver.await.unwrap_or(Response::Unknown);
-            inner.deliver(ReplyTo { core: back, token }, Answer::Response(response));
+            inner.deliver(reply_to, Answer::Response(response));
         });
     }
 
@@ -262,12 +272,13 @@ impl<P: Program> Inner<P> {
     /// Gives an answer to whoever asked.
     pub(crate) fn deliver(&self, to: ReplyTo, answer: Answer<P>) {
         if to.core != self.index {
-            self.port.borrow_mut().send(to.core, Message::Answer { token: to.token, answer });
+            let ReplyTo { core, lane, token } = to;
+            self.port.borrow_mut().send(core, Message::Answer { lane, token, answer });
             return;
         }
         match answer {
             Answer::Reply(reply) => {
-                self.replies.borrow_mut().push((to.token, reply));
+                self.replies.borrow_mut().push((to.lane, to.token, reply));
                 self.replied.raise();
             }
             Answer::Response(response) => {
@@ -282,7 +293,7 @@ impl<P: Program> Inner<P> {
     pub(crate) async fn ask(self: &Rc<Self>, request: Request, durability: Durability) -> Response {
         self.refresh();
         let token = self.draw_token();
-        let reply_to = ReplyTo { core: self.index, token };
+        let reply_to = ReplyTo { core: self.index, lane: 0, token };
         let (sender, receiver) = oneshot::channel();
         self.asked.borrow_mut().insert(token, sender);
         let job = Job::new(Work::Request(request), reply_to, None, durability);
@@ -296,7 +307,7 @@ impl<P: Program> Inner<P> {
     /// Has a key reaped; nobody waits for it.
     pub(crate) fn reap(self: &Rc<Self>, key: Vec<u8>, deadline_ms: u64) {
         let work = Work::Reap { key, deadline_ms };
-        let reply_to = ReplyTo { core: self.index, token: NOBODY };
+        let reply_to = ReplyTo { core: self.index, lane: 0, token: NOBODY };
         // What is reaped was absent already: nobody is told, so nothing has to be synced for it.
         let durability = Durability::Buffered;
         let _ = self.route(Job::new(work, reply_to, None, durability));
@@ -347,14 +358,14 @@ impl<P: Program> Inner<P> {
     fn handle(self: &Rc<Self>, from: usize, message: Message<P>) {
         match message {
             Message::Job { work, lane, durability, token } => {
-                let reply_to = ReplyTo { core: from, token };
+                let reply_to = ReplyTo { core: from, lane: lane.unwrap_or(0), token };
                 if let Some((job, answer)) = self.route(Job::new(work, reply_to, lane, durability))
                 {
                     self.deliver(job.reply_to, answer);
                 }
             }
-            Message::Answer { token, answer } => {
-                self.deliver(ReplyTo { core: self.index, token }, answer);
+            Message::Answer { lane, token, answer } => {
+                self.deliver(ReplyTo { core: self.index, lane, token }, answer);
             }
             Message::Split { left, right } => self.learn_split(&left, &right),
             Message::PleaseSplit { shard, at, id, done } => self.split_here(shard, at, id, done),
@@ -491,11 +502,11 @@ impl<P: Program> Core<P> {
 
     /// Has a command evaluated by its shard. Commands of one lane on one shard take effect in the
     /// order of the calls. Returns the reply if there is one at once; otherwise it comes out of
-    /// [`Core::take_replies`] with `token`, which is below 2^63.
+    /// [`Core::take_replies`] with the lane and `token`, which is below 2^63.
     pub fn call(&self, call: P::Call, lane: Lane, token: u64) -> Option<P::Reply> {
         debug_assert!(token < REQUEST, "the upper half of the tokens is not the front end's");
         let durability = self.0.program.durability(&call);
-        let reply_to = ReplyTo { core: self.0.index, token };
+        let reply_to = ReplyTo { core: self.0.index, lane, token };
         let job = Job::new(Work::Call(call), reply_to, Some(lane), durability);
         match self.0.route(job)? {
             (_, Answer::Reply(reply)) => Some(reply),
@@ -503,8 +514,27 @@ impl<P: Program> Core<P> {
         }
     }
 
-    /// Takes the replies that have come.
-    pub fn take_replies(&self, replies: &mut Vec<(u64, P::Reply)>) {
+    /// Has a command evaluated that lies elsewhere, as [`Core::call`] does, without a copy of it unless
+    /// it has to wait.
+    pub fn try_here(
+        &self,
+        ask: &mut impl Ask<P>,
+        lane: Lane,
+        token: u64,
+    ) -> Tried<P::Reply> {
+        debug_assert!(token < REQUEST, "the upper half of the tokens is not the front end's");
+        let reply_to = ReplyTo { core: self.0.index, lane, token };
+        if let Some((host, group)) = self.0.house_of(ask.place()) {
+            return host.try_here(&self.0, &group, ask, reply_to, lane);
+        }
+        match self.call(ask.call(), lane, token) {
+            Some(reply) => Tried::Reply(reply),
+            None => Tried::Waits,
+        }
+    }
+
+    /// Takes the replies that have come, with their lanes and tokens.
+    pub fn take_replies(&self, replies: &mut Vec<(Lane, u64, P::Reply)>) {
         replies.append(&mut self.0.replies.borrow_mut());
     }
 

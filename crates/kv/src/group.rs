@@ -36,6 +36,8 @@ pub type Lane = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReplyTo {
     pub(crate) core: usize,
+    /// The lane of a call, 0 of anything else.
+    pub(crate) lane: Lane,
     pub(crate) token: u64,
 }
 

@@ -35,7 +35,7 @@ pub use crate::core::{Core, CoreShards, NodeOracle};
 pub use atoll_mvcc::keys::RoutingKey;
 pub use group::Lane;
 pub use node::{Node, NodeOptions};
-pub use program::{Failure, Program};
+pub use program::{Ask, Failure, Program, Tried};
 pub use signal::Signal;
 pub use survey::{ShardReport, shards_of_stopped};
 pub use table::{Route, Table};

@@ -20,6 +20,41 @@ pub enum Failure {
     TooLarge(String),
 }
 
+/// A command that still lies where it came in: it is tried there, and copied only if it has to wait.
+pub trait Ask<P: Program> {
+    /// Returns its place, see [`Program::place`].
+    fn place(&self) -> RoutingKey<&[u8]>;
+
+    /// Returns whether it may write.
+    fn sight(&self) -> Sight;
+
+    /// Returns what its acknowledgement has to survive.
+    fn durability(&self) -> Durability;
+
+    /// Evaluates the command and keeps the reply; it may be called again.
+    ///
+    /// # Errors
+    /// It was interrupted: what `eval` said, passed on.
+    fn run<B: Base>(&mut self, program: &P, eval: &mut Eval<'_, B>) -> Result<(), Interrupt>;
+
+    /// Takes the reply of the last run.
+    fn reply(&mut self) -> P::Reply;
+
+    /// Copies the command.
+    fn call(&mut self) -> P::Call;
+}
+
+/// What came of a command that was tried where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tried<R> {
+    /// The command has its reply.
+    Answered,
+    /// This is its reply.
+    Reply(R),
+    /// It was copied; its reply comes later.
+    Waits,
+}
+
 /// The meaning of commands of one shard.
 pub trait Program: 'static {
     /// A command, with everything that it needs.

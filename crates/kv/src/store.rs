@@ -17,7 +17,7 @@
 //! fails ends the store: whoever waits is told that the outcome is unknown, everybody later that the
 //! store has stopped.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -40,10 +40,10 @@ use atoll_shard::intent::Intent;
 use atoll_shard::leader::{Leader, Loaded, Miss, Step, local_key};
 use atoll_shard::state;
 
-use crate::base::TreeBase;
+use crate::base::{Reads, TreeBase};
 use crate::core::Inner;
-use crate::group::{Answer, Group, InFlight, Job, Splitting, State, Waiter, Work};
-use crate::program::{Failure, Program};
+use crate::group::{Answer, Group, InFlight, Job, Lane, ReplyTo, Splitting, State, Waiter, Work};
+use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 
 /// The one replica of a shard, for now.
@@ -87,6 +87,23 @@ enum Outcome<P: Program> {
     Read,
     CloseFirst,
     /// The moment it was to look at is not known any more.
+    TooOld,
+    Interrupted(Interrupt),
+}
+
+/// What became of a job after an attempt.
+enum Disposed<P: Program> {
+    Answered(Job<P>, Answer<P>),
+    /// Something has it: it will be answered, or tried again.
+    Waits,
+    /// It is tried again at once.
+    Again(Job<P>),
+}
+
+/// How an evaluation of a command ended.
+enum Called {
+    /// Its reply is given with the application of the entry, if there is one.
+    Ended(Option<EntrySeq>),
     TooOld,
     Interrupted(Interrupt),
 }
@@ -194,94 +211,159 @@ impl<P: Program> StoreHost<P> {
                 state.close_open(|| core.fresh_epoch());
             }
             job.attempt = state.jobs;
-            let open = |state: &State<P>| state.leader.as_ref().map_or(0, Leader::open_bytes);
-            let before = open(state);
+            let before = open_bytes(state);
             let outcome = self.evaluate(core, state, &mut job);
-            let bytes = open(state);
-            job.wrote = bytes > before;
-            if job.alone || bytes > ENTRY_BYTES.min(self.room / 4) {
+            job.wrote = open_bytes(state) > before;
+            self.tend(core, group, state, job.alone);
+            match self.dispose(core, group, guard, job, outcome) {
+                Disposed::Answered(job, answer) => return Some((job, answer)),
+                Disposed::Waits => return None,
+                Disposed::Again(again) => job = again,
+            }
+        }
+    }
+
+    /// Tries a command where it lies. It becomes a job only if it has to wait for something.
+    pub(crate) fn try_here<A: Ask<P>>(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        ask: &mut A,
+        reply_to: ReplyTo,
+        lane: Lane,
+    ) -> Tried<P::Reply> {
+        let mut guard = group.state.borrow_mut();
+        let state = &mut *guard;
+        let waits_behind = !state.stalled.is_empty() && state.stalled.contains_key(&lane);
+        let serves = state.leader.is_some() && !state.frozen && self.stopped.borrow().is_none();
+        if waits_behind || !serves || !state.descriptor.range.contains(ask.place()) {
+            drop(guard);
+            let job = Job::new(Work::Call(ask.call()), reply_to, Some(lane), ask.durability());
+            return tried(core.route(job));
+        }
+        state.jobs += 1;
+        let attempt = state.jobs;
+        let before = open_bytes(state);
+        let mut reads = Reads::default();
+        reads.begin(state.applied_entries);
+        let sight = sight(state, ask.sight(), false, Some(lane));
+        let called = self.call(core, state, &mut reads, sight, |eval| ask.run(&core.program, eval));
+        let wrote = open_bytes(state) > before;
+        self.tend(core, group, state, false);
+        let outcome = match called {
+            Called::Ended(None) => {
+                drop(guard);
+                self.wake_lock_waiters(core, group);
+                return Tried::Answered;
+            }
+            Called::Ended(Some(entry)) => Outcome::At(entry, Answer::Reply(ask.reply())),
+            Called::TooOld => Outcome::TooOld,
+            Called::Interrupted(interrupt) => Outcome::Interrupted(interrupt),
+        };
+        let mut job = Job::new(Work::Call(ask.call()), reply_to, Some(lane), ask.durability());
+        (job.reads, job.attempt, job.wrote) = (reads, attempt, wrote);
+        match self.dispose(core, group, guard, job, outcome) {
+            Disposed::Answered(job, answer) => tried(Some((job, answer))),
+            Disposed::Waits => Tried::Waits,
+            Disposed::Again(job) => tried(self.attempt(core, group, job)),
+        }
+    }
+
+    /// Looks after the open entry when something was evaluated.
+    fn tend(&self, core: &Inner<P>, group: &Group<P>, state: &mut State<P>, close: bool) {
+        if close || open_bytes(state) > ENTRY_BYTES.min(self.room / 4) {
+            state.close_open(|| core.fresh_epoch());
+        }
+        self.relist(group, state);
+    }
+
+    /// Does with a job what an attempt at it came to.
+    fn dispose(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        mut guard: RefMut<'_, State<P>>,
+        mut job: Job<P>,
+        outcome: Outcome<P>,
+    ) -> Disposed<P> {
+        let state = &mut *guard;
+        match outcome {
+            Outcome::Answer(answer) => {
+                drop(guard);
+                if let Work::Request(Request::Unlock { txn, keys }) = &job.work {
+                    self.give_up_locks(core, group, |of, wanted| {
+                        of == *txn && wanted.iter().any(|key| keys.contains(key))
+                    });
+                }
+                self.wake_lock_waiters(core, group);
+                self.go_on(core, group, job.lane);
+                return Disposed::Answered(job, answer);
+            }
+            Outcome::At(entry, answer) => {
+                if job.durability == Durability::Synced {
+                    state.sync_to = state.sync_to.max(entry);
+                }
+                if let Some(lane) = job.lane {
+                    // The newest: a later command of the lane that only reads may wait for an
+                    // earlier entry, of somebody else's write that it saw. Were that noted, its
+                    // application would end what is to be known of the lane's own write, and the
+                    // next read would be one of the applied state, without it.
+                    let newest = state.unanswered.entry(lane).or_insert(entry);
+                    *newest = (*newest).max(entry);
+                }
+                let lane = job.lane;
+                let waiter = Waiter::Answered { job: Box::new(job), answer };
+                state.waiters.entry(entry).or_default().push(waiter);
+                drop(guard);
+                self.go_on(core, group, lane);
+            }
+            Outcome::Read => {
+                drop(guard);
+                self.read(core, job);
+            }
+            Outcome::CloseFirst => {
                 state.close_open(|| core.fresh_epoch());
+                return Disposed::Again(job);
             }
-            let opened = state.has_entries();
-            if opened {
-                self.list(group, state);
+            Outcome::TooOld => {
+                job.reads.newest = true;
+                return Disposed::Again(job);
             }
-            match outcome {
-                Outcome::Answer(answer) => {
-                    drop(guard);
-                    if let Work::Request(Request::Unlock { txn, keys }) = &job.work {
-                        self.give_up_locks(core, group, |of, wanted| {
-                            of == *txn && wanted.iter().any(|key| keys.contains(key))
-                        });
-                    }
-                    self.wake_lock_waiters(core, group);
-                    self.go_on(core, group, job.lane);
-                    return Some((job, answer));
+            Outcome::Interrupted(interrupt) => {
+                if let Some(lane) = job.lane {
+                    state.stalled.entry(lane).or_default();
                 }
-                Outcome::At(entry, answer) => {
-                    if job.durability == Durability::Synced {
-                        state.sync_to = state.sync_to.max(entry);
+                match interrupt {
+                    Interrupt::Hindered(Step::AwaitEntry(entry)) => {
+                        sometimes!(true, "a job waits for an entry in flight");
+                        let waiter = Waiter::Again(Box::new(job));
+                        state.waiters.entry(entry).or_default().push(waiter);
                     }
-                    if let Some(lane) = job.lane {
-                        // The newest: a later command of the lane that only reads may wait for an
-                        // earlier entry, of somebody else's write that it saw. Were that noted, its
-                        // application would end what is to be known of the lane's own write, and the
-                        // next read would be one of the applied state, without it.
-                        let newest = state.unanswered.entry(lane).or_insert(entry);
-                        *newest = (*newest).max(entry);
+                    Interrupt::Hindered(Step::AwaitLock) => {
+                        sometimes!(true, "a job waits for a lock");
+                        state.for_locks.push(job);
                     }
-                    let lane = job.lane;
-                    let waiter = Waiter::Answered { job: Box::new(job), answer };
-                    state.waiters.entry(entry).or_default().push(waiter);
-                    drop(guard);
-                    self.go_on(core, group, lane);
-                    return None;
-                }
-                Outcome::Read => {
-                    drop(guard);
-                    self.read(core, job);
-                    return None;
-                }
-                Outcome::CloseFirst => {
-                    state.close_open(|| core.fresh_epoch());
-                }
-                Outcome::TooOld => job.reads.newest = true,
-                Outcome::Interrupted(interrupt) => {
-                    if let Some(lane) = job.lane {
-                        state.stalled.entry(lane).or_default();
+                    Interrupt::Hindered(Step::Answer(Response::Blocked(obstacles))) => {
+                        sometimes!(true, "a job meets an intent");
+                        drop(guard);
+                        self.resolve(core, group, job, obstacles);
                     }
-                    match interrupt {
-                        Interrupt::Hindered(Step::AwaitEntry(entry)) => {
-                            sometimes!(true, "a job waits for an entry in flight");
-                            let waiter = Waiter::Again(Box::new(job));
-                            state.waiters.entry(entry).or_default().push(waiter);
-                        }
-                        Interrupt::Hindered(Step::AwaitLock) => {
-                            sometimes!(true, "a job waits for a lock");
-                            state.for_locks.push(job);
-                        }
-                        Interrupt::Hindered(Step::Answer(Response::Blocked(obstacles))) => {
-                            sometimes!(true, "a job meets an intent");
-                            drop(guard);
-                            self.resolve(core, group, job, obstacles);
-                        }
-                        Interrupt::Miss => {
-                            sometimes!(true, "a job waits for a block of a table");
-                            drop(guard);
-                            self.catch_up(core, group, job);
-                        }
-                        other @ (Interrupt::Hindered(_) | Interrupt::TooOld) => {
-                            drop(guard);
-                            let why = format!("a command met {other:?}; this is a bug");
-                            let answer = refuse(core, &job, &Failure::Unavailable(why));
-                            self.go_on(core, group, job.lane);
-                            return Some((job, answer));
-                        }
+                    Interrupt::Miss => {
+                        sometimes!(true, "a job waits for a block of a table");
+                        drop(guard);
+                        self.catch_up(core, group, job);
                     }
-                    return None;
+                    other @ (Interrupt::Hindered(_) | Interrupt::TooOld) => {
+                        drop(guard);
+                        let why = format!("a command met {other:?}; this is a bug");
+                        let answer = refuse(core, &job, &Failure::Unavailable(why));
+                        self.go_on(core, group, job.lane);
+                        return Disposed::Answered(job, answer);
+                    }
                 }
             }
         }
+        Disposed::Waits
     }
 
     /// Returns whether the job's place is still this shard's.
@@ -308,49 +390,30 @@ impl<P: Program> StoreHost<P> {
     }
 
     fn evaluate(&self, core: &Rc<Inner<P>>, state: &mut State<P>, job: &mut Job<P>) -> Outcome<P> {
+        job.reads.begin(state.applied_entries);
+        if let Work::Call(call) = &job.work {
+            let sight = sight(state, core.program.sight(call), job.reads.newest, job.lane);
+            let mut reply = None;
+            let called = self.call(core, state, &mut job.reads, sight, |eval| {
+                reply = Some(core.program.run(call, eval)?);
+                Ok(())
+            });
+            return match (called, reply.map(Answer::Reply)) {
+                (Called::Ended(None), Some(answer)) => Outcome::Answer(answer),
+                (Called::Ended(Some(entry)), Some(answer)) => Outcome::At(entry, answer),
+                (Called::TooOld, _) => Outcome::TooOld,
+                (Called::Interrupted(interrupt), _) => Outcome::Interrupted(interrupt),
+                (Called::Ended(_), None) => Outcome::Interrupted(Interrupt::Miss),
+            };
+        }
         let Some(leader) = &mut state.leader else {
             return Outcome::Interrupted(Interrupt::Miss);
         };
         let now = core.now();
-        job.reads.begin(state.applied_entries);
-        let newest = job.reads.newest;
         let mut name = self.name.borrow_mut();
         let mut base = TreeBase::new(&self.tree, &mut job.reads, &mut name);
         match &job.work {
-            Work::Call(call) => {
-                let mut sight = core.program.sight(call);
-                if newest {
-                    sight = match sight {
-                        Sight::At(_) => Sight::Edge,
-                        Sight::Past(_) => Sight::Applied,
-                        other => other,
-                    };
-                }
-                if matches!(sight, Sight::Applied | Sight::At(_))
-                    && let Some(lane) = job.lane
-                    && !state.unanswered.is_empty()
-                    && state.unanswered.contains_key(&lane)
-                {
-                    // It follows a write of its own client that is not applied.
-                    sight = Sight::Edge;
-                }
-                let mut eval = Eval::new(leader, &mut base, now, sight);
-                let reply = match core.program.run(call, &mut eval) {
-                    Ok(reply) => reply,
-                    Err(Interrupt::TooOld) => return Outcome::TooOld,
-                    Err(interrupt) => return Outcome::Interrupted(interrupt),
-                };
-                match eval.finish() {
-                    Err(interrupt) => Outcome::Interrupted(interrupt),
-                    Ok(ended) => {
-                        let answer = Answer::Reply(reply);
-                        match ended.after.filter(|entry| *entry > leader.applied_entry()) {
-                            None => Outcome::Answer(answer),
-                            Some(entry) => Outcome::At(entry, answer),
-                        }
-                    }
-                }
-            }
+            Work::Call(_) => Outcome::Interrupted(Interrupt::Miss),
             Work::Request(request) => match leader.evaluate(request, &mut base, now) {
                 Err(Miss) => Outcome::Interrupted(Interrupt::Miss),
                 Ok(Step::Answer(response)) => Outcome::Answer(Answer::Response(response)),
@@ -387,6 +450,27 @@ impl<P: Program> StoreHost<P> {
                     },
                 }
             }
+        }
+    }
+
+    /// Evaluates a command of the layer above.
+    fn call(
+        &self,
+        core: &Inner<P>,
+        state: &mut State<P>,
+        reads: &mut Reads,
+        sight: Sight,
+        run: impl FnOnce(&mut Eval<'_, TreeBase<'_>>) -> Result<(), Interrupt>,
+    ) -> Called {
+        let Some(leader) = &mut state.leader else { return Called::Interrupted(Interrupt::Miss) };
+        let mut name = self.name.borrow_mut();
+        let mut base = TreeBase::new(&self.tree, reads, &mut name);
+        let mut eval = Eval::new(leader, &mut base, core.now(), sight);
+        let ended = run(&mut eval).and_then(|()| eval.finish());
+        match ended {
+            Ok(ended) => Called::Ended(ended.after.filter(|entry| *entry > leader.applied_entry())),
+            Err(Interrupt::TooOld) => Called::TooOld,
+            Err(interrupt) => Called::Interrupted(interrupt),
         }
     }
 
@@ -1147,10 +1231,41 @@ fn reap<P: Program, B: atoll_shard::leader::Base>(
     let Some(value) = eval.version(key)?.and_then(|seen| seen.value) else { return Ok(false) };
     let is_it = Value::decode(&value).is_ok_and(|v| v.deadline_ms == Some(deadline_ms));
     if is_it && deadline_ms <= eval.now().epoch.unix_ms() {
-        eval.put(key.clone(), None);
+        eval.put(key, None);
         program.reaped(key, &value, eval);
     }
     Ok(is_it)
+}
+
+/// Returns about how many bytes the open entry of a shard has.
+fn open_bytes<P: Program>(state: &State<P>) -> usize {
+    state.leader.as_ref().map_or(0, Leader::open_bytes)
+}
+
+/// Returns what a command of a lane sees. `newest`: the moment it was to look at is not known any more.
+fn sight<P: Program>(state: &State<P>, wanted: Sight, newest: bool, lane: Option<Lane>) -> Sight {
+    let sight = match wanted {
+        Sight::At(_) if newest => Sight::Edge,
+        Sight::Past(_) if newest => Sight::Applied,
+        other => other,
+    };
+    if matches!(sight, Sight::Applied | Sight::At(_))
+        && let Some(lane) = lane
+        && !state.unanswered.is_empty()
+        && state.unanswered.contains_key(&lane)
+    {
+        // It follows a write of its own client that is not applied.
+        return Sight::Edge;
+    }
+    sight
+}
+
+/// Returns what came of a command that was submitted as a job.
+fn tried<P: Program>(answered: Option<(Job<P>, Answer<P>)>) -> Tried<P::Reply> {
+    match answered {
+        Some((_, Answer::Reply(reply))) => Tried::Reply(reply),
+        Some((_, Answer::Response(_))) | None => Tried::Waits,
+    }
 }
 
 /// Returns the answer to a job that gets none of its own.

@@ -1,7 +1,7 @@
 //! Calls: commands on their way to a shard, with everything that they need.
 
 use atoll_mvcc::Timestamp;
-pub use atoll_redis::task::{Item, Watched};
+pub use atoll_redis::task::{Encoded, Item, Watched};
 use atoll_redis::{CommandError, Durability};
 use atoll_resp::{Protocol, ReplyWriter};
 
@@ -59,7 +59,7 @@ pub enum Moment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// The reply to one command, encoded.
-    One(Vec<u8>),
+    One(Encoded),
     /// The replies of a unit, encoded, in order; `None` if a watched key has changed.
     Unit(Option<Vec<Vec<u8>>>),
     /// Versions, in the order of the keys.

@@ -29,4 +29,4 @@ mod txn_tx;
 pub mod whole;
 
 pub use call::{Call, Item, Moment, Reply, Watched, Work};
-pub use program::ObjectProgram;
+pub use program::{Ask, ObjectProgram};

@@ -12,20 +12,28 @@ use atoll_lsm::Durability;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_redis::data::{self, DataCall};
 use atoll_redis::object::Object;
+use atoll_redis::table::Command;
+use atoll_redis::task::{Here, Manner};
 use atoll_redis::tx::Tx;
 use atoll_redis::{LastReads, Stats};
+use atoll_resp::{OwnedRequest, ReplyWriter};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
 use atoll_shard::leader::Base;
 
-use crate::call::{Call, Item, Moment, Reply, Work, encode_error, encode_text};
+use crate::call::{Call, Encoded, Item, Moment, Reply, Work, encode_text};
 use crate::dead;
 use crate::shard_tx::{ABSENT, Hearing, ShardTx, record};
+
+/// Memory of a value's buffer that is kept.
+const KEPT_VALUE: usize = 64 << 10;
 
 /// Evaluates calls at shards. One per core.
 pub struct ObjectProgram {
     stats: Arc<Stats>,
     last_reads: RefCell<LastReads>,
     generation: Cell<u64>,
+    /// For a key and a value.
+    buffers: RefCell<[Vec<u8>; 2]>,
     /// So many of the next transactions over shards lock their keys at once.
     wary: Cell<u32>,
 }
@@ -34,7 +42,8 @@ impl ObjectProgram {
     /// Starts with the counters of the server.
     pub fn new(stats: Arc<Stats>) -> ObjectProgram {
         let last_reads = RefCell::new(LastReads::new());
-        ObjectProgram { stats, last_reads, generation: Cell::new(0), wary: Cell::new(0) }
+        let (generation, wary) = (Cell::new(0), Cell::new(0));
+        ObjectProgram { stats, last_reads, generation, buffers: RefCell::default(), wary }
     }
 
     /// Returns the counters that its commands write.
@@ -59,11 +68,17 @@ impl ObjectProgram {
             last_reads: &self.last_reads,
             generation: &self.generation,
         };
-        let (key, generations) = (Vec::new(), Vec::new());
-        let mut tx = ShardTx { eval, interrupt: &interrupt, hearing: &hearing, key, generations };
+        let mut buffers = self.buffers.borrow_mut();
+        let [key, value] = &mut *buffers;
+        key.clear();
+        let (interrupt_at, hearing, generations) = (&interrupt, &hearing, Vec::new());
+        let mut tx = ShardTx { eval, interrupt: interrupt_at, hearing, key, value, generations };
         // A command on a shard's state ends at its first poll or is interrupted: there is nothing
         // else it could wait for.
         let polled = pin!(body(&mut tx)).poll(&mut Context::from_waker(Waker::noop()));
+        if value.capacity() > KEPT_VALUE {
+            *value = Vec::new();
+        }
         match polled {
             Poll::Ready(output) => Ok(output),
             Poll::Pending => Err(interrupt.take().unwrap_or(Interrupt::Miss)),
@@ -83,13 +98,115 @@ impl ObjectProgram {
             db: item.db,
             touch: call.touch,
         };
-        self.on_shard(eval, async |tx| {
-            let mut out = Vec::new();
-            match data::run(&data, tx, &mut out).await {
-                Ok(()) => out,
-                Err(error) => encode_error(call.protocol, &error),
-            }
-        })
+        let mut out = Vec::new();
+        self.append(&data, eval, &mut out)?;
+        Ok(out)
+    }
+
+    /// Evaluates a command and appends its reply.
+    fn append<B: Base>(
+        &self,
+        data: &DataCall<'_>,
+        eval: &mut Eval<'_, B>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Interrupt> {
+        let start = out.len();
+        let ran = self.on_shard(eval, async |tx| data::run(data, tx, out).await)?;
+        if let Err(error) = ran {
+            out.truncate(start);
+            ReplyWriter::new(out, data.protocol).error(error.text());
+        }
+        Ok(())
+    }
+}
+
+/// A command in its client's input, with everything that it needs.
+pub struct Ask<'a> {
+    data: DataCall<'a>,
+    slot: u16,
+    durability: atoll_redis::Durability,
+    moment: Moment,
+    /// Where its reply goes, from `start` on.
+    output: &'a mut Vec<u8>,
+    start: usize,
+    copy: Option<OwnedRequest>,
+}
+
+impl<'a> Ask<'a> {
+    /// Takes a command whose keys are on one shard; `slot` is that of one of them.
+    pub fn new(
+        here: Here<'a>,
+        manner: Manner,
+        slot: u16,
+        moment: Moment,
+        output: &'a mut Vec<u8>,
+    ) -> Ask<'a> {
+        let Here { command, request, db } = here;
+        let Manner { protocol, touch, durability, .. } = manner;
+        let start = output.len();
+        let data = DataCall { command, request, protocol, db, touch };
+        Ask { data, slot, durability, moment, output, start, copy: None }
+    }
+
+    /// Returns the copy that was made of the command because it has to wait.
+    pub fn into_copy(self) -> Option<OwnedRequest> {
+        self.copy
+    }
+}
+
+impl atoll_kv::Ask<ObjectProgram> for Ask<'_> {
+    fn place(&self) -> RoutingKey<&[u8]> {
+        RoutingKey::Slot(self.slot)
+    }
+
+    fn sight(&self) -> Sight {
+        sight_of(self.data.command, self.moment)
+    }
+
+    fn durability(&self) -> Durability {
+        promised(self.durability)
+    }
+
+    fn run<B: Base>(
+        &mut self,
+        program: &ObjectProgram,
+        eval: &mut Eval<'_, B>,
+    ) -> Result<(), Interrupt> {
+        self.output.truncate(self.start);
+        program.append(&self.data, eval, self.output)
+    }
+
+    fn reply(&mut self) -> Reply {
+        let reply = Reply::One(Encoded::copy(&self.output[self.start..]));
+        self.output.truncate(self.start);
+        reply
+    }
+
+    fn call(&mut self) -> Call {
+        self.output.truncate(self.start);
+        let Ask { data, slot, durability, moment, .. } = *self;
+        let DataCall { command, protocol, db, touch, .. } = data;
+        let request = self.copy.get_or_insert_with(|| data.request.to_owned()).clone();
+        let work = Work::One(Item { command, request, db });
+        Call { work, slot, protocol, touch, durability, moment }
+    }
+}
+
+/// Returns what a single command sees.
+fn sight_of(command: &Command, moment: Moment) -> Sight {
+    match moment {
+        _ if command.flags.is_write() => Sight::Edge,
+        Moment::Now => Sight::Applied,
+        Moment::At(at) => Sight::At(at),
+        Moment::Past(at) => Sight::Past(at),
+    }
+}
+
+fn promised(durability: atoll_redis::Durability) -> Durability {
+    match durability {
+        atoll_redis::Durability::Synced => Durability::Synced,
+        atoll_redis::Durability::Interval => Durability::Interval,
+        atoll_redis::Durability::Buffered => Durability::Buffered,
     }
 }
 
@@ -117,7 +234,7 @@ impl Program for ObjectProgram {
     fn sight(&self, call: &Call) -> Sight {
         let readonly = |item: &Item| item.command.flags.is_readonly();
         let (reads, moment) = match &call.work {
-            Work::One(item) => (!item.command.flags.is_write(), call.moment),
+            Work::One(item) => return sight_of(item.command, call.moment),
             Work::Unit { items, watched } => {
                 let reads = watched.is_empty() && items.iter().all(readonly);
                 // A unit is compared with what is decided, not only with what is applied.
@@ -134,16 +251,12 @@ impl Program for ObjectProgram {
     }
 
     fn durability(&self, call: &Call) -> Durability {
-        match call.durability {
-            atoll_redis::Durability::Synced => Durability::Synced,
-            atoll_redis::Durability::Interval => Durability::Interval,
-            atoll_redis::Durability::Buffered => Durability::Buffered,
-        }
+        promised(call.durability)
     }
 
     fn run<B: Base>(&self, call: &Call, eval: &mut Eval<'_, B>) -> Result<Reply, Interrupt> {
         match &call.work {
-            Work::One(item) => Ok(Reply::One(self.one(call, item, eval)?)),
+            Work::One(item) => Ok(Reply::One(self.one(call, item, eval)?.into())),
             Work::Unit { items, watched } => {
                 for watched in watched {
                     let now = self.on_shard(eval, async |tx| {
@@ -184,7 +297,7 @@ impl Program for ObjectProgram {
         let (record, deadline_ms) = record(value);
         if let Some(generation) = Object::decode(record, deadline_ms).meta.generation {
             let note = dead::note(keyspace, user_key, generation);
-            eval.put(note, Some(Rc::from(dead::value())));
+            eval.put(&note, Some(Rc::from(dead::value())));
         }
     }
 

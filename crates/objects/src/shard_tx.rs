@@ -30,8 +30,10 @@ pub(crate) struct ShardTx<'t, 'e, B: Base> {
     /// Why the command has to be run again; it waits for ever then.
     pub interrupt: &'t Cell<Option<Interrupt>>,
     pub hearing: &'t Hearing<'t>,
-    /// A buffer for keys.
-    pub key: Vec<u8>,
+    /// A buffer for keys: the name of the last one.
+    pub key: &'t mut Vec<u8>,
+    /// A buffer for values.
+    pub value: &'t mut Vec<u8>,
     /// Keys that the command has met and that have parts, with the generation of these.
     pub generations: Vec<(Vec<u8>, u64)>,
 }
@@ -64,10 +66,16 @@ pub(crate) fn record<V: Deref<Target = [u8]>>(bytes: V) -> (RecordBytes<V>, Opti
 pub(crate) fn stored(meta: &Meta, payload: &[u8]) -> Vec<u8> {
     let room = value::head_len(meta.deadline_ms) + atoll_redis::object::MAX_HEADER;
     let mut bytes = Vec::with_capacity(room + payload.len());
-    value::put_head(&mut bytes, meta.deadline_ms);
-    meta.encode(&mut bytes);
-    bytes.extend_from_slice(payload);
+    put_stored(&mut bytes, meta, payload);
     bytes
+}
+
+/// Replaces `out` by the stored form of a record.
+fn put_stored(out: &mut Vec<u8>, meta: &Meta, payload: &[u8]) {
+    out.clear();
+    value::put_head(out, meta.deadline_ms);
+    meta.encode(out);
+    out.extend_from_slice(payload);
 }
 
 impl<B: Base> ShardTx<'_, '_, B> {
@@ -75,6 +83,14 @@ impl<B: Base> ShardTx<'_, '_, B> {
     async fn interrupted<T>(&self, interrupt: Interrupt) -> T {
         self.interrupt.set(Some(interrupt));
         pending().await
+    }
+
+    /// Brings the name of a key into [`Self::key`].
+    fn name(&mut self, keyspace: u32, key: &[u8]) {
+        // A command that writes a key has read it before, mostly.
+        if databases::user_key(self.key) != key || !self.key.starts_with(&keyspace.to_be_bytes()) {
+            databases::put_key(self.key, keyspace, key);
+        }
     }
 
     async fn keyspace(&self, db: usize) -> u32 {
@@ -87,8 +103,8 @@ impl<B: Base> ShardTx<'_, '_, B> {
     /// Reads what a key holds, expired or not; its name is in [`Self::key`] then.
     async fn read(&mut self, db: usize, key: &[u8]) -> Option<Bytes<B::Value>> {
         let keyspace = self.keyspace(db).await;
-        databases::put_key(&mut self.key, keyspace, key);
-        match self.eval.version(&self.key) {
+        self.name(keyspace, key);
+        match self.eval.version(self.key) {
             Ok(found) => found.and_then(|seen| seen.value),
             Err(interrupt) => self.interrupted(interrupt).await,
         }
@@ -96,14 +112,14 @@ impl<B: Base> ShardTx<'_, '_, B> {
 
     /// Notes that the parts which the key had are dead, unless it keeps them.
     fn leave(&mut self, keyspace: u32, key: &[u8], kept: Option<u64>) {
-        let Some(at) = self.generations.iter().position(|(name, _)| *name == self.key) else {
+        let Some(at) = self.generations.iter().position(|(name, _)| *name == *self.key) else {
             return;
         };
         let (_, generation) = self.generations[at];
         if kept != Some(generation) {
             self.generations.swap_remove(at);
             let note = dead::note(keyspace, key, generation);
-            self.eval.put(note, Some(Rc::from(dead::value())));
+            self.eval.put(&note, Some(Rc::from(dead::value())));
         }
     }
 
@@ -134,7 +150,7 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
         let (record, deadline_ms) = record(bytes);
         let object = Object::decode(record, deadline_ms);
         if let Some(generation) = object.meta.generation
-            && !self.generations.iter().any(|(name, _)| *name == self.key)
+            && !self.generations.iter().any(|(name, _)| *name == *self.key)
         {
             self.generations.push((self.key.clone(), generation));
         }
@@ -150,16 +166,17 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
 
     fn put(&mut self, db: usize, key: &[u8], meta: &Meta, payload: &[u8]) {
         let keyspace = self.known_keyspace(db);
-        databases::put_key(&mut self.key, keyspace, key);
+        self.name(keyspace, key);
         self.leave(keyspace, key, meta.generation);
-        self.eval.put(self.key.clone(), Some(Rc::from(stored(meta, payload))));
+        put_stored(self.value, meta, payload);
+        self.eval.put(self.key, Some(Rc::from(&self.value[..])));
     }
 
     fn remove(&mut self, db: usize, key: &[u8]) {
         let keyspace = self.known_keyspace(db);
-        databases::put_key(&mut self.key, keyspace, key);
+        self.name(keyspace, key);
         self.leave(keyspace, key, None);
-        self.eval.put(self.key.clone(), None);
+        self.eval.put(self.key, None);
     }
 
     async fn sub_get(
@@ -179,7 +196,7 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
     fn sub_put(&mut self, db: usize, key: &[u8], generation: u64, sub_key: &[u8], bytes: &[u8]) {
         let name = databases::part_key(self.known_keyspace(db), key, generation, sub_key);
         let value = Value { deadline_ms: None, payload: bytes }.encode();
-        self.eval.put(name, Some(Rc::from(value)));
+        self.eval.put(&name, Some(Rc::from(value)));
     }
 
     fn new_generation(&mut self) -> u64 {
@@ -190,9 +207,9 @@ impl<B: Base> Tx for ShardTx<'_, '_, B> {
 
     async fn version(&mut self, db: usize, key: &[u8]) -> Result<u64, StoreError> {
         let keyspace = self.keyspace(db).await;
-        databases::put_key(&mut self.key, keyspace, key);
+        self.name(keyspace, key);
         let now = self.eval.now().epoch;
-        let seen = match self.eval.version(&self.key) {
+        let seen = match self.eval.version(self.key) {
             Ok(seen) => seen,
             Err(interrupt) => return self.interrupted(interrupt).await,
         };

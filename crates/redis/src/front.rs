@@ -16,7 +16,7 @@
 //! The front end executes nothing itself but session commands; it neither waits nor spawns. Its
 //! owner moves bytes, gives it replies as they come, and asks which clients can go on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,9 @@ use crate::slowlog::Shortened;
 use crate::stats::Stats;
 use crate::store::DATABASES;
 use crate::table::{Class, Command, Id};
-use crate::task::{Answer, Backend, Done, Item, Manner, Question, Task, Watched};
+use crate::task::{
+    Answer, Backend, Done, Encoded, Here, Item, Manner, Question, Started, Task, Watched,
+};
 use crate::unit::{Queue, Queued};
 
 /// Most requests of one client executed before others get their turn.
@@ -59,18 +61,21 @@ pub(crate) struct Slots {
 }
 
 struct Slot {
-    /// Names the task, 0 if the reply is there.
+    /// Names the task. Those of a session's slots ascend.
     token: u64,
-    reply: Option<Vec<u8>>,
+    reply: Option<Encoded>,
     then: Then,
     /// CLIENT REPLY said not to answer.
     mute: bool,
     began: Instant,
     /// The command, of a task.
     command: Option<&'static Command>,
-    /// What the slow log would show of it.
-    args: Shortened,
+    /// What the slow log shows of it.
+    request: Option<OwnedRequest>,
 }
+
+/// What comes of a task: whose it is, its name, the outcome.
+pub type Completed = (ClientId, u64, Done);
 
 /// What a task's outcome means to the session.
 enum Then {
@@ -99,8 +104,8 @@ pub struct Front<B: Backend> {
     server: Server,
     backend: B,
     next_token: u64,
-    /// Whose task it is.
-    tokens: BTreeMap<u64, ClientId>,
+    /// A buffer for replies that wait for those before them.
+    reply: Vec<u8>,
     /// Clients that were held back and can go on.
     runnable: Vec<ClientId>,
 }
@@ -115,8 +120,7 @@ impl<B: Backend> Front<B> {
         identity: Identity,
     ) -> Front<B> {
         let server = Server::new(clock, shared, core, identity);
-        let (tokens, runnable) = (BTreeMap::new(), Vec::new());
-        Front { server, backend, next_token: 1, tokens, runnable }
+        Front { server, backend, next_token: 1, reply: Vec::new(), runnable: Vec::new() }
     }
 
     /// Gives clients identities that no other core of the server gives.
@@ -289,37 +293,55 @@ impl<B: Backend> Front<B> {
         std::mem::take(&mut self.runnable)
     }
 
-    /// Takes the outcome of a task; returns its client, whose output may have grown.
-    pub fn complete(&mut self, token: u64, done: Done) -> Option<ClientId> {
-        let id = self.tokens.remove(&token)?;
-        let mut session = self.server.sessions.remove(&id)?;
-        // Tokens ascend, but replies of the session's own have none.
-        let found = session.slots.waiting.iter().position(|slot| slot.token == token);
-        if let Some(at) = found {
-            let then = std::mem::replace(&mut session.slots.waiting[at].then, Then::Reply);
-            let reply = self.translate(&mut session, then, done);
-            let slot = &mut session.slots.waiting[at];
-            slot.token = 0;
-            let (command, began) = (slot.command, slot.began);
-            let args = std::mem::take(&mut slot.args);
-            if let Some(command) = command {
-                self.account(&session, command, began, &reply, || args);
+    /// Takes the outcomes of tasks; adds their clients, whose output may have grown, to `touched`.
+    pub fn complete(&mut self, outcomes: &mut Vec<Completed>, touched: &mut Vec<ClientId>) {
+        let now = self.server.clock.now();
+        let mut outcomes = outcomes.drain(..).peekable();
+        while let Some((id, token, done)) = outcomes.next() {
+            let Some(mut session) = self.server.sessions.remove(&id) else { continue };
+            self.settle(&mut session, token, done, now);
+            while let Some((_, token, done)) = outcomes.next_if(|(of, ..)| *of == id) {
+                self.settle(&mut session, token, done, now);
             }
-            session.slots.waiting[at].reply = Some(reply);
+            self.go_on(&mut session);
+            self.server.sessions.insert(id, session);
+            touched.push(id);
         }
-        self.release(&mut session);
-        self.server.sessions.insert(id, session);
-        Some(id)
     }
 
-    /// Moves replies that have nothing to wait for into the output.
-    fn release(&mut self, session: &mut Session) {
+    /// Takes the outcome of a session's task, and moves replies that have nothing to wait for any more
+    /// into the output.
+    fn settle(&mut self, session: &mut Session, token: u64, done: Done, now: Instant) {
+        let found = session.slots.waiting.binary_search_by_key(&token, |slot| slot.token);
+        let Ok(at) = found else { return };
+        let reply = match (&session.slots.waiting[at].then, done) {
+            (Then::Reply, Done::One(reply)) => reply,
+            (_, done) => {
+                let then = std::mem::replace(&mut session.slots.waiting[at].then, Then::Reply);
+                self.translate(session, then, done).into()
+            }
+        };
+        let slot = &mut session.slots.waiting[at];
+        let (command, began, request) = (slot.command, slot.began, slot.request.take());
+        slot.reply = Some(reply);
+        if let Some(command) = command {
+            let reply = session.slots.waiting[at].reply.as_deref().unwrap_or(&[]);
+            let args = || {
+                let request = request.as_ref().map(OwnedRequest::as_request);
+                request.map(|request| Server::shorten(command, &request)).unwrap_or_default()
+            };
+            self.account(session, command, now.since(began), reply, args);
+        }
         while session.slots.waiting.front().is_some_and(|slot| slot.reply.is_some()) {
             let Some(slot) = session.slots.waiting.pop_front() else { break };
             if !slot.mute {
                 session.output.extend_from_slice(slot.reply.as_deref().unwrap_or(&[]));
             }
         }
+    }
+
+    /// Looks whether a session whose replies have come can go on.
+    fn go_on(&mut self, session: &mut Session) {
         self.bound_output(session);
         let slots = &mut session.slots;
         if slots.waiting.is_empty() {
@@ -348,21 +370,25 @@ impl<B: Backend> Front<B> {
         }
     }
 
+    /// Returns for how long the command took that is executed now and at once.
+    fn took(&self) -> Duration {
+        self.server.clock.now().since(self.server.tick)
+    }
+
     /// Counts an executed command.
     fn account(
         &mut self,
         session: &Session,
         command: &'static Command,
-        began: Instant,
+        took: Duration,
         reply: &[u8],
         args: impl FnOnce() -> Shortened,
     ) {
-        let now = self.server.clock.now();
         let error = match reply {
             [b'-', text @ ..] => Some(text.strip_suffix(b"\r\n").unwrap_or(text)),
             _ => None,
         };
-        self.server.account(session, &Executed { command, took: now.since(began), error }, args);
+        self.server.account(session, &Executed { command, took, error }, args);
         if let Some(text) = error {
             self.server.count_error(text);
         }
@@ -415,6 +441,7 @@ impl<B: Backend> Front<B> {
                     self.session_command(session, command, request);
                     true
                 }
+                Class::Data if self.start_here(session, command, &request) => true,
                 Class::Data | Class::Keyspace => {
                     let item = Item { command, request: request.to_owned(), db: session.db };
                     let task = Task::One(item);
@@ -458,6 +485,75 @@ impl<B: Backend> Front<B> {
         true
     }
 
+    /// Returns what the session has chosen for its commands.
+    fn manner(&self, session: &Session) -> Manner {
+        Manner {
+            protocol: session.protocol,
+            touch: !session.no_touch,
+            durability: session.durability.unwrap_or(self.server.config.durability),
+            consistency: session.consistency,
+        }
+    }
+
+    fn draw_token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
+    }
+
+    /// Starts a command of one shard where it lies; `false` if it is none.
+    fn start_here(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+    ) -> bool {
+        let here = Here { command, request: *request, db: session.db };
+        let (manner, token) = (self.manner(session), self.draw_token());
+        // Nothing is before it, mostly: then its reply goes where it belongs.
+        let leaves = session.slots.waiting.is_empty() && session.replies == Replies::On;
+        let started = if leaves {
+            let start = session.output.len();
+            let output = &mut session.output;
+            let started = self.backend.start_here(here, manner, session.id, token, output);
+            if matches!(started, Started::Answered) {
+                session.command = command.name;
+                let output = std::mem::take(&mut session.output);
+                let args = || Server::shorten(command, request);
+                self.account(session, command, self.took(), &output[start..], args);
+                session.output = output;
+                self.bound_output(session);
+                return true;
+            }
+            started
+        } else {
+            let mut reply = std::mem::take(&mut self.reply);
+            reply.clear();
+            let started = self.backend.start_here(here, manner, session.id, token, &mut reply);
+            self.reply = reply;
+            started
+        };
+        if matches!(started, Started::Spread) {
+            return false;
+        }
+        self.advance_replies(session);
+        session.command = command.name;
+        let then = Then::Reply;
+        match started {
+            Started::Spread => {}
+            Started::Answered => {
+                let done = Done::One(Encoded::copy(&self.reply));
+                self.done_at_once(session, command, request, token, then, done);
+            }
+            Started::Done(done) => {
+                self.done_at_once(session, command, request, token, then, done);
+            }
+            Started::Waits(copy) => self.wait(session, command, copy, token, then),
+        }
+        self.end_replies(session);
+        true
+    }
+
     /// Starts a task unless it has to wait for the session's earlier ones.
     fn start_in_order(
         &mut self,
@@ -486,49 +582,64 @@ impl<B: Backend> Front<B> {
     ) {
         self.advance_replies(session);
         session.command = command.name;
-        let token = self.next_token;
-        self.next_token += 1;
-        let manner = Manner {
-            protocol: session.protocol,
-            touch: !session.no_touch,
-            durability: session.durability.unwrap_or(self.server.config.durability),
-            consistency: session.consistency,
-        };
-        let began = self.server.tick;
-        let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
+        let (manner, token) = (self.manner(session), self.draw_token());
         match self.backend.start(task, manner, session.id, token) {
-            Some(done) => {
-                let reply = self.translate(session, then, done);
-                let args = || Server::shorten(command, request);
-                self.account(session, command, began, &reply, args);
-                if !mute {
-                    self.answer(session, reply);
-                }
-            }
-            None => {
-                self.tokens.insert(token, session.id);
-                let args = match self.server.keeps_slow() {
-                    true => Server::shorten(command, request),
-                    false => Shortened::new(),
-                };
-                let command = Some(command);
-                let slot = Slot { token, reply: None, then, mute, began, command, args };
-                session.slots.waiting.push_back(slot);
-            }
+            Some(done) => self.done_at_once(session, command, request, token, then, done),
+            None => self.wait(session, command, request.to_owned(), token, then),
         }
         self.end_replies(session);
     }
 
+    /// Returns whether the command under way is not answered.
+    fn is_mute(session: &Session) -> bool {
+        session.replies != Replies::On && session.replies != Replies::SkipNext
+    }
+
+    /// Takes what came at once of a task.
+    fn done_at_once(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: &Request<'_>,
+        token: u64,
+        then: Then,
+        done: Done,
+    ) {
+        let reply = match (then, done) {
+            (Then::Reply, Done::One(reply)) => reply,
+            (then, done) => self.translate(session, then, done).into(),
+        };
+        let args = || Server::shorten(command, request);
+        self.account(session, command, self.took(), &reply, args);
+        if !Self::is_mute(session) {
+            self.answer(session, token, reply);
+        }
+    }
+
+    /// Notes a task that was started, with what the slow log may have to show of it.
+    fn wait(
+        &mut self,
+        session: &mut Session,
+        command: &'static Command,
+        request: OwnedRequest,
+        token: u64,
+        then: Then,
+    ) {
+        let (began, mute) = (self.server.tick, Self::is_mute(session));
+        let request = self.server.keeps_slow().then_some(request);
+        let slot = Slot { token, reply: None, then, mute, began, command: Some(command), request };
+        session.slots.waiting.push_back(slot);
+    }
+
     /// Puts a reply behind those before it.
-    fn answer(&mut self, session: &mut Session, reply: Vec<u8>) {
+    fn answer(&mut self, session: &mut Session, token: u64, reply: Encoded) {
         if session.slots.waiting.is_empty() {
             session.output.extend_from_slice(&reply);
             self.bound_output(session);
         } else {
-            let began = self.server.tick;
-            let (token, then, mute) = (0, Then::Reply, false);
-            let (reply, command, args) = (Some(reply), None, Shortened::new());
-            let slot = Slot { token, reply, then, mute, began, command, args };
+            let (began, then, mute) = (self.server.tick, Then::Reply, false);
+            let (reply, command, request) = (Some(reply), None, None);
+            let slot = Slot { token, reply, then, mute, began, command, request };
             session.slots.waiting.push_back(slot);
         }
     }
@@ -541,13 +652,12 @@ impl<B: Backend> Front<B> {
         request: Request<'_>,
     ) {
         self.advance_replies(session);
-        let began = self.server.tick;
+        let token = self.draw_token();
         let reply = self.run_session_command(session, command, request);
         let args = || Server::shorten(command, &request);
-        self.account(session, command, began, &reply, args);
-        let mute = session.replies != Replies::On && session.replies != Replies::SkipNext;
-        if !mute {
-            self.answer(session, reply);
+        self.account(session, command, self.took(), &reply, args);
+        if !Self::is_mute(session) {
+            self.answer(session, token, reply.into());
         }
         self.end_replies(session);
     }
@@ -607,12 +717,13 @@ impl<B: Backend> Front<B> {
 
     fn answer_error(&mut self, session: &mut Session, text: &[u8]) {
         self.server.count_error(text);
-        if session.replies != Replies::On && session.replies != Replies::SkipNext {
+        if Self::is_mute(session) {
             return;
         }
         let mut reply = Vec::with_capacity(text.len() + 3);
         ReplyWriter::new(&mut reply, session.protocol).error(text);
-        self.answer(session, reply);
+        let token = self.draw_token();
+        self.answer(session, token, reply.into());
     }
 
     /// Queues a command between MULTI and EXEC.
@@ -622,7 +733,8 @@ impl<B: Backend> Front<B> {
             let mut reply = Vec::new();
             ReplyWriter::new(&mut reply, session.protocol).simple("QUEUED");
             if session.replies == Replies::On {
-                self.answer(session, reply);
+                let token = self.draw_token();
+                self.answer(session, token, reply.into());
             }
         } else {
             queue.failed = true;
@@ -716,7 +828,7 @@ impl<B: Backend> Front<B> {
         let mut reply = Vec::new();
         match (then, done) {
             (_, Done::Failed(error)) => error,
-            (Then::Reply, Done::One(reply)) => reply,
+            (Then::Reply, Done::One(reply)) => reply.into_vec(),
             (Then::Exec(_), Done::Unit(None)) => {
                 ReplyWriter::new(&mut reply, session.protocol).null_array();
                 reply

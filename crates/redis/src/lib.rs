@@ -65,7 +65,7 @@ mod writes;
 pub use config::Config;
 pub use error::{CommandError, Outcome};
 pub use executor::{Commit, Executor, Progress, Request};
-pub use front::Front;
+pub use front::{Completed, Front};
 pub use last_reads::LastReads;
 pub use server::{Identity, Usage};
 pub use session::{ClientId, MAX_OUTPUT};

@@ -1,8 +1,9 @@
 //! Tasks: what a front end asks whoever has the keys, and what it is told.
 
+use std::ops::Deref;
 use std::time::Duration;
 
-use atoll_resp::{OwnedRequest, Protocol};
+use atoll_resp::{OwnedRequest, Protocol, Request};
 
 use crate::session::ClientId;
 use crate::store::{DATABASES, Durability};
@@ -155,11 +156,75 @@ impl Task {
     }
 }
 
+/// An encoded reply. A short one (`+OK`, any integer) lies in place.
+#[derive(Clone)]
+pub enum Encoded {
+    /// The first so many bytes.
+    Short([u8; Encoded::SHORT], u8),
+    /// A longer one.
+    Long(Vec<u8>),
+}
+
+impl Encoded {
+    /// Longest reply that lies in place: the longest integer with its framing.
+    const SHORT: usize = 23;
+
+    /// Copies a reply.
+    pub fn copy(reply: &[u8]) -> Encoded {
+        let mut short = [0; Encoded::SHORT];
+        match short.get_mut(..reply.len()) {
+            Some(room) => {
+                room.copy_from_slice(reply);
+                Encoded::Short(short, reply.len() as u8)
+            }
+            None => Encoded::Long(reply.to_vec()),
+        }
+    }
+
+    /// Returns the bytes as a vector.
+    pub fn into_vec(self) -> Vec<u8> {
+        match self {
+            Encoded::Short(..) => self.to_vec(),
+            Encoded::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Encoded {
+    fn from(reply: Vec<u8>) -> Encoded {
+        Encoded::Long(reply)
+    }
+}
+
+impl Deref for Encoded {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Encoded::Short(bytes, len) => &bytes[..usize::from(*len)],
+            Encoded::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Encoded {
+    fn eq(&self, other: &Encoded) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Encoded {}
+
+impl std::fmt::Debug for Encoded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.escape_ascii())
+    }
+}
+
 /// What came of a task. Replies are encoded.
 #[derive(Clone, Debug)]
 pub enum Done {
     /// The reply to one command.
-    One(Vec<u8>),
+    One(Encoded),
     /// The replies of a unit, in order; `None` if a watched key has changed.
     Unit(Option<Vec<Vec<u8>>>),
     /// Versions, in the order of the keys.
@@ -174,6 +239,38 @@ pub enum Done {
     Failed(Vec<u8>),
 }
 
+/// A command of named keys that lies in its client's input.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'r> {
+    /// Which command. Its arity is right.
+    pub command: &'static Command,
+    /// Its arguments.
+    pub request: Request<'r>,
+    /// The selected database.
+    pub db: usize,
+}
+
+impl<'r> Here<'r> {
+    /// Returns the keys it names.
+    pub fn keys(self) -> impl Iterator<Item = &'r [u8]> + Clone + use<'r> {
+        let Here { command, request, .. } = self;
+        command.key_indexes(request.len()).filter_map(move |index| request.get(index))
+    }
+}
+
+/// What came of a command that lies in its client's input.
+#[derive(Clone, Debug)]
+pub enum Started {
+    /// Its reply is appended to the output.
+    Answered,
+    /// What came of it, at once.
+    Done(Done),
+    /// It was copied, and what comes of it is given to the front end with its token.
+    Waits(OwnedRequest),
+    /// It is none for one shard: it is to be started as a task.
+    Spread,
+}
+
 /// Whoever has the keys.
 pub trait Backend {
     /// Returns whether a task can be executed in one step by whoever has all of its keys. Such
@@ -182,8 +279,19 @@ pub trait Backend {
     fn is_simple(&self, task: &Task) -> bool;
 
     /// Starts a task; returns what came of it if it is there at once. Otherwise the owner gives it
-    /// to the front end with this token.
+    /// to the front end with this lane, which is the client, and this token.
     fn start(&mut self, task: Task, manner: Manner, lane: u64, token: u64) -> Option<Done>;
+
+    /// Starts a command as [`Backend::start`] does, if it is simple, without copying it unless it has to
+    /// wait.
+    fn start_here(
+        &mut self,
+        here: Here<'_>,
+        manner: Manner,
+        lane: u64,
+        token: u64,
+        output: &mut Vec<u8>,
+    ) -> Started;
 
     /// Moves the time of tasks that are started to the present.
     fn refresh(&mut self);

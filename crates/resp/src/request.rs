@@ -17,6 +17,7 @@
 
 use std::fmt;
 use std::ops::Index;
+use std::sync::Arc;
 
 use crate::number;
 
@@ -136,18 +137,23 @@ impl<'a> Request<'a> {
         Request { bytes, spans }
     }
 
-    /// Copies the request, to be executed when the buffer it came in is gone: the arguments one
-    /// after the other, without their framing.
+    /// Copies the request, to be executed when the buffer it came in is gone: the bytes from the
+    /// first argument to the last, with the framing between them, in one piece.
     pub fn to_owned(&self) -> OwnedRequest {
-        let len = self.tail(0).map(<[u8]>::len).sum();
-        let mut bytes = Vec::with_capacity(len);
-        let mut spans = Vec::with_capacity(self.len());
-        for arg in self.tail(0) {
-            let start = bytes.len() as u32;
-            bytes.extend_from_slice(arg);
-            spans.push(Span { start, end: bytes.len() as u32 });
-        }
-        OwnedRequest { bytes, spans }
+        let start = self.spans.iter().map(|span| span.start).min().unwrap_or(0);
+        let end = self.spans.iter().map(|span| span.end).max().unwrap_or(0);
+        let bytes = self.bytes.get(start as usize..end as usize).unwrap_or(&[]);
+        let moved =
+            |span: &Span| Span { start: span.start - start, end: span.end.saturating_sub(start) };
+        let mut few = [Span { start: 0, end: 0 }; FEW];
+        let spans = match few.get_mut(..self.len()) {
+            Some(of) => {
+                of.iter_mut().zip(self.spans).for_each(|(to, span)| *to = moved(span));
+                Spans::Few(few, self.len() as u8)
+            }
+            None => Spans::Many(self.spans.iter().map(moved).collect()),
+        };
+        OwnedRequest { bytes: Arc::from(bytes), spans }
     }
 
     /// Copies the arguments from `first` on, as a request of its own: what COMMAND GETKEYS is
@@ -182,22 +188,56 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A request that is queued, or on its way to another thread.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request that is queued, or on its way to another thread. Cheap to clone: what waits for it and
+/// what remembers it share the bytes.
+#[derive(Clone)]
 pub struct OwnedRequest {
-    bytes: Vec<u8>,
-    spans: Vec<Span>,
+    bytes: Arc<[u8]>,
+    spans: Spans,
+}
+
+/// Arguments whose places take no memory of their own.
+const FEW: usize = 4;
+
+#[derive(Clone)]
+enum Spans {
+    /// The first so many.
+    Few([Span; FEW], u8),
+    Many(Arc<[Span]>),
 }
 
 impl OwnedRequest {
     /// Returns the request.
     pub fn as_request(&self) -> Request<'_> {
-        Request::new(&self.bytes, &self.spans)
+        let spans = match &self.spans {
+            Spans::Few(spans, len) => &spans[..usize::from(*len)],
+            Spans::Many(spans) => spans,
+        };
+        Request::new(&self.bytes, spans)
     }
 
     /// Returns about how much memory it takes.
     pub fn memory(&self) -> usize {
-        self.bytes.capacity() + self.spans.capacity() * size_of::<Span>()
+        let spans = match &self.spans {
+            Spans::Few(..) => 0,
+            Spans::Many(spans) => size_of_val(&**spans),
+        };
+        self.bytes.len() + spans
+    }
+}
+
+impl PartialEq for OwnedRequest {
+    /// Compares the arguments, wherever they lie.
+    fn eq(&self, other: &OwnedRequest) -> bool {
+        self.as_request().tail(0).eq(other.as_request().tail(0))
+    }
+}
+
+impl Eq for OwnedRequest {}
+
+impl fmt::Debug for OwnedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_request().fmt(f)
     }
 }
 

@@ -14,18 +14,18 @@ use std::time::Duration;
 
 use atoll_env::random::Random;
 use atoll_env::sync::oneshot;
-use atoll_kv::{Core, Signal};
+use atoll_kv::{Core, Lane, Signal, Tried};
 use atoll_mvcc::keys::{RoutingKey, slot};
 use atoll_objects::call::encode_error;
 use atoll_objects::distributed::Step;
 use atoll_objects::whole::Change;
-use atoll_objects::{Call, Moment, ObjectProgram, Reply, Work, distributed, inside, whole};
-use atoll_redis::StoreError;
+use atoll_objects::{Ask, Call, Moment, ObjectProgram, Reply, Work, distributed, inside, whole};
+use atoll_redis::{Completed, StoreError};
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
 use atoll_redis::task::{
-    Answer, Backend, Consistency, Done, Item, Manner, Question, Task, Watched,
+    Answer, Backend, Consistency, Done, Here, Item, Manner, Question, Started, Task, Watched,
 };
 use atoll_redis::tx::{Counts, Keyspaces};
 
@@ -39,7 +39,9 @@ const INNER: u64 = 1 << 62;
 pub(crate) struct Tasks {
     core: Core<ObjectProgram>,
     /// Outcomes that the front end has not taken.
-    done: RefCell<Vec<(u64, Done)>>,
+    done: RefCell<Vec<Completed>>,
+    /// A buffer for replies.
+    replies: RefCell<Vec<(Lane, u64, Reply)>>,
     /// There are some.
     pub(crate) signal: Rc<Signal>,
     inner: RefCell<BTreeMap<u64, oneshot::Sender<Reply>>>,
@@ -62,6 +64,7 @@ impl ShardBackend {
         let tasks = Tasks {
             core,
             done: RefCell::default(),
+            replies: RefCell::default(),
             signal,
             inner: RefCell::default(),
             next_inner: Cell::new(INNER),
@@ -91,7 +94,7 @@ impl Backend for ShardBackend {
             Task::Counts | Task::Ask(_) => return true,
             Task::Sleep(_) => return false,
         };
-        !whole && self.tasks.one_shard(&task.keys()).is_some()
+        !whole && self.tasks.one_shard(task.keys().into_iter()).is_some()
     }
 
     fn start(&mut self, task: Task, manner: Manner, lane: u64, token: u64) -> Option<Done> {
@@ -106,16 +109,38 @@ impl Backend for ShardBackend {
             let tasks = self.tasks.clone();
             let running = async move {
                 let done = tasks.run(task, manner).await;
-                tasks.done.borrow_mut().push((token, done));
+                tasks.done.borrow_mut().push((lane, token, done));
                 tasks.signal.raise();
             };
             self.tasks.core.env().tasks.spawn_local("task", Box::pin(running));
             return None;
         }
-        let slot = self.tasks.one_shard(&task.keys())?;
+        let slot = self.tasks.one_shard(task.keys().into_iter())?;
         let moment = self.tasks.moment(manner.consistency);
         let call = call(task, manner, slot, moment)?;
         self.tasks.core.call(call, lane, token).map(done)
+    }
+
+    fn start_here(
+        &mut self,
+        here: Here<'_>,
+        manner: Manner,
+        lane: u64,
+        token: u64,
+        output: &mut Vec<u8>,
+    ) -> Started {
+        let Some(slot) = self.tasks.one_shard(here.keys()) else { return Started::Spread };
+        let moment = self.tasks.moment(manner.consistency);
+        let mut ask = Ask::new(here, manner, slot, moment, output);
+        match self.tasks.core.try_here(&mut ask, lane, token) {
+            Tried::Answered => Started::Answered,
+            Tried::Reply(reply) => Started::Done(done(reply)),
+            Tried::Waits => match ask.into_copy() {
+                Some(copy) => Started::Waits(copy),
+                // What waits was copied.
+                None => Started::Waits(here.request.to_owned()),
+            },
+        }
     }
 
     fn refresh(&mut self) {
@@ -151,12 +176,12 @@ fn done(reply: Reply) -> Done {
 
 impl Tasks {
     /// Moves outcomes that have come into `taken`.
-    pub(crate) fn take_done(&self, taken: &mut Vec<(u64, Done)>) {
-        let mut replies = Vec::new();
+    pub(crate) fn take_done(&self, taken: &mut Vec<Completed>) {
+        let mut replies = self.replies.borrow_mut();
         self.core.take_replies(&mut replies);
-        for (token, reply) in replies {
+        for (lane, token, reply) in replies.drain(..) {
             if token & INNER == 0 {
-                taken.push((token, done(reply)));
+                taken.push((lane, token, done(reply)));
             } else if let Some(waiting) = self.inner.borrow_mut().remove(&token) {
                 let _ = waiting.send(reply);
             }
@@ -165,15 +190,13 @@ impl Tasks {
     }
 
     /// Returns the slot of the keys if one shard has them all.
-    fn one_shard(&self, keys: &[&[u8]]) -> Option<u16> {
-        let Some((first, rest)) = keys.split_first() else { return Some(0) };
-        let first = slot(first);
-        if rest.is_empty() {
-            return Some(first);
-        }
+    fn one_shard<'k>(&self, mut keys: impl Iterator<Item = &'k [u8]>) -> Option<u16> {
+        let Some(first) = keys.next().map(slot) else { return Some(0) };
+        let Some(second) = keys.next() else { return Some(first) };
         let table = self.core.table();
         let range = &table.find(RoutingKey::Slot(first)).descriptor.range;
-        rest.iter().all(|key| range.contains(RoutingKey::Slot(slot(key)))).then_some(first)
+        let mut rest = std::iter::once(second).chain(keys);
+        rest.all(|key| range.contains(RoutingKey::Slot(slot(key)))).then_some(first)
     }
 
     /// Has a call evaluated and waits for it.
@@ -200,7 +223,7 @@ impl Tasks {
     async fn run(&self, task: Task, manner: Manner) -> Done {
         match task {
             Task::One(item) if item.is_whole() => match self.whole(&item, manner).await {
-                Ok(reply) => Done::One(reply),
+                Ok(reply) => Done::One(reply.into()),
                 Err(error) => Done::Failed(error),
             },
             Task::One(item) => {
@@ -209,7 +232,9 @@ impl Tasks {
                     false => self.spread(&[Step::Keys(item)], &[], manner).await,
                 };
                 match reply {
-                    Reply::Unit(Some(mut replies)) => Done::One(replies.pop().unwrap_or_default()),
+                    Reply::Unit(Some(mut replies)) => {
+                        Done::One(replies.pop().unwrap_or_default().into())
+                    }
                     other => done(other),
                 }
             }

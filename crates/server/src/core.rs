@@ -14,8 +14,7 @@ use std::time::Duration;
 use atoll_env::net::Stream;
 use atoll_env::{Env, Instant};
 use atoll_kv::Signal;
-use atoll_redis::task::Done;
-use atoll_redis::{ClientId, Front, Progress};
+use atoll_redis::{ClientId, Completed, Front, Progress};
 
 use crate::backend::{ShardBackend, Tasks};
 use crate::connection::{self, OUTPUT_SOFT_LIMIT, Pipe};
@@ -74,7 +73,9 @@ pub(crate) struct Floor {
     front: Front<ShardBackend>,
     tasks: Rc<Tasks>,
     /// Outcomes taken and not given to the front end yet.
-    done: Vec<(u64, Done)>,
+    done: Vec<Completed>,
+    /// Whose they are.
+    touched: Vec<ClientId>,
     local: SocketAddr,
     connections: BTreeMap<ClientId, Connection>,
     /// Identities of refused connections, counted down from the top.
@@ -106,8 +107,19 @@ impl Floor {
     ) -> Floor {
         let tasks = front.backend().tasks().clone();
         let (next_refused, connections) = (ClientId::MAX, BTreeMap::new());
-        let (done, pause_ends) = (Vec::new(), None);
-        Floor { env, desk, front, tasks, done, local, connections, next_refused, pause_ends }
+        let (done, touched, pause_ends) = (Vec::new(), Vec::new(), None);
+        Floor {
+            env,
+            desk,
+            front,
+            tasks,
+            done,
+            touched,
+            local,
+            connections,
+            next_refused,
+            pause_ends,
+        }
     }
 
     /// Does what there is to do; returns whether more is ready.
@@ -209,18 +221,13 @@ impl Floor {
         if self.done.is_empty() {
             return;
         }
-        let mut touched = Vec::new();
-        for (token, done) in std::mem::take(&mut self.done) {
-            if let Some(id) = self.front.complete(token, done)
-                && touched.last() != Some(&id)
-            {
-                touched.push(id);
-            }
-        }
+        let mut touched = std::mem::take(&mut self.touched);
+        self.front.complete(&mut self.done, &mut touched);
         let now = self.env.clock.now();
-        for id in touched {
+        for id in touched.drain(..) {
             self.hand_out(id, now);
         }
+        self.touched = touched;
         self.list_runnable();
     }
 

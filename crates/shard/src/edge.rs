@@ -17,11 +17,16 @@
 //! transaction with one timestamp, and nobody can read between its parts.
 
 use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use atoll_encoding::hash::HashMap;
-use atoll_mvcc::request::{Key, Span};
+use atoll_mvcc::request::Span;
 use atoll_mvcc::{Timestamp, Value};
+use smallvec::SmallVec;
+
+/// A key that several places hold.
+pub type SharedKey = Rc<[u8]>;
 
 /// Number of an entry in the order of closing, counted from the start of a leadership.
 pub type EntrySeq = u64;
@@ -68,14 +73,14 @@ struct OpenValue {
 #[derive(Default)]
 struct KeyEdge {
     open: Option<OpenValue>,
-    /// Oldest first.
-    pending: VecDeque<EdgeValue>,
+    /// Oldest first; one, mostly.
+    pending: SmallVec<[EdgeValue; 1]>,
 }
 
 /// A key's change in a closed entry.
 pub struct Change {
     /// Which key.
-    pub key: Key,
+    pub key: SharedKey,
     /// The stored bytes, `None` for a removed key.
     pub value: Option<Rc<[u8]>>,
     /// What was there before the entry.
@@ -85,11 +90,11 @@ pub struct Change {
 /// All values that are not applied.
 #[derive(Default)]
 pub struct Edge {
-    keys: HashMap<Key, KeyEdge>,
+    keys: HashMap<SharedKey, KeyEdge>,
     /// Keys of the open entry, in the order of their first write.
-    open: Vec<Key>,
+    open: Vec<SharedKey>,
     /// Entries in flight, oldest first, with their keys.
-    in_flight: VecDeque<(EntrySeq, Vec<Key>)>,
+    in_flight: VecDeque<(EntrySeq, Vec<SharedKey>)>,
 }
 
 impl Edge {
@@ -105,7 +110,7 @@ impl Edge {
             let value = open.value.clone();
             return Some(EdgeValue { value, entry: open_entry, stamp: None, resolved: false });
         }
-        edge.pending.back().cloned()
+        edge.pending.last().cloned()
     }
 
     /// Returns the entry that a reader of `key` at `at` has to wait for: the newest in flight whose
@@ -127,7 +132,7 @@ impl Edge {
     }
 
     /// Returns the least key of a range that has a value here, if there is one.
-    pub fn touches(&self, span: &Span) -> Option<&Key> {
+    pub fn touches(&self, span: &Span) -> Option<&SharedKey> {
         self.keys.keys().filter(|key| span.contains(key)).min()
     }
 
@@ -139,34 +144,42 @@ impl Edge {
 
     /// Writes a value in the open entry; `before` is what the key held until now and counts only
     /// the first time.
-    pub fn put(&mut self, key: Key, value: Option<Rc<[u8]>>, before: Presence) {
-        if let Some(edge) = self.keys.get_mut(&key)
-            && let Some(open) = &mut edge.open
-        {
-            open.value = value;
-            return;
+    pub fn put(
+        &mut self,
+        key: impl Into<SharedKey>,
+        value: Option<Rc<[u8]>>,
+        before: Presence,
+    ) {
+        let key = key.into();
+        let edge = self.keys.entry(key.clone()).or_default();
+        match &mut edge.open {
+            Some(open) => open.value = value,
+            open => {
+                *open = Some(OpenValue { value, before });
+                self.open.push(key);
+            }
         }
-        self.open.push(key.clone());
-        self.keys.entry(key).or_default().open = Some(OpenValue { value, before });
     }
 
     /// Notes a version whose timestamp is known, in the entry `entry` that is open.
     pub fn put_resolved(
         &mut self,
-        key: Key,
+        key: impl Into<SharedKey>,
         value: Option<Rc<[u8]>>,
         stamp: Timestamp,
         entry: EntrySeq,
     ) {
+        let key = key.into();
         let edge = self.keys.entry(key.clone()).or_default();
-        edge.pending.push_back(EdgeValue { value, entry, stamp: Some(stamp), resolved: true });
-        self.note(entry, key);
+        edge.pending.push(EdgeValue { value, entry, stamp: Some(stamp), resolved: true });
+        self.note(entry, vec![key]);
     }
 
-    fn note(&mut self, entry: EntrySeq, key: Key) {
+    /// Notes keys that an entry in flight holds.
+    fn note(&mut self, entry: EntrySeq, mut keys: Vec<SharedKey>) {
         match self.in_flight.back_mut() {
-            Some((last, keys)) if *last == entry => keys.push(key),
-            _ => self.in_flight.push_back((entry, vec![key])),
+            Some((last, noted)) if *last == entry => noted.append(&mut keys),
+            _ => self.in_flight.push_back((entry, keys)),
         }
     }
 
@@ -181,7 +194,7 @@ impl Edge {
     }
 
     /// Returns the keys of the open entry.
-    pub fn open_keys(&self) -> &[Key] {
+    pub fn open_keys(&self) -> &[SharedKey] {
         &self.open
     }
 
@@ -189,13 +202,15 @@ impl Edge {
     pub fn close(&mut self, entry: EntrySeq, stamp: Timestamp) -> Vec<Change> {
         let keys = std::mem::take(&mut self.open);
         let mut changes = Vec::with_capacity(keys.len());
-        for key in keys {
-            let Some(edge) = self.keys.get_mut(&key) else { continue };
+        for key in &keys {
+            let Some(edge) = self.keys.get_mut(key) else { continue };
             let Some(open) = edge.open.take() else { continue };
             let value = open.value.clone();
-            edge.pending.push_back(EdgeValue { value, entry, stamp: Some(stamp), resolved: false });
-            self.note(entry, key.clone());
-            changes.push(Change { key, value: open.value, before: open.before });
+            edge.pending.push(EdgeValue { value, entry, stamp: Some(stamp), resolved: false });
+            changes.push(Change { key: key.clone(), value: open.value, before: open.before });
+        }
+        if !keys.is_empty() {
+            self.note(entry, keys);
         }
         changes
     }
@@ -205,12 +220,10 @@ impl Edge {
         while self.in_flight.front().is_some_and(|(oldest, _)| *oldest <= entry) {
             let Some((oldest, keys)) = self.in_flight.pop_front() else { return };
             for key in keys {
-                let Some(edge) = self.keys.get_mut(&key) else { continue };
-                while edge.pending.front().is_some_and(|v| v.entry <= oldest) {
-                    edge.pending.pop_front();
-                }
-                if edge.pending.is_empty() && edge.open.is_none() {
-                    self.keys.remove(&key);
+                let Entry::Occupied(mut edge) = self.keys.entry(key) else { continue };
+                edge.get_mut().pending.retain(|v| v.entry > oldest);
+                if edge.get().pending.is_empty() && edge.get().open.is_none() {
+                    edge.remove();
                 }
             }
         }
@@ -260,7 +273,7 @@ mod tests {
         edge.applied(1);
         assert_eq!(edge.newest(b"k", 2).unwrap().value, some("2"));
         let span = Span { start: b"a".to_vec(), end: b"z".to_vec() };
-        assert_eq!(edge.touches(&span), Some(&b"k".to_vec()));
+        assert_eq!(edge.touches(&span), Some(&SharedKey::from(&b"k"[..])));
         assert_eq!(edge.awaited_in(&span, ts(9)), None, "the open entry has no timestamp yet");
     }
 

@@ -22,10 +22,11 @@ use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
 
-use atoll_mvcc::request::{Key, Refusal, Response};
+use atoll_mvcc::request::{Refusal, Response};
 use atoll_mvcc::{Timestamp, Value};
+use smallvec::SmallVec;
 
-use crate::edge::{EntrySeq, Presence};
+use crate::edge::{EntrySeq, Presence, SharedKey};
 use crate::leader::{Base, Leader, Miss, Now, Step};
 use crate::mutants;
 
@@ -107,7 +108,7 @@ pub struct Seen<V> {
 }
 
 struct Staged {
-    key: Key,
+    key: SharedKey,
     value: Option<Rc<[u8]>>,
     /// What the key held before the command, if that was read.
     before: Option<Presence>,
@@ -119,9 +120,9 @@ pub struct Eval<'a, B: Base> {
     base: &'a mut B,
     now: Now,
     sight: Sight,
-    staged: Vec<Staged>,
+    staged: SmallVec<[Staged; 1]>,
     /// Keys read and what they held.
-    read: Vec<(Key, Presence)>,
+    read: SmallVec<[(SharedKey, Presence); 1]>,
     /// The newest entry whose effect was seen.
     after: Cell<Option<EntrySeq>>,
 }
@@ -138,7 +139,7 @@ pub struct Ended {
 impl<'a, B: Base> Eval<'a, B> {
     /// Starts a command.
     pub fn new(leader: &'a mut Leader, base: &'a mut B, now: Now, sight: Sight) -> Eval<'a, B> {
-        let (staged, read) = (Vec::new(), Vec::new());
+        let (staged, read) = (SmallVec::new(), SmallVec::new());
         // Whether a key is expired is decided at the moment that is looked at.
         let now = match sight.moment() {
             Some(at) => Now { epoch: at.epoch(), ..now },
@@ -177,7 +178,7 @@ impl<'a, B: Base> Eval<'a, B> {
 
     /// Returns the newest version of a key, expired or not.
     pub fn version(&mut self, key: &[u8]) -> Result<Option<Seen<B::Value>>, Interrupt> {
-        if let Some(staged) = self.staged.iter().rev().find(|s| s.key == key) {
+        if let Some(staged) = self.staged.iter().rev().find(|s| *s.key == *key) {
             let value = staged.value.clone().map(Bytes::Edge);
             return Ok(Some(Seen { ts: None, value }));
         }
@@ -205,7 +206,7 @@ impl<'a, B: Base> Eval<'a, B> {
             None => self.applied(key)?,
         };
         let presence = Presence::of(seen.as_ref().and_then(|s| s.value.as_deref()));
-        self.read.push((key.to_vec(), presence));
+        self.read.push((SharedKey::from(key), presence));
         Ok(seen)
     }
 
@@ -222,21 +223,24 @@ impl<'a, B: Base> Eval<'a, B> {
     }
 
     /// Writes a value, `None` to remove the key.
-    pub fn put(&mut self, key: Key, value: Option<Rc<[u8]>>) {
+    pub fn put(&mut self, key: &[u8], value: Option<Rc<[u8]>>) {
         debug_assert!(self.sight == Sight::Edge, "a command that only reads does not write");
-        if let Some(staged) = self.staged.iter_mut().rev().find(|s| s.key == key) {
+        if let Some(staged) = self.staged.iter_mut().rev().find(|s| *s.key == *key) {
             staged.value = value;
             return;
         }
-        let before = self.read.iter().find(|(read, _)| *read == key).map(|(_, p)| *p);
-        self.staged.push(Staged { key, value, before });
+        let staged = match self.read.iter().find(|(read, _)| **read == *key) {
+            Some((key, before)) => Staged { key: key.clone(), value, before: Some(*before) },
+            None => Staged { key: SharedKey::from(key), value, before: None },
+        };
+        self.staged.push(staged);
     }
 
     /// Ends the command: what it wrote goes into the open entry.
     pub fn finish(self) -> Result<Ended, Interrupt> {
         let Eval { leader, base, now, staged, mut read, after, .. } = self;
         let mut after = after.into_inner();
-        let mut changes = Vec::with_capacity(staged.len());
+        let mut changes: SmallVec<[(SharedKey, Option<Rc<[u8]>>, Presence); 1]> = SmallVec::new();
         for Staged { key, value, before } in staged {
             let before = match before {
                 Some(before) => before,

@@ -45,7 +45,7 @@ use atoll_mvcc::request::{
 use atoll_mvcc::{Epoch, Timestamp, TxnId, Value};
 
 use crate::descriptor::Descriptor;
-use crate::edge::{Edge, EdgeValue, EntrySeq, Presence};
+use crate::edge::{Edge, EdgeValue, EntrySeq, Presence, SharedKey};
 use crate::entry::{Closed, Open, Split};
 use crate::intent::Intent;
 use crate::mutants;
@@ -626,7 +626,13 @@ impl Leader {
     }
 
     /// Writes a value in the open entry.
-    pub(crate) fn put(&mut self, key: Key, value: Option<Rc<[u8]>>, before: Presence, now: Now) {
+    pub(crate) fn put(
+        &mut self,
+        key: SharedKey,
+        value: Option<Rc<[u8]>>,
+        before: Presence,
+        now: Now,
+    ) {
         self.note_local(&key, value.as_deref(), None);
         self.open.stamp_above(Timestamp::commit_at(now.epoch));
         self.open.grow(key.len() + value.as_ref().map_or(0, |v| v.len()));
@@ -1110,7 +1116,7 @@ impl Leader {
             self.note_local(&write.key, write.value.as_deref(), None);
             let value = write.value.as_deref().map(Rc::from);
             self.open.grow(write.key.len() + write.value.as_ref().map_or(0, Vec::len));
-            self.edge.put(write.key.clone(), value, before);
+            self.edge.put(write.key.as_slice(), value, before);
         }
         if serializable {
             let keys = claim.reads.keys.iter().chain(claim.reads.locked.iter().map(|(key, _)| key));
@@ -1417,7 +1423,7 @@ impl Leader {
                 if !mutants::is("intents-not-counted") {
                     self.count(key, intent.before, after);
                 }
-                self.edge.put_resolved(key.clone(), value, ts, self.seq);
+                self.edge.put_resolved(key.as_slice(), value, ts, self.seq);
                 if !mutants::is("resolved-below-edge") {
                     self.edge_max = self.edge_max.max(ts);
                 }
@@ -1521,7 +1527,7 @@ impl Leader {
         }
         self.open.remove_data(span);
         let before = Presence { exists: true, deadline_ms: None };
-        self.put(note.to_vec(), None, before, now);
+        self.put(SharedKey::from(note), None, before, now);
         true
     }
 

@@ -84,12 +84,12 @@ impl Program for Toy {
                 None => Reply::Nothing,
             },
             Call::Set(key, n) => {
-                eval.put(key.clone(), Some(Rc::from(stored(*n))));
+                eval.put(key, Some(Rc::from(stored(*n))));
                 Reply::Done
             }
             Call::Add(key, n) => {
                 let sum = eval.get(key)?.map_or(0, |bytes| parse(&bytes)) + n;
-                eval.put(key.clone(), Some(Rc::from(stored(sum))));
+                eval.put(key, Some(Rc::from(stored(sum))));
                 Reply::Number(sum)
             }
         })

@@ -259,8 +259,8 @@ pub(super) struct Splice {
 /// What became of an insert.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Inserted {
-    /// The record is linked.
-    New,
+    /// The record is linked, as this node.
+    New(Node),
     /// A record with this internal key was there. Nothing was changed.
     Present,
     /// The record would exceed the limit. Nothing was changed.
@@ -275,19 +275,17 @@ impl Splice {
         Splice { before: [HEAD; HEIGHT_MAX], after: [HEAD; HEIGHT_MAX], appender, prng }
     }
 
-    /// Links a record in, unless the list would then take more than `limit` bytes. `before_link`
-    /// runs when it is certain that the record comes in and nobody sees it yet.
+    /// Links a record in, unless the list would then take more than `limit` bytes.
     pub(super) fn insert(
         &mut self,
         list: &List,
-        key: InternalKey,
+        probe: &Probe<'_>,
         value: [&[u8]; 2],
         limit: usize,
-        before_link: impl FnOnce(),
     ) -> Inserted {
-        let probe = Probe::new(key);
-        self.search(list, &probe);
-        if self.after[0] != HEAD && list.cmp(self.after[0], &probe) == Ordering::Equal {
+        let key = probe.key;
+        self.search(list, probe);
+        if self.after[0] != HEAD && list.cmp(self.after[0], probe) == Ordering::Equal {
             return Inserted::Present;
         }
 
@@ -315,7 +313,6 @@ impl Splice {
         for level in 0..height {
             list.link(node, level).store(self.after[level], Relaxed);
         }
-        before_link();
         // From here on the node is visible: complete first, then level by level from below.
         for level in 0..height {
             list.link(self.before[level], level).store(node, Release);
@@ -327,7 +324,7 @@ impl Splice {
         if height > list.height.load(Relaxed) as usize {
             list.height.store(height as u32, Relaxed);
         }
-        Inserted::New
+        Inserted::New(node)
     }
 
     /// Moves the splice around the key: from a low level whose gap contains it. The lowest ones are

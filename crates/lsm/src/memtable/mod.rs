@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   Writer --inserts--> list    records, a skip list (list.rs) in append-only memory (arena.rs)
-//!                       filter  the user keys in it, as bits: most misses end here (filter.rs)
+//!                       index   the newest record of each user key, by its hash (index.rs)
 //!                       spans   range tombstones, few (../tombstone.rs)
 //! ```
 //!
@@ -23,7 +23,7 @@
 //! the epochs that concurrent removal needs were the larger part of a read's cost.
 
 mod arena;
-mod filter;
+mod index;
 mod iter;
 mod list;
 #[cfg(test)]
@@ -34,11 +34,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use atoll_encoding::hash::hash64;
 use parking_lot::Mutex;
 
 pub use self::iter::MemtableIter;
 
-use self::filter::Filter;
+use self::index::{Index, Known};
 use self::list::{HEAD, Inserted, List, Probe, Splice};
 use crate::key::{InternalKey, SeqNo, Trailer};
 use crate::slice::Slice;
@@ -67,7 +68,7 @@ impl std::error::Error for Full {}
 pub struct Memtable {
     capacity: usize,
     list: List,
-    filter: Filter,
+    index: Index,
     spans: Spans,
     /// Records, without range tombstones. Only grows.
     entries: AtomicUsize,
@@ -87,7 +88,7 @@ impl Memtable {
         let table = Arc::new(Memtable {
             capacity,
             list,
-            filter: Filter::new(capacity),
+            index: Index::new(capacity),
             spans: Spans::default(),
             entries: AtomicUsize::new(0),
             seqno_min: AtomicU64::new(u64::MAX),
@@ -108,18 +109,24 @@ impl Memtable {
 
     /// Returns a capacity in which records and range tombstones of `bytes` in all fit for certain.
     pub fn capacity_for(bytes: usize) -> usize {
-        // The filter takes its share of the capacity, the empty list a little.
-        bytes + bytes / 32 + 4096
+        // The index takes its share of the capacity, the empty list a little.
+        bytes + bytes / 14 + 4096
     }
 
     /// Returns the newest record of a user key that is visible at `snapshot`. Range tombstones are
     /// the caller's to compare with it.
     #[inline]
     pub fn get(&self, user_key: &[u8], snapshot: SeqNo) -> Option<(Trailer, ValueRef<'_>)> {
-        if !self.filter.may_contain(user_key) {
-            return None;
+        let visible = Trailer::visible_at(snapshot);
+        let probe = Probe::new(InternalKey::new(user_key, visible));
+        let is_its = |node| self.list.same_user_key(node, &probe);
+        match self.index.find(hash64(user_key), is_its) {
+            Known::Absent => return None,
+            Known::Newest(node) if self.list.trailer(node) <= visible => {
+                return Some((self.list.trailer(node), self.value(node)));
+            }
+            Known::Newest(_) | Known::Unknown => {}
         }
-        let probe = Probe::new(InternalKey::new(user_key, Trailer::visible_at(snapshot)));
         let node = self.list.seek(&probe);
         if node == HEAD || !self.list.same_user_key(node, &probe) {
             return None;
@@ -140,9 +147,9 @@ impl Memtable {
         Some(self.spans.fragmented())
     }
 
-    /// Returns the bytes taken of the capacity; those of the filter are taken from the start.
+    /// Returns the bytes taken of the capacity; those of the index are taken from the start.
     pub fn bytes_used(&self) -> usize {
-        self.list.bytes_used() + self.spans.bytes.load(Ordering::Relaxed) + self.filter.bytes_used()
+        self.list.bytes_used() + self.spans.bytes.load(Ordering::Relaxed) + self.index.bytes_used()
     }
 
     /// Returns the capacity it was made with.
@@ -231,12 +238,16 @@ impl Writer {
     /// [`insert`](Self::insert) would insert the two joined.
     pub fn insert_parts(&mut self, key: InternalKey<'_>, value: [&[u8]; 2]) -> Result<(), Full> {
         let table = &*self.table;
-        let elsewhere = table.spans.bytes.load(Ordering::Relaxed) + table.filter.bytes_used();
+        let elsewhere = table.spans.bytes.load(Ordering::Relaxed) + table.index.bytes_used();
         let limit = table.capacity.saturating_sub(elsewhere);
-        // Before the record, so that no reader finds the record and not the filter's bits.
-        match self.splice.insert(&table.list, key, value, limit, || table.filter.add(key.user_key))
-        {
-            Inserted::New => {}
+        let probe = Probe::new(key);
+        match self.splice.insert(&table.list, &probe, value, limit) {
+            Inserted::New(node) => {
+                let list = &table.list;
+                let is_its = |node| list.same_user_key(node, &probe);
+                let is_newer = |node| list.trailer(node) > key.trailer;
+                table.index.note(hash64(key.user_key), node, is_its, is_newer);
+            }
             Inserted::Present => return Ok(()),
             Inserted::Full => return Err(Full),
         }

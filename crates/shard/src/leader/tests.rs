@@ -63,7 +63,7 @@ impl Rig {
     fn set(&mut self, name: &Key, value: Option<&[u8]>) -> Ended {
         let value = value.map(stored);
         let put = self.run(|eval| {
-            eval.put(name.clone(), value);
+            eval.put(&name, value);
             Ok(())
         });
         put.expect("nothing is in the way").1
@@ -327,7 +327,7 @@ pub(crate) fn a_command_that_writes_keeps_what_it_read() {
     let (mut rig, a) = written(APPLIED);
     let command = rig.run(|eval| {
         eval.get(&a)?;
-        eval.put(key("b"), Some(stored(b"v")));
+        eval.put(&key("b"), Some(stored(b"v")));
         Ok(())
     });
     command.expect("nothing is in the way");
@@ -644,7 +644,7 @@ pub(crate) fn an_intent_on_an_own_value_lies_above_the_commands_that_read_it() {
     let name = [&(SLOTTED + 1).to_be_bytes()[..], &[0, 9], b"k"].concat();
     let command = rig.run(|eval| {
         assert_eq!(eval.local(b"n")?, None);
-        eval.put(name, Some(stored(b"v")));
+        eval.put(&name, Some(stored(b"v")));
         Ok(())
     });
     command.expect("nothing is in the way");

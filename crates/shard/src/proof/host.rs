@@ -274,7 +274,7 @@ impl Host {
             values.push(value);
         }
         for write in &fast.writes {
-            eval.put(write.key.clone(), write.value.as_deref().map(Stored::from));
+            eval.put(&write.key, write.value.as_deref().map(Stored::from));
         }
         let ended = eval.finish()?;
         if ended.wrote {

@@ -1,24 +1,26 @@
-//! What a transaction over several shards costs: processor time, allocations, entries and syncs of
-//! each, measured in one process through the code that serves connections.
+//! What a command or a transaction over several shards costs: processor time, allocations, entries and
+//! syncs of each, measured in one process through the code that serves connections.
 //!
 //! ```text
-//!   this thread   50 connections: a transaction on each, then all replies, then the next round
+//!   this thread   50 connections: a pipeline on each, then all replies, then the next round
 //!        | TCP on the loopback device
 //!   a thread      the server: one core, one store, two shards, a real disk
 //! ```
 //!
 //! ```sh
-//! cargo run --release -p atoll-server --example cost_txn -- mset interval 50 20000
+//! cargo run --release -p atoll-server --example cost -- get interval 50 160000 16
+//! cargo run --release -p atoll-server --example cost -- mset interval 50 20000 1
 //! ```
 //!
-//! The arguments: `set`, `mset` (ten keys), `multi` (five SETs) or `multi-get` (five GETs); `synced`,
-//! `interval` or `buffered`; connections; transactions. Processor time is that of all threads but the
+//! The arguments: `get`, `set`, `incr`, `mset` (ten keys), `multi` (five SETs) or `multi-get` (five GETs);
+//! `synced`, `interval` or `buffered`; connections; how many commands or transactions; how many of them a
+//! connection sends before it reads. Processor time is that of all threads but the
 //! client's, as the kernel counts it, with what it spends on sockets and the disk. Instructions, which
 //! other work on the machine does not disturb, are told by two runs and the difference of their sums:
 //!
 //! ```sh
-//! for n in 1000 3000; do
-//!     valgrind --tool=callgrind --callgrind-out-file=cost.$n target/release/examples/cost_txn mset interval 50 $n
+//! for n in 8000 24000; do
+//!     valgrind --tool=callgrind --callgrind-out-file=cost.$n target/release/examples/cost get interval 10 $n 16
 //! done
 //! ```
 #![expect(
@@ -65,13 +67,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [load, durability, connections, transactions] = arguments.as_slice() else {
-        return Err("usage: cost_txn set|mset|multi|multi-get synced|interval|buffered \
-                    CONNECTIONS TRANSACTIONS"
+    let [load, durability, connections, transactions, pipeline] = arguments.as_slice() else {
+        return Err("usage: cost get|set|incr|mset|multi|multi-get synced|interval|buffered \
+                    CONNECTIONS COUNT PIPELINE"
             .into());
     };
     let connections: usize = connections.parse()?;
-    let transactions: usize = transactions.parse()?;
+    let pipeline = pipeline.parse::<usize>()?.max(1);
+    let transactions = transactions.parse::<usize>()?.next_multiple_of(pipeline);
     let (durability, promised) = match durability.as_str() {
         "synced" => (Durability::Synced, atoll_redis::Durability::Synced),
         "interval" => (Durability::Interval, atoll_redis::Durability::Interval),
@@ -94,7 +97,10 @@ fn main() -> Result<()> {
                 options.engine.durability = durability;
                 let identity =
                     Identity { version: "cost", process_id: 1, run_id: 1, measure: None };
-                let config = Config { durability: promised, ..Config::default() };
+                // Under valgrind everything is slow: the log of it would be what is measured.
+                let slowlog_slower_than_us = i64::MAX;
+                let config =
+                    Config { durability: promised, slowlog_slower_than_us, ..Config::default() };
                 let engine = Engine::start(options, config, identity);
                 let engine = engine.await.map_err(std::io::Error::other)?;
                 let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -142,7 +148,11 @@ fn main() -> Result<()> {
     let mut prng = Prng::new(1);
     // Every key is there, as after a while of use.
     let keys: Vec<String> = (0..KEYS).map(|n| format!("key:{n:012}")).collect();
-    let value = "x".repeat(VALUE);
+    // Of a fixed number of digits, so that every reply has the same length.
+    let value = match load.as_str() {
+        "incr" => "1000000".to_owned(),
+        _ => "x".repeat(VALUE),
+    };
     if load != "nothing" {
         for chunk in keys.chunks(1_000) {
             let mut request = Vec::new();
@@ -156,42 +166,20 @@ fn main() -> Result<()> {
     }
     let mut requests = Vec::new();
     let mut expected = 0;
-    for _ in 0..4_096 {
+    for _ in 0..4_096_usize.div_ceil(pipeline) {
         let mut request = Vec::new();
-        let mut key = || keys[prng.below(KEYS) as usize].as_str();
-        match load.as_str() {
-            "set" => {
-                atoll_resp::request(&mut request, &["SET", key(), &value]);
-                expected = 5;
-            }
-            "mset" => {
-                let mut words = vec!["MSET"];
-                for _ in 0..10 {
-                    words.extend([key(), &value]);
-                }
-                atoll_resp::request(&mut request, &words);
-                expected = 5;
-            }
-            "multi" | "multi-get" => {
-                atoll_resp::request(&mut request, &["MULTI"]);
-                for _ in 0..5 {
-                    match load.as_str() {
-                        "multi" => atoll_resp::request(&mut request, &["SET", key(), &value]),
-                        _ => atoll_resp::request(&mut request, &["GET", key()]),
-                    }
-                }
-                atoll_resp::request(&mut request, &["EXEC"]);
-                let of_each = if load == "multi" { 5 } else { 5 + VALUE + 2 };
-                expected = 5 + 5 * 9 + 4 + 5 * of_each;
-            }
-            _ => return Err("the load is set, mset, multi or multi-get".into()),
+        expected = 0;
+        for _ in 0..pipeline {
+            expected += append(&mut request, load, &value, || {
+                keys[prng.below(KEYS) as usize].as_str()
+            })?;
         }
         requests.push(request);
     }
     let mut reply = vec![0; expected];
     let mut next = 0;
     let mut run = |transactions: usize| -> Result<()> {
-        let mut left = transactions;
+        let mut left = transactions.div_ceil(pipeline);
         while left > 0 {
             let round = left.min(clients.len());
             for client in &mut clients[..round] {
@@ -208,7 +196,7 @@ fn main() -> Result<()> {
         }
         Ok(())
     };
-    run(connections)?;
+    run(connections * pipeline)?;
     let before = count()?;
     let started = Instant::now();
     run(transactions)?;
@@ -234,6 +222,51 @@ fn main() -> Result<()> {
         Ok(served) => Ok(served?),
         Err(_) => Err("the server panicked".into()),
     }
+}
+
+/// Appends a command or a transaction; returns how long its replies are.
+fn append<'k>(
+    request: &mut Vec<u8>,
+    load: &str,
+    value: &str,
+    mut key: impl FnMut() -> &'k str,
+) -> Result<usize> {
+    let bulk = 5 + VALUE + 2;
+    Ok(match load {
+        "get" => {
+            atoll_resp::request(request, &["GET", key()]);
+            bulk
+        }
+        "set" => {
+            atoll_resp::request(request, &["SET", key(), value]);
+            5
+        }
+        "incr" => {
+            atoll_resp::request(request, &["INCR", key()]);
+            1 + value.len() + 2
+        }
+        "mset" => {
+            let mut words = vec!["MSET"];
+            for _ in 0..10 {
+                words.extend([key(), value]);
+            }
+            atoll_resp::request(request, &words);
+            5
+        }
+        "multi" | "multi-get" => {
+            atoll_resp::request(request, &["MULTI"]);
+            for _ in 0..5 {
+                match load {
+                    "multi" => atoll_resp::request(request, &["SET", key(), value]),
+                    _ => atoll_resp::request(request, &["GET", key()]),
+                }
+            }
+            atoll_resp::request(request, &["EXEC"]);
+            let of_each = if load == "multi" { 5 } else { bulk };
+            5 + 5 * 9 + 4 + 5 * of_each
+        }
+        _ => return Err("the load is get, set, incr, mset, multi or multi-get".into()),
+    })
 }
 
 /// Processor time of all threads but the first, which is the client.
