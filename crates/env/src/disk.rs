@@ -49,10 +49,59 @@ pub enum IoClass {
     Read,
     /// Memory is freed by it.
     Flush,
-    /// Compaction.
+    /// Compaction out of level 0: writers are slowed down until it is done.
+    Level0,
+    /// Compaction between deeper levels.
     Compaction,
+    /// Collection of values that nobody points to any more.
+    Collection,
     /// Verification and other work nobody waits for.
     Scrub,
+}
+
+impl IoClass {
+    /// All classes, most urgent first.
+    pub const ALL: [IoClass; 7] = [
+        IoClass::Log,
+        IoClass::Read,
+        IoClass::Flush,
+        IoClass::Level0,
+        IoClass::Compaction,
+        IoClass::Collection,
+        IoClass::Scrub,
+    ];
+
+    /// Returns the name, as statistics spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            IoClass::Log => "log",
+            IoClass::Read => "read",
+            IoClass::Flush => "flush",
+            IoClass::Level0 => "level0",
+            IoClass::Compaction => "compaction",
+            IoClass::Collection => "collection",
+            IoClass::Scrub => "scrub",
+        }
+    }
+
+    /// Returns whether nobody waits for it right now: it may neither fill a queue nor stand before
+    /// what is urgent.
+    pub fn is_background(self) -> bool {
+        self >= IoClass::Flush
+    }
+}
+
+/// What a file is for, as far as the kernel's page cache is concerned. A hint: an implementation may
+/// treat all files alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileUse {
+    /// Small and rarely touched.
+    Plain,
+    /// A segment of a log: [`File::write_sync`] overwrites whole blocks of it, and nobody reads them
+    /// again before a restart.
+    Log,
+    /// A table: whoever reads it has a cache of his own.
+    Table,
 }
 
 /// How to open a file.
@@ -81,6 +130,20 @@ pub struct DirEntry {
 pub trait Disk: Send + Sync {
     /// Opens a file.
     fn open<'a>(&'a self, path: &'a Path, mode: OpenMode) -> IoFuture<'a, Arc<dyn File>>;
+    /// Opens a file and says what it is for.
+    fn open_for<'a>(
+        &'a self,
+        path: &'a Path,
+        mode: OpenMode,
+        usage: FileUse,
+    ) -> IoFuture<'a, Arc<dyn File>> {
+        let _ = usage;
+        self.open(path, mode)
+    }
+    /// Returns by what means files are read and written here, and how often.
+    fn status(&self) -> DiskStatus {
+        DiskStatus::default()
+    }
     /// Renames a file, replacing the target atomically. Durable after `sync_dir` of the
     /// directories involved.
     fn rename<'a>(&'a self, tag: IoTag, from: &'a Path, to: &'a Path) -> IoFuture<'a, ()>;
@@ -110,6 +173,21 @@ pub trait File: Send + Sync {
     fn write_at(&self, tag: IoTag, offset: u64, buf: IoBuf) -> IoFuture<'_, IoBuf>;
     /// Makes earlier completed writes and the length durable (fdatasync).
     fn sync(&self, tag: IoTag) -> IoFuture<'_, ()>;
+    /// Writes like [`File::write_at`] and then makes durable like [`File::sync`]: one step for an
+    /// implementation that can give the kernel both at once.
+    fn write_sync(
+        &self,
+        write: IoTag,
+        sync: IoTag,
+        offset: u64,
+        buf: IoBuf,
+    ) -> IoFuture<'_, IoBuf> {
+        Box::pin(async move {
+            let buf = self.write_at(write, offset, buf).await?;
+            self.sync(sync).await?;
+            Ok(buf)
+        })
+    }
     /// Reserves space for `len` bytes and sets the length to at least `len`; new bytes read as
     /// zero. `StorageFull` if there is none.
     fn allocate(&self, tag: IoTag, len: u64) -> IoFuture<'_, ()>;
@@ -117,4 +195,31 @@ pub trait File: Send + Sync {
     fn truncate(&self, tag: IoTag, len: u64) -> IoFuture<'_, ()>;
     /// Returns the length in bytes.
     fn len(&self) -> IoFuture<'_, u64>;
+}
+
+/// By what means a disk works. What was wished for and not granted says why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// What carries out the transfers of a core: `io_uring` or `threads`; empty if simulated.
+    pub backend: &'static str,
+    /// Each thing that was wished for and not granted, with the reason: `direct I/O: ...`.
+    pub degraded: Vec<String>,
+    /// Rings that are open.
+    pub rings: u64,
+    /// Transfers by rings.
+    pub ring_transfers: u64,
+    /// System calls that handed transfers to rings: fewer, the busier a core is.
+    pub ring_submissions: u64,
+    /// Transfers by blocking calls on the thread that wanted them.
+    pub inline_transfers: u64,
+    /// Transfers by helper threads.
+    pub thread_transfers: u64,
+    /// Transfers past the page cache, by whatever means.
+    pub direct_transfers: u64,
+    /// Bytes by class, in the order of [`IoClass::ALL`].
+    pub bytes: [u64; IoClass::ALL.len()],
+    /// Ceiling for background work now, in bytes a second, if there is one.
+    pub background_rate: Option<u64>,
+    /// How long background work waited for it in all, in microseconds.
+    pub background_waited_us: u64,
 }

@@ -36,12 +36,13 @@ pub mod ring;
 pub mod sim;
 pub mod sync;
 pub mod task;
+pub mod throttle;
 pub mod time;
 
 use std::sync::Arc;
 
 pub use buf::IoBuf;
-pub use disk::{Disk, File, IoFuture, IoTag, OpenMode};
+pub use disk::{Disk, File, FileUse, IoClass, IoFuture, IoTag, OpenMode};
 pub use random::Random;
 pub use task::{Tasks, block_on};
 pub use time::{Clock, Instant, WallTime};

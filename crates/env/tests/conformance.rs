@@ -1,23 +1,30 @@
-//! The simulated disk answers as the real one does.
+//! The simulated disk answers as the real ones do.
 //!
-//! Random scripts of operations run on both, without crashes and faults; contents, lengths,
+//! Random scripts of operations run on all of them, without crashes and faults: blocking calls,
+//! threads, rings of cores and of threads, through the page cache and past it. What is written past it
+//! is read through it and the other way round, because only whole blocks go past it. Where the machine
+//! grants no rings or no direct I/O the test says so, and threads and page cache take their place; contents, lengths,
 //! listings and kinds of errors must be equal. What the simulator adds (crashes, faults) is then
 //! the only difference between a test and production.
 
-use std::collections::BTreeMap;
+#![expect(clippy::unwrap_used, reason = "a world that cannot be made is a failed test")]
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atoll_env::disk::IoClass;
+use atoll_env::disk::{DiskStatus, FileUse, IoClass};
+use atoll_env::os::{Backend, DirectIo, IoOptions};
 use atoll_env::random::Prng;
 use atoll_env::sim::Sim;
+use atoll_env::task::LocalBoxFuture;
 use atoll_env::{Env, File, IoBuf, IoTag, OpenMode, block_on, os};
 
 const TAG: IoTag = IoTag::new(IoClass::Log, "conformance");
 const STEPS: usize = 300;
-const SCRIPTS: u64 = 25;
+const SCRIPTS: u64 = 12;
 
 /// Paths that meet each other: names in two directories, a file used as a directory, a missing one.
 const PATHS: [&str; 10] =
@@ -52,7 +59,9 @@ async fn run_script(env: Env, root: &Path, seed: u64) -> Vec<String> {
             }
             (6, _) | (_, None) => {
                 let modes = [OpenMode::Read, OpenMode::ReadWrite, OpenMode::CreateNew];
-                let result = env.disk.open(&path, modes[prng.index(3)]).await;
+                let uses = [FileUse::Plain, FileUse::Log, FileUse::Table];
+                let (mode, usage) = (modes[prng.index(3)], uses[prng.index(3)]);
+                let result = env.disk.open_for(&path, mode, usage).await;
                 let line = format!("open {:?}", kind(&result));
                 if let Ok(file) = result {
                     files.insert(slot, file);
@@ -62,7 +71,11 @@ async fn run_script(env: Env, root: &Path, seed: u64) -> Vec<String> {
             (7..=9, Some(file)) => {
                 let mut bytes = vec![0; len];
                 prng.fill(&mut bytes);
-                let result = file.write_at(TAG, offset, IoBuf::from(&bytes[..])).await;
+                let buf = IoBuf::from(&bytes[..]);
+                let result = match prng.below(2) {
+                    0 => file.write_at(TAG, offset, buf).await,
+                    _ => file.write_sync(TAG, TAG, offset, buf).await,
+                };
                 show("write", result.map(|buf| buf.to_vec() == bytes))
             }
             (10, Some(file)) => {
@@ -111,28 +124,128 @@ fn show<T: Debug>(what: &str, result: io::Result<T>) -> String {
     format!("{what} {:?}", result.map_err(|e| e.kind()))
 }
 
-#[test]
-fn scripts_see_the_same_on_the_real_and_the_simulated_disk() {
-    let (mut lines, mut failures) = (0, 0);
-    for seed in 0..SCRIPTS {
-        let dir = tempfile::tempdir().unwrap();
-        let real = block_on(run_script(os::env().unwrap(), dir.path(), seed));
-        let sim = Sim::new(seed);
-        let node = sim.node("a");
-        let env = node.env();
-        let root = PathBuf::from("/root");
-        let simulated = sim
-            .block_on(&node, async {
-                env.disk.create_dir(&root).await.unwrap();
-                run_script(env.clone(), &root, seed).await
-            })
-            .done();
-        for (real, simulated) in real.iter().zip(&simulated) {
-            assert_eq!(real, simulated, "script {seed}");
-            lines += 1;
-            failures += u32::from(real.contains("Err("));
-        }
-        assert_eq!(real.len(), simulated.len());
+/// A real disk, and where its caller runs.
+struct World {
+    name: &'static str,
+    backend: Backend,
+    direct: DirectIo,
+    on_core: bool,
+}
+
+const WORLDS: [World; 7] = [
+    World { name: "calls", backend: Backend::Threads, direct: DirectIo::Off, on_core: false },
+    World {
+        name: "direct calls",
+        backend: Backend::Threads,
+        direct: DirectIo::All,
+        on_core: false,
+    },
+    World { name: "threads", backend: Backend::Threads, direct: DirectIo::Off, on_core: true },
+    World { name: "a core's ring", backend: Backend::Auto, direct: DirectIo::Off, on_core: true },
+    World {
+        name: "direct, a core's ring",
+        backend: Backend::Auto,
+        direct: DirectIo::All,
+        on_core: true,
+    },
+    World {
+        name: "a thread's ring",
+        backend: Backend::Uring,
+        direct: DirectIo::Off,
+        on_core: false,
+    },
+    World {
+        name: "direct, a thread's ring",
+        backend: Backend::Uring,
+        direct: DirectIo::All,
+        on_core: false,
+    },
+];
+
+impl World {
+    fn env(&self) -> Env {
+        let (backend, direct) = (self.backend, self.direct);
+        let made = os::env_with(IoOptions { backend, direct, ..IoOptions::default() });
+        made.unwrap_or_else(|error| {
+            println!("{}: {error}; on threads instead", self.name);
+            let backend = Backend::Threads;
+            os::env_with(IoOptions { backend, direct, ..IoOptions::default() }).unwrap()
+        })
     }
-    assert!(lines > 8_000 && failures > 800, "{lines} lines, {failures} failures");
+
+    /// Runs a script on a fresh directory; returns its protocol and what the disk says then.
+    fn run(&self, seed: u64) -> (Vec<String>, DiskStatus) {
+        let (dir, env) = (tempfile::tempdir().unwrap(), self.env());
+        let root = dir.path().to_owned();
+        let protocol = if self.on_core {
+            let (done, result) = std::sync::mpsc::channel();
+            let on_core = env.clone();
+            let make = move || {
+                Box::pin(async move {
+                    done.send(run_script(on_core, &root, seed).await).unwrap();
+                }) as LocalBoxFuture
+            };
+            env.tasks.spawn_core(0, "script", None, Box::new(make)).unwrap();
+            result.recv().unwrap()
+        } else {
+            block_on(run_script(env.clone(), &root, seed))
+        };
+        (protocol, env.disk.status())
+    }
+}
+
+fn simulated(seed: u64) -> Vec<String> {
+    let sim = Sim::new(seed);
+    let node = sim.node("a");
+    let env = node.env();
+    let root = PathBuf::from("/root");
+    sim.block_on(&node, async {
+        env.disk.create_dir(&root).await.unwrap();
+        run_script(env.clone(), &root, seed).await
+    })
+    .done()
+}
+
+#[test]
+fn scripts_see_the_same_on_the_simulated_disk_and_every_real_one() {
+    let (mut lines, mut failures) = (0, 0);
+    let mut carried = [[0; 4]; WORLDS.len()];
+    let mut degraded = BTreeSet::new();
+    for seed in 0..SCRIPTS {
+        let expected = simulated(seed);
+        lines += expected.len();
+        failures += expected.iter().filter(|line| line.contains("Err(")).count();
+        for (world, carried) in WORLDS.iter().zip(&mut carried) {
+            let (seen, status) = world.run(seed);
+            for (seen, expected) in seen.iter().zip(&expected) {
+                assert_eq!(seen, expected, "script {seed}, {}", world.name);
+            }
+            assert_eq!(seen.len(), expected.len());
+            let now = [
+                status.inline_transfers,
+                status.thread_transfers,
+                status.ring_transfers,
+                status.direct_transfers,
+            ];
+            carried.iter_mut().zip(now).for_each(|(sum, now)| *sum += now);
+            degraded.extend(status.degraded);
+        }
+    }
+    assert!(lines > 4_000 && failures > 400, "{lines} lines, {failures} failures");
+    for line in &degraded {
+        println!("not granted: {line}");
+    }
+    for (world, [inline, thread, ring, direct]) in WORLDS.iter().zip(carried) {
+        let rings =
+            world.backend != Backend::Threads && world.env().disk.status().backend == "io_uring";
+        let (expected, others) = match (rings, world.on_core) {
+            (true, _) => (ring, inline + thread),
+            (false, true) => (thread, inline + ring),
+            (false, false) => (inline, thread + ring),
+        };
+        let name = world.name;
+        assert!(expected > 1_000 && others == 0, "{name}: {inline} {thread} {ring}");
+        let no_direct = world.direct == DirectIo::Off || !degraded.is_empty();
+        assert!(no_direct || direct > 500, "{name}: {direct} of {expected} were direct");
+    }
 }

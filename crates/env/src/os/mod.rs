@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Clock    monotonic and wall time of the machine; one timer thread serves all sleepers
-//!  Disk     pread, pwrite, fdatasync: inline under block_on, elsewhere on a few I/O threads
+//!  Disk     a ring of each core (io_uring), blocking calls under block_on, else a few I/O threads
 //!  Network  tokio's sockets (the only place that names a runtime, beside spawn_local)
 //!  Tasks    background work on cached threads, each under block_on; core-local work on tokio
 //!  Random   the kernel's generator
@@ -17,14 +17,18 @@
 
 mod clock;
 mod disk;
+mod io;
 mod net;
 mod pool;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod transfer;
+mod uring;
 
-use std::io;
 use std::sync::Arc;
+
+pub use io::{Backend, DirectIo, IoOptions, Report};
 
 use crate::Env;
 use crate::random::Random;
@@ -33,13 +37,23 @@ use crate::random::Random;
 ///
 /// # Errors
 /// The kernel's random generator cannot be read.
-pub fn env() -> io::Result<Env> {
+pub fn env() -> std::io::Result<Env> {
+    env_with(IoOptions::default())
+}
+
+/// Returns the machine's own environment, with a disk that is used in a given way.
+///
+/// # Errors
+/// The kernel's random generator cannot be read, or rings are insisted on and cannot be had.
+pub fn env_with(options: IoOptions) -> std::io::Result<Env> {
+    let clock = Arc::new(clock::OsClock::new());
+    let io = Arc::new(io::Io::new(options, clock.clone())?);
     Ok(Env {
-        clock: Arc::new(clock::OsClock::new()),
+        clock,
         random: Arc::new(OsRandom::new()?),
-        disk: Arc::new(disk::OsDisk::new()),
+        disk: Arc::new(disk::OsDisk::new(io.clone())),
         network: Arc::new(net::OsNetwork),
-        tasks: Arc::new(tasks::OsTasks::new()),
+        tasks: Arc::new(tasks::OsTasks::new(io)),
     })
 }
 
@@ -50,7 +64,7 @@ struct OsRandom {
 }
 
 impl OsRandom {
-    fn new() -> io::Result<OsRandom> {
+    fn new() -> std::io::Result<OsRandom> {
         let mut seed = [0; 8];
         let mut filled = 0;
         while filled < seed.len() {

@@ -3,21 +3,24 @@
 
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::task::LocalSet;
 
+use crate::os::io::Io;
 use crate::os::pool::{self, Job, Pool};
+use crate::os::uring;
 use crate::task::{self, BoxFuture, CoreMain, LocalBoxFuture, Tasks};
 
 pub(super) struct OsTasks {
     pool: Pool,
+    io: Arc<Io>,
 }
 
 impl OsTasks {
-    pub(super) fn new() -> OsTasks {
-        OsTasks { pool: Pool::new("atoll-task", None) }
+    pub(super) fn new(io: Arc<Io>) -> OsTasks {
+        OsTasks { pool: Pool::new("atoll-task", None), io }
     }
 }
 
@@ -46,6 +49,7 @@ impl Tasks for OsTasks {
         make: CoreMain,
     ) -> io::Result<()> {
         // The thread says whether it could start before it runs anything.
+        let io = self.io.clone();
         let (started, starts) = mpsc::sync_channel(1);
         let core = move || {
             let runtime = pin
@@ -60,14 +64,34 @@ impl Tasks for OsTasks {
             };
             // Whoever started the core waits for this.
             _ = started.send(Ok(()));
-            let run =
-                AssertUnwindSafe(|| LocalSet::new().block_on(&runtime, async { make().await }));
+            let main = async {
+                let _ring = attach_ring(&io);
+                make().await;
+            };
+            let run = AssertUnwindSafe(|| LocalSet::new().block_on(&runtime, main));
             if std::panic::catch_unwind(run).is_err() {
                 pool::abort(name);
             }
         };
         std::thread::Builder::new().name(format!("{name}-{index}")).spawn(core)?;
         starts.recv().unwrap_or_else(|_| Err(io::Error::other("its thread ended at once")))
+    }
+}
+
+/// Gives the calling core its ring. Without one its transfers go to threads.
+fn attach_ring(io: &Arc<Io>) -> Option<uring::OfCore> {
+    if !io.rings {
+        return None;
+    }
+    match uring::attach(io) {
+        Ok((ring, driver)) => {
+            tokio::task::spawn_local(driver);
+            Some(ring)
+        }
+        Err(error) => {
+            io.degrade("the io_uring of a core", &error.to_string());
+            None
+        }
     }
 }
 
