@@ -878,9 +878,10 @@ impl<P: Program> StoreHost<P> {
                 }
                 sync |= group.state.borrow().wants_sync();
             }
-            if !batches.is_empty() {
+            if !batches.is_empty() && !sync {
                 task::inline(driver.write()).await?;
             }
+            // A sync writes what is staged in the same step.
             if sync {
                 self.sync(core, driver, &more).await?;
             }

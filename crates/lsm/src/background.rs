@@ -354,7 +354,9 @@ impl Background {
         }
         let mut outcome = Outcome::default();
         let merge = Merge::new(sources, Direction::Forward);
-        let job = self.job(version, to, IoClass::Compaction);
+        let relieves = handles.iter().any(|(level, _)| *level == 0);
+        let class = if relieves { IoClass::Level0 } else { IoClass::Compaction };
+        let job = self.job(version, to, class);
         let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
         if merged.is_err() || outcome.cancelled {
             self.remove_files(&outcome.begun).await;

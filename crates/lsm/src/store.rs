@@ -589,13 +589,13 @@ impl Store {
     }
 
     async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
-        writer.log.write(site).await?;
         if sync {
             let started = self.options.env.clock.now();
-            writer.log.sync().await?;
+            writer.log.write_synced(site).await?;
             self.stats.synced(self.options.env.clock.now().since(started));
             self.unsynced.store(false, Ordering::Release);
         } else {
+            writer.log.write(site).await?;
             let unsynced = writer.log.end() > writer.log.synced();
             self.unsynced.store(unsynced, Ordering::Release);
         }

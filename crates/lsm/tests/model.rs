@@ -10,6 +10,7 @@ use std::ops::Bound;
 use std::path::Path;
 use std::time::Duration;
 
+use atoll_env::os::{Backend, DirectIo, IoOptions};
 use atoll_env::random::Prng;
 use atoll_env::sim::Sim;
 use atoll_env::{Env, block_on, os};
@@ -407,12 +408,24 @@ fn long_values_are_like_others_among_small_tables() {
 }
 
 #[test]
-fn the_real_disk_answers_as_the_model_does() {
-    for seed in 200..204 {
+fn real_disks_answer_as_the_model_does_whatever_carries_them() {
+    let kinds = [
+        (Backend::Auto, DirectIo::Log),
+        (Backend::Threads, DirectIo::Off),
+        (Backend::Threads, DirectIo::All),
+        (Backend::Uring, DirectIo::Off),
+        (Backend::Uring, DirectIo::All),
+    ];
+    for (seed, (backend, direct)) in (200..).zip(kinds) {
         let dir = tempfile::tempdir().unwrap();
         let mut prng = Prng::new(seed);
         let ops = draw(&mut prng, 300, false);
-        let options = tune(&mut prng, os::env().unwrap());
+        let io = IoOptions { backend, direct, ..IoOptions::default() };
+        let env = os::env_with(io.clone()).unwrap_or_else(|error| {
+            println!("{io:?}: {error}");
+            os::env().unwrap()
+        });
+        let options = tune(&mut prng, env);
         block_on(run(&dir.path().join("db"), options, ops));
     }
 }

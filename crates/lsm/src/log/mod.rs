@@ -296,8 +296,12 @@ impl Log {
 
     /// Writes what is staged and makes it durable.
     pub async fn sync(&mut self) -> Result<()> {
-        self.writer.write(FRAME_WRITE).await?;
-        self.writer.sync().await
+        self.write_synced(FRAME_WRITE).await
+    }
+
+    /// Writes what is staged, as [`Log::write`] does, and makes it durable in the same step.
+    pub async fn write_synced(&mut self, site: IoTag) -> Result<()> {
+        self.writer.write_synced(site).await
     }
 
     /// Returns the making of the next segment if it is due: run it on another task and give the

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use atoll_encoding::Reader;
 use atoll_encoding::checksum::{Place, seeded};
 use atoll_env::disk::IoClass;
-use atoll_env::{Disk, File, IoBuf, IoTag, OpenMode};
+use atoll_env::{Disk, File, FileUse, IoBuf, IoTag, OpenMode};
 
 use super::frame::BLOCK;
 use super::mutant;
@@ -212,7 +212,8 @@ impl Directory {
     /// Opens segment `number` of `lane` and verifies what its first block says.
     pub async fn open_segment(&self, lane: u64, number: u64, mode: OpenMode) -> Result<Segment> {
         let path = self.segment_path(number);
-        let file = self.disk.open(&path, mode).await.map_err(|e| Error::io("open", &path, e))?;
+        let file = self.disk.open_for(&path, mode, FileUse::Log).await;
+        let file = file.map_err(|e| Error::io("open", &path, e))?;
         let len = file.len().await.map_err(|e| Error::io("measure", &path, e))?;
         if len < BLOCK {
             return Err(Error::corruption(&path, len, "the file ends inside the segment header"));
@@ -324,7 +325,8 @@ impl Preparation {
 
     async fn write(&self, path: &Path, mode: OpenMode, tag: IoTag) -> Result<Prepared> {
         let fail = |doing| move |e| Error::io(doing, path, e);
-        let file = self.directory.disk.open(path, mode).await.map_err(fail("create"))?;
+        let file = self.directory.disk.open_for(path, mode, FileUse::Log).await;
+        let file = file.map_err(fail("create"))?;
         if mode == OpenMode::CreateNew {
             let capacity = self.header.capacity;
             file.allocate(tag, capacity).await.map_err(fail("allocate"))?;

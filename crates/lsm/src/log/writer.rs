@@ -358,38 +358,56 @@ impl Writer {
 
     /// See [`super::Log::write`].
     pub async fn write(&mut self, site: IoTag) -> Result<()> {
+        self.hand_over(site, false).await
+    }
+
+    /// See [`super::Log::write_synced`].
+    pub async fn write_synced(&mut self, site: IoTag) -> Result<()> {
+        self.hand_over(site, true).await?;
+        self.sync_written(FRAME_SYNC).await?;
+        self.tail.offset = self.tail.offset.next_multiple_of(BLOCK);
+        Ok(())
+    }
+
+    /// Writes what is staged. With `sync` the last run is written and synced in one step, as far as
+    /// the end of its last block: no frame will begin there any more, and whole blocks can go past the
+    /// page cache.
+    async fn hand_over(&mut self, site: IoTag, sync: bool) -> Result<()> {
         self.check()?;
         while let Some(number) = self.staged.front().map(|run| run.number) {
             if number != self.writing {
                 self.rotate_to(number).await?;
             }
-            let Some(run) = self.staged.pop_front() else { break };
+            let Some(mut run) = self.staged.pop_front() else { break };
             let segment = self.segment(number);
-            let end = segment.header.base + run.offset + run.bytes.len() as u64;
+            let sync = sync && self.staged.is_empty();
+            let file_end = run.offset + run.bytes.len() as u64;
+            let end = segment.header.base + file_end;
             self.failed = Some("a write of the log was abandoned half-way".into());
-            match segment.file.write_at(site, run.offset, run.bytes).await {
+            let written = if sync {
+                run.bytes.resize((file_end.next_multiple_of(BLOCK) - run.offset) as usize);
+                segment.file.write_sync(site, FRAME_SYNC, run.offset, run.bytes).await
+            } else {
+                segment.file.write_at(site, run.offset, run.bytes).await
+            };
+            self.failed = None;
+            match written {
                 Ok(bytes) => {
-                    self.failed = None;
                     self.written = end;
+                    if sync {
+                        self.synced = end;
+                    }
                     if bytes.capacity() <= MAX_FRAME {
                         self.idle = bytes;
                     }
                 }
                 Err(e) => {
-                    self.failed = None;
-                    let why = format!("writing {} failed: {e}", segment.path.display());
+                    let doing = if sync { "writing and syncing" } else { "writing" };
+                    let why = format!("{doing} {} failed: {e}", segment.path.display());
                     return self.note(Err(Error::Stopped(why)));
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Makes what is written durable. Nothing is staged.
-    pub async fn sync(&mut self) -> Result<()> {
-        self.check()?;
-        self.sync_written(FRAME_SYNC).await?;
-        self.tail.offset = self.tail.offset.next_multiple_of(BLOCK);
         Ok(())
     }
 

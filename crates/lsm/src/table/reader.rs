@@ -8,7 +8,7 @@ use atoll_encoding::Malformed;
 use atoll_encoding::checksum::Place;
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
-use atoll_env::{Disk, File, IoBuf, IoTag, OpenMode};
+use atoll_env::{Disk, File, FileUse, IoBuf, IoTag, OpenMode};
 
 use super::block::BlockView;
 use super::codec::{BlockKind, unseal};
@@ -66,7 +66,7 @@ impl Table {
         pool: Arc<dyn Pool>,
     ) -> Result<Arc<Table>> {
         let io = |e| Error::io("opening table", path, e);
-        let file = disk.open(path, OpenMode::Read).await.map_err(io)?;
+        let file = disk.open_for(path, OpenMode::Read, FileUse::Table).await.map_err(io)?;
         let found = file.len().await.map_err(io)?;
         let Expected { size, salt } = expected;
         if found != size || size < FOOTER_LEN as u64 {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use atoll_encoding::checksum::Place;
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
-use atoll_env::{Disk, File, IoBuf, IoTag, OpenMode};
+use atoll_env::{Disk, File, FileUse, IoBuf, IoTag, OpenMode};
 
 use super::block::BlockBuilder;
 use super::codec::{BlockKind, SEAL_LEN, Sealer};
@@ -107,7 +107,7 @@ impl TableWriter {
                 options.restart_interval
             )));
         }
-        let file = disk.open(path, OpenMode::CreateNew).await;
+        let file = disk.open_for(path, OpenMode::CreateNew, FileUse::Table).await;
         let file = file.map_err(|e| Error::io("creating table", path, e))?;
         let properties = Properties {
             level: options.level,
