@@ -11,7 +11,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArgs;
-use crate::value::{Count, Listen, Server, Size, Ttl};
+use crate::value::{Count, IoLimit, Listen, Server, Size, Ttl};
 
 /// A database that keeps what it acknowledged, spoken to by any Redis client.
 #[derive(Debug, Parser)]
@@ -227,6 +227,19 @@ pub(crate) struct StartArgs {
     /// [default: auto]
     #[arg(long, env = "ATOLL_PIN", value_name = "WHEN")]
     pub(crate) pin: Option<crate::config::Pin>,
+    /// What carries disk transfers out: `auto`, io_uring on the serving threads if the kernel grants it;
+    /// `uring`, io_uring everywhere or no start; `threads`, blocking calls on helper threads
+    /// [default: auto]
+    #[arg(long, env = "ATOLL_IO", value_name = "MODE")]
+    pub(crate) io: Option<crate::config::IoMode>,
+    /// What goes past the kernel's page cache: `off`, nothing; `log`, synced writes of the log; `all`,
+    /// tables as well [default: log]
+    #[arg(long, env = "ATOLL_DIRECT", value_name = "WHAT")]
+    pub(crate) direct: Option<crate::config::Direct>,
+    /// How much background work may read and write a second: a size, `auto` to follow how long clients'
+    /// reads and writes take, `off` for no ceiling [default: off]
+    #[arg(long, env = "ATOLL_IO_LIMIT", value_name = "SIZE")]
+    pub(crate) io_limit: Option<IoLimit>,
     /// The password Redis clients must give with AUTH, and HTTP clients as Authorization. On the command line other users of the
     /// machine can see it; the variable or the file is better
     #[arg(long, env = "ATOLL_REQUIREPASS", value_name = "PASSWORD", hide_env_values = true)]

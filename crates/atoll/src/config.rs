@@ -9,6 +9,8 @@
 //! http = "off"
 //! durability = "interval"
 //! memory = "2GiB"
+//! io = "threads"
+//! io-limit = "200MiB"
 //! requirepass = "correct horse battery staple"
 //! insecure = false
 //! ```
@@ -27,7 +29,7 @@ use serde::Deserialize;
 use crate::cli::StartArgs;
 use crate::failure::{Failure, Result};
 use crate::memory;
-use crate::value::{Listen, Size};
+use crate::value::{IoLimit, Listen, Size};
 
 /// Where Redis clients connect unless told otherwise.
 const RESP_PORT: u16 = 7379;
@@ -53,7 +55,39 @@ pub(crate) struct Settings {
     pub(crate) stores: u16,
     /// Whether cores are pinned to processors.
     pub(crate) pin: Pin,
+    /// What carries disk transfers out.
+    pub(crate) io: IoMode,
+    /// What of them goes past the page cache.
+    pub(crate) direct: Direct,
+    /// Ceiling of background work.
+    pub(crate) io_limit: IoLimit,
     pub(crate) requirepass: Option<String>,
+}
+
+/// What carries disk transfers out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum IoMode {
+    /// io_uring on the serving threads, where the kernel grants it.
+    #[default]
+    Auto,
+    /// io_uring, or no start.
+    Uring,
+    /// Blocking calls on helper threads.
+    Threads,
+}
+
+/// What goes past the kernel's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direct {
+    /// Nothing.
+    Off,
+    /// Synced writes of the log.
+    #[default]
+    Log,
+    /// Tables as well.
+    All,
 }
 
 /// Whether cores are pinned to processors.
@@ -109,6 +143,9 @@ impl Settings {
             cores,
             stores,
             pin: args.pin.or(file.pin).unwrap_or_default(),
+            io: args.io.or(file.io).unwrap_or_default(),
+            direct: args.direct.or(file.direct).unwrap_or_default(),
+            io_limit: args.io_limit.or(file.io_limit.map(|v| v.0)).unwrap_or_default(),
             requirepass: args.requirepass.or(file.requirepass),
         };
         settings.check(args.insecure.or(file.insecure).unwrap_or(false))?;
@@ -172,8 +209,8 @@ impl Settings {
 impl fmt::Debug for Settings {
     /// Leaves out the password: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { data, resp, http, durability, memory, cores, stores, pin, requirepass } =
-            self;
+        let Settings { data, resp, http, durability, memory, cores, stores, pin, .. } = self;
+        let Settings { io, direct, io_limit, requirepass, .. } = self;
         f.debug_struct("Settings")
             .field("data", data)
             .field("resp", resp)
@@ -183,6 +220,9 @@ impl fmt::Debug for Settings {
             .field("cores", cores)
             .field("stores", stores)
             .field("pin", pin)
+            .field("io", io)
+            .field("direct", direct)
+            .field("io_limit", io_limit)
             .field("requirepass", &requirepass.as_ref().map(|_| "(set)"))
             .finish()
     }
@@ -200,6 +240,10 @@ struct File {
     cores: Option<usize>,
     stores: Option<u16>,
     pin: Option<Pin>,
+    io: Option<IoMode>,
+    direct: Option<Direct>,
+    #[serde(rename = "io-limit")]
+    io_limit: Option<Parsed<IoLimit>>,
     requirepass: Option<String>,
     insecure: Option<bool>,
 }

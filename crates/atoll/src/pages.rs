@@ -57,7 +57,11 @@ impl Pages for ServerPages {
              # TYPE atoll_uptime_seconds gauge\n\
              atoll_uptime_seconds {uptime}\n\
              {}",
-            atoll_server::metrics::render(&self.redis.total(), &self.engine())
+            atoll_server::metrics::render(
+                &self.redis.total(),
+                &self.engine(),
+                self.redis.disk().as_ref()
+            )
         )
     }
 

@@ -16,9 +16,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_env::Env;
+use atoll_env::os::{Backend, DirectIo, IoOptions};
 use atoll_http::Api;
 use atoll_kv::NodeOptions;
 use atoll_lsm::Durability;
@@ -31,7 +33,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 
 use crate::cli::StartArgs;
-use crate::config::{Pin, Settings, processors};
+use crate::config::{Direct, IoMode, Pin, Settings, processors};
 use crate::failure::{Failure, Result};
 use crate::pages::{OfServer, ServerPages};
 use crate::value::Listen;
@@ -65,8 +67,11 @@ struct Running {
 
 impl Running {
     async fn start(settings: &Settings) -> Result<Running> {
-        let env = atoll_env::os::env().map_err(|e| {
-            Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
+        let env = atoll_env::os::env_with(io_options(settings)).map_err(|e| match settings.io {
+            IoMode::Uring => Failure::new(format!("--io uring: {e}; leave it out to do without")),
+            _ => Failure::new(format!(
+                "the kernel's random generator cannot be read: {e}; try again"
+            )),
         })?;
         let engine = open(&env, settings).await?;
         match listen(&engine, settings).await {
@@ -88,6 +93,8 @@ impl Running {
             data.display(),
             durability.name(),
         );
+        let disk = self.env.disk.status();
+        banner.push_str(&format!("  disk   {}\n", disk.backend));
         if let Some(server) = &self.resp {
             banner.push_str(&format!("  redis  {}\n", server.local_addr()));
         }
@@ -157,6 +164,24 @@ impl Running {
                  reads the log",
             )),
         }
+    }
+}
+
+/// Translates the settings of the disk. What is not granted is told where errors are.
+fn io_options(settings: &Settings) -> IoOptions {
+    IoOptions {
+        backend: match settings.io {
+            IoMode::Auto => Backend::Auto,
+            IoMode::Uring => Backend::Uring,
+            IoMode::Threads => Backend::Threads,
+        },
+        direct: match settings.direct {
+            Direct::Off => DirectIo::Off,
+            Direct::Log => DirectIo::Log,
+            Direct::All => DirectIo::All,
+        },
+        limit: settings.io_limit.0,
+        report: Some(Arc::new(|line| eprintln!("atoll: disk: {line}"))),
     }
 }
 

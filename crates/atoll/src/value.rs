@@ -6,6 +6,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
+use atoll_env::throttle::Limit;
+
 /// Where to listen: an address, or nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Listen {
@@ -101,6 +103,27 @@ impl fmt::Display for Size {
             }
         }
         write!(f, "{} B", self.0)
+    }
+}
+
+/// How much background work may read and write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct IoLimit(pub(crate) Limit);
+
+impl FromStr for IoLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IoLimit, String> {
+        match text {
+            "off" => Ok(IoLimit(Limit::None)),
+            "auto" => Ok(IoLimit(Limit::Auto)),
+            _ => match text.parse() {
+                Ok(Size(bytes)) => Ok(IoLimit(Limit::Fixed(bytes))),
+                Err(_) => {
+                    Err("expected a size a second like 200MiB, or the words auto or off".to_owned())
+                }
+            },
+        }
     }
 }
 

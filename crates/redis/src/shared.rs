@@ -5,10 +5,11 @@
 //! and looks once a turn whether they have changed. The locks are taken by commands that are about
 //! the server itself, by what was slow, and once by each step of a SCAN.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_env::Instant;
+use atoll_env::disk::DiskStatus;
 use parking_lot::Mutex;
 
 use crate::config::Config;
@@ -29,11 +30,15 @@ pub struct Shared {
     /// them to zero.
     before: Mutex<Option<Stats>>,
     rates: Mutex<Rates>,
+    disk: OnceLock<AskDisk>,
     /// Where scans go on, whichever core is asked.
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) slowlog: Mutex<SlowLog>,
     pub(crate) latency: Mutex<Latency>,
 }
+
+/// Asks the disk by what means it works.
+pub type AskDisk = Box<dyn Fn() -> DiskStatus + Send + Sync>;
 
 /// CLIENT PAUSE: until then, commands wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +66,7 @@ impl Shared {
             stats: (0..cores.max(1)).map(|_| Arc::default()).collect(),
             before: Mutex::default(),
             rates: Mutex::default(),
+            disk: OnceLock::new(),
             cursors: Mutex::new(Cursors::new(random)),
             slowlog: Mutex::default(),
             latency: Mutex::default(),
@@ -80,6 +86,16 @@ impl Shared {
     /// Returns how many connections there are, on all cores.
     pub fn connected(&self) -> u64 {
         self.stats.iter().map(|stats| stats.connected_clients.get()).sum()
+    }
+
+    /// Says where to ask for the state of the disk. The first one counts.
+    pub fn ask_disk(&self, ask: AskDisk) {
+        let _ = self.disk.set(ask);
+    }
+
+    /// Returns the state of the disk, if somebody said where to ask.
+    pub fn disk(&self) -> Option<DiskStatus> {
+        self.disk.get().map(|ask| ask())
     }
 
     /// Returns where scans go on.

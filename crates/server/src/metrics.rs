@@ -2,17 +2,21 @@
 
 use std::fmt::Write;
 
+use atoll_env::disk::{DiskStatus, IoClass};
 use atoll_redis::Stats;
 use atoll_redis::stats::Histogram;
 
 /// A page under construction.
 struct Page(String);
 
-/// Renders the counters of the Redis surface and of the engine under it.
-pub fn render(redis: &Stats, engine: &atoll_lsm::Stats) -> String {
+/// Renders the counters of the Redis surface, of the engine under it and of the disk under that.
+pub fn render(redis: &Stats, engine: &atoll_lsm::Stats, disk: Option<&DiskStatus>) -> String {
     let mut page = Page(String::with_capacity(16 << 10));
     page.redis(redis);
     page.engine(engine);
+    if let Some(disk) = disk {
+        page.disk(disk);
+    }
     page.0
 }
 
@@ -105,6 +109,41 @@ impl Page {
         }
     }
 
+    fn disk(&mut self, disk: &DiskStatus) {
+        self.head("atoll_disk_info", "gauge", "What carries the transfers of cores out.");
+        self.line("atoll_disk_info", &format!("backend=\"{}\"", disk.backend), 1);
+        self.head("atoll_disk_not_granted", "gauge", "What was wished for and not granted.");
+        for what in &disk.degraded {
+            let what = what.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ");
+            self.line("atoll_disk_not_granted", &format!("what=\"{what}\""), 1);
+        }
+        self.gauge("atoll_disk_rings", "io_uring rings that were opened.", disk.rings);
+        self.head("atoll_disk_transfers_total", "counter", "Transfers, by what carried them out.");
+        for (by, count) in [
+            ("ring", disk.ring_transfers),
+            ("thread", disk.thread_transfers),
+            ("inline", disk.inline_transfers),
+        ] {
+            self.line("atoll_disk_transfers_total", &format!("by=\"{by}\""), count);
+        }
+        for (name, help, value) in [
+            ("ring_submissions", "System calls that handed transfers over.", disk.ring_submissions),
+            ("direct_transfers", "Transfers past the page cache.", disk.direct_transfers),
+        ] {
+            self.counter(&format!("atoll_disk_{name}_total"), help, value);
+        }
+        self.head("atoll_disk_bytes_total", "counter", "Bytes moved, by class.");
+        for (class, bytes) in IoClass::ALL.iter().zip(disk.bytes) {
+            self.line("atoll_disk_bytes_total", &format!("class=\"{}\"", class.name()), bytes);
+        }
+        if let Some(rate) = disk.background_rate {
+            self.gauge("atoll_disk_background_rate_bytes", "Ceiling of background work.", rate);
+        }
+        self.head("atoll_disk_background_wait_seconds_total", "counter", "Waiting for it.");
+        let waited = disk.background_waited_us as f64 / 1e6;
+        self.line("atoll_disk_background_wait_seconds_total", "", waited);
+    }
+
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.head(name, "counter", help);
         self.line(name, "", value);
@@ -153,7 +192,13 @@ mod tests {
         stats.commits.record(Duration::from_micros(3));
         stats.commits.record(Duration::from_secs(60));
         stats.turns.add(2);
-        let page = render(&stats, &atoll_lsm::Stats::default());
+        let disk = DiskStatus {
+            backend: "threads",
+            degraded: vec!["io_uring: \"no\"".to_owned()],
+            background_rate: Some(1 << 20),
+            ..DiskStatus::default()
+        };
+        let page = render(&stats, &atoll_lsm::Stats::default(), Some(&disk));
         let mut head = "";
         for line in page.lines() {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -165,6 +210,8 @@ mod tests {
             }
         }
         assert!(page.contains("atoll_turns_total 2\n"));
+        assert!(page.contains("atoll_disk_not_granted{what=\"io_uring: \\\"no\\\"\"} 1\n"));
+        assert!(page.contains("atoll_disk_bytes_total{class=\"level0\"} 0\n"));
         assert!(page.contains("atoll_commit_seconds_bucket{le=\"0.000004\"} 1\n"));
         assert!(page.contains("atoll_commit_seconds_bucket{le=\"+Inf\"} 2\n"));
     }

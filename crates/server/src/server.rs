@@ -150,12 +150,15 @@ impl Engine {
             table: Mutex::default(),
         });
         let (shared, rooms) = (house.shared.clone(), house.clone());
+
         let node = Node::start(
             options,
             move |core| ObjectProgram::new(shared.stats(core)),
             move |core| Box::pin(serve(core, rooms.clone())),
         )
         .await?;
+        let disk = env.disk.clone();
+        house.shared.ask_disk(Box::new(move || disk.status()));
         let engine = Engine { env, node, house };
         {
             let mut ended = pin!(engine.node.wait());

@@ -96,6 +96,7 @@ impl SessionCall<'_> {
                 lines.put("loading", 0);
                 lines.put("async_loading", 0);
                 lines.put("durability", self.server.config.durability.name());
+                self.info_disk(lines);
                 // Everything acknowledged is in the log: there is nothing that a save would add.
                 lines.put("rdb_changes_since_last_save", 0);
                 lines.put("rdb_bgsave_in_progress", 0);
@@ -185,6 +186,20 @@ impl SessionCall<'_> {
         lines.put("executable", "atoll");
         lines.put("config_file", "");
         lines.put("io_threads_active", 0);
+    }
+
+    /// By what means the disk works. A simulated one has none.
+    fn info_disk(&self, lines: &mut Lines<'_>) {
+        let Some(disk) = self.server.shared.disk().filter(|disk| !disk.backend.is_empty()) else {
+            return;
+        };
+        lines.put("io_backend", disk.backend);
+        if !disk.degraded.is_empty() {
+            lines.put("io_not_granted", disk.degraded.join("; "));
+        }
+        if let Some(rate) = disk.background_rate {
+            lines.put_bytes("io_background_rate", rate);
+        }
     }
 
     fn info_memory(&self, stats: &Stats, lines: &mut Lines<'_>) {
