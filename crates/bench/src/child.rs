@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_sig
 use crate::Failure;
 use crate::alloc::Counts;
 use crate::data;
-use crate::engines::{self, Config, Direction, Engine, Name};
+use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name};
 use crate::process;
 use crate::report::Figures;
 use crate::workload::{Extent, Workload};
@@ -42,6 +42,10 @@ pub struct Args {
     memory: u64,
     #[arg(long)]
     size: u64,
+    #[arg(long, value_enum)]
+    io: Io,
+    #[arg(long, value_enum)]
+    direct: Direct,
     /// Where to write the process's id before anything else.
     #[arg(long)]
     join: Option<PathBuf>,
@@ -82,6 +86,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
         dir: args.dir.clone(),
         memory: args.memory,
         synced: args.workload.synced() && args.phase == Phase::Measure,
+        io: args.io,
+        direct: args.direct,
     };
     match args.phase {
         Phase::Load => {

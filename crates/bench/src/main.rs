@@ -79,7 +79,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::engines::Name;
+use crate::engines::{Direct, Io, Name};
 use crate::workload::Family;
 
 /// Why a benchmark could not be run, as a sentence.
@@ -101,6 +101,7 @@ Examples:
   atoll-bench engine                                   everything, at the default size
   atoll-bench engine --workload fillrandom --size 10M  one workload, ten million records
   atoll-bench engine --workload fillsync,recovery      with 1 and 64 writers, and recovery
+  atoll-bench engine --io uring --peers atoll-threads  io_uring beside blocking calls
   atoll-bench engine --peers fjall --runs 1 --json rows.jsonl
 
 Peers need a build with `--features peers-rust`.")]
@@ -152,6 +153,12 @@ struct EngineArgs {
     /// Memory budget of an engine, such as 64MiB or 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "64MiB")]
     memory: u64,
+    /// What carries the transfers of our engine out.
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Io::Auto)]
+    io: Io,
+    /// What of our engine goes past the page cache.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Direct::Log)]
+    direct: Direct,
     /// Times each measurement is taken; the median is shown.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
     runs: u32,

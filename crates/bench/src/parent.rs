@@ -6,6 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use clap::ValueEnum;
+
 use crate::cgroup::MemoryCgroup;
 use crate::child::Phase;
 use crate::data::{KEY_LEN, RECORD_LEN, VALUE_LEN};
@@ -185,6 +187,7 @@ impl Bench<'_> {
         command.args(["--phase", phase.name()]).arg("--dir").arg(dir);
         command.args(["--memory", &self.args.memory.to_string()]);
         command.args(["--size", &self.args.size.to_string()]);
+        command.args(["--io", &word(self.args.io), "--direct", &word(self.args.direct)]);
         if let Some(group) = &group {
             command.arg("--join").arg(group.processes());
         }
@@ -204,6 +207,11 @@ impl Bench<'_> {
         let figures = lines.lines().find_map(Figures::from_line);
         Ok(figures.ok_or_else(|| "failed: it printed no figures".into()))
     }
+}
+
+/// Returns the word by which a choice is named on the command line.
+fn word(choice: impl ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// Returns the run with the median rate, or the first failure.

@@ -1,12 +1,13 @@
 //! The disk as a core uses it: io_uring beside helper threads.
 //!
 //! ```text
-//! cargo run --release -p atoll-env --example disk_bench -- DIR [RUNS]
+//! cargo run --release -p atoll-env --example disk_bench -- DIR [RUNS [LOAD]]
 //! ```
 //!
 //! One core runs tasks that each wait for one transfer at a time: synced writes of a block into a file
 //! that was filled before, as the log does them, and random reads of blocks, from the page cache and
-//! past it. The back ends take turns; medians and their ratio are shown.
+//! past it. The back ends take turns; medians and their ratio are shown. LOAD chooses those with it in
+//! their names.
 
 #![expect(clippy::unwrap_used, reason = "a measurement that fails has nothing to go on with")]
 
@@ -85,10 +86,11 @@ fn main() {
     let mut args = std::env::args_os().skip(1);
     let dir = args.next().map_or_else(|| PathBuf::from("."), PathBuf::from);
     let runs = args.next().and_then(|runs| runs.to_str()?.parse().ok()).unwrap_or(7);
+    let chosen = args.next().and_then(|load| load.into_string().ok()).unwrap_or_default();
     let path = dir.join(format!("disk_bench-{}", std::process::id()));
     fill(&path);
     println!("{:32} {:>12} {:>12} {:>8}", "operations/s", "io_uring", "threads", "ratio");
-    for load in LOADS {
+    for load in LOADS.into_iter().filter(|load| load.name.contains(&chosen)) {
         let mut rates = [Vec::new(), Vec::new()];
         for _ in 0..runs {
             for (backend, rates) in [Backend::Auto, Backend::Threads].into_iter().zip(&mut rates) {

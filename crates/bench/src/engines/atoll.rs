@@ -1,8 +1,9 @@
 //! AtollDB's engine.
 
-use atoll_lsm::{Builder, Database, Durability, Keyspace, Range};
+use atoll_env::os::{Backend, DirectIo, IoOptions, env_with};
+use atoll_lsm::{Builder, Database, Durability, Keyspace, Options, Range};
 
-use super::{Config, Direction, Engine};
+use super::{Config, Direct, Direction, Engine, Io};
 use crate::Failure;
 
 pub(super) fn open(
@@ -11,7 +12,20 @@ pub(super) fn open(
 ) -> Result<Box<dyn Engine>, Failure> {
     let durability = if config.synced { Durability::Synced } else { Durability::Buffered };
     let memory = usize::try_from(config.memory)?;
-    let builder = Database::builder(&config.dir).memory(memory).durability(durability);
+    let backend = match config.io {
+        Io::Auto => Backend::Auto,
+        Io::Uring => Backend::Uring,
+        Io::Threads => Backend::Threads,
+    };
+    let direct = match config.direct {
+        Direct::Off => DirectIo::Off,
+        Direct::Log => DirectIo::Log,
+        Direct::All => DirectIo::All,
+    };
+    let io = IoOptions { backend, direct, ..IoOptions::default() };
+    let options = Options::new(env_with(io)?);
+    let builder = Database::builder(&config.dir).options(options);
+    let builder = builder.memory(memory).durability(durability);
     let database = variant(builder).open()?;
     let keyspace = database.keyspace("bench", Default::default())?;
     Ok(Box::new(Atoll { database, keyspace }))

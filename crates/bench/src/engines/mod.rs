@@ -18,6 +18,8 @@ pub enum Name {
     Atoll,
     /// The same with Bloom filters in all levels.
     AtollBloom,
+    /// The same by blocking calls through the page cache, whatever `--io` and `--direct` say.
+    AtollThreads,
     /// An LSM tree.
     Fjall,
     /// A copy-on-write B-tree.
@@ -30,6 +32,7 @@ impl Name {
         match self {
             Name::Atoll => "atoll",
             Name::AtollBloom => "atoll-bloom",
+            Name::AtollThreads => "atoll-threads",
             Name::Fjall => "fjall",
             Name::Redb => "redb",
         }
@@ -37,7 +40,7 @@ impl Name {
 
     /// Returns whether this program was built with it.
     pub fn is_built_in(self) -> bool {
-        matches!(self, Name::Atoll | Name::AtollBloom) || cfg!(feature = "peers-rust")
+        !matches!(self, Name::Fjall | Name::Redb) || cfg!(feature = "peers-rust")
     }
 }
 
@@ -47,6 +50,7 @@ pub fn peers() -> Vec<Name> {
 }
 
 /// How an engine is opened.
+#[derive(Clone)]
 pub struct Config {
     /// Its directory; it exists.
     pub dir: PathBuf,
@@ -54,6 +58,32 @@ pub struct Config {
     pub memory: u64,
     /// Whether a write is on stable storage, or else in the kernel, before it is answered.
     pub synced: bool,
+    /// What carries its transfers out, where it has a choice.
+    pub io: Io,
+    /// What of it goes past the page cache, where it has a choice.
+    pub direct: Direct,
+}
+
+/// What carries transfers out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Io {
+    /// As the engine chooses.
+    Auto,
+    /// io_uring, also on the threads that wait.
+    Uring,
+    /// Blocking calls.
+    Threads,
+}
+
+/// What goes past the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Direct {
+    /// Nothing.
+    Off,
+    /// Synced writes of the log.
+    Log,
+    /// These, and tables.
+    All,
 }
 
 /// The direction of a scan.
@@ -91,6 +121,10 @@ pub trait Engine: Send + Sync {
 pub fn open(name: Name, config: &Config) -> Result<Box<dyn Engine>, Failure> {
     match name {
         Name::Atoll => atoll::open(config, |builder| builder),
+        Name::AtollThreads => {
+            let config = Config { io: Io::Threads, direct: Direct::Off, ..config.clone() };
+            atoll::open(&config, |builder| builder)
+        }
         Name::AtollBloom => {
             atoll::open(config, |builder| builder.filter_policy(atoll_lsm::FilterPolicy::Bloom))
         }
