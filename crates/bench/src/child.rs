@@ -1,28 +1,21 @@
 //! One measurement: joins its cgroup, opens an engine, works, and prints a line of figures.
 
 use std::fs;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use hdrhistogram::Histogram;
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
 use crate::Failure;
-use crate::alloc::Counts;
 use crate::data;
 use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name};
 use crate::process;
 use crate::report::Figures;
-use crate::workload::{Extent, Workload};
+use crate::timings::{Timings, Usage};
+use crate::workload::{self, Extent, Outcome, Workload};
 
-/// An operation that takes longer is a stall.
-const STALL: Duration = Duration::from_millis(100);
-
-/// The longest time that is told apart from longer ones.
-const LONGEST: Duration = Duration::from_secs(100);
+/// What a line begins with in which a child tells its parent why it failed.
+pub const FAILURE: &str = "failure ";
 
 /// Steps of a scan after its seek.
 const SCAN_STEPS: usize = 100;
@@ -81,45 +74,52 @@ pub fn run(args: Args) -> Result<(), Failure> {
         fs::write(processes, std::process::id().to_string())
             .map_err(|e| format!("joining the cgroup by {}: {e}", processes.display()))?;
     }
+    let done = run_phase(&args);
+    if let Err(reason) = &done {
+        println!("{FAILURE}{reason}");
+    }
+    done
+}
+
+fn run_phase(args: &Args) -> Result<(), Failure> {
     let extent = args.workload.extent(args.size, args.memory);
     let config = Config {
         dir: args.dir.clone(),
-        memory: args.memory,
+        memory: args.workload.memory(args.memory),
         synced: args.workload.synced() && args.phase == Phase::Measure,
         io: args.io,
         direct: args.direct,
+        value_len: args.workload.value_len(),
+        unflushed: (args.phase == Phase::Die && args.workload.fills_the_log())
+            .then(|| args.workload.record_bytes(extent.records)),
     };
     match args.phase {
         Phase::Load => {
             let engine = engines::open(args.engine, &config)?;
-            load(&*engine, extent)?;
+            workload::load(&*engine, args.workload, extent.records)?;
             engine.close()
         }
         Phase::Die => {
             let engine = engines::open(args.engine, &config)?;
             // One by one, as a client's writes would lie in the log.
             let all = Extent { operations: extent.records, ..extent };
-            Timings::of(all, |_, n| engine.insert(&data::key(n), &data::value(n)))?;
+            Timings::of(all, |_, n| args.workload.insert(&*engine, &data::key(n), n))?;
             Ok(kill_process(getpid(), Signal::KILL)?)
         }
         Phase::Measure => {
-            let figures = measure(&args, &config, extent)?;
+            let figures = measure(args, &config, extent)?;
             println!("{}", figures.to_line());
             Ok(())
         }
     }
 }
 
-fn load(engine: &dyn Engine, extent: Extent) -> Result<(), Failure> {
-    engine.load(&mut (0..extent.records).map(|n| (data::key(n), data::value(n))))
-}
-
 fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Failure> {
-    let before = Counts::of_process();
+    let before = Usage::of_process();
     let started = Instant::now();
     let engine = engines::open(args.engine, config)?;
     let opened = started.elapsed();
-    let opening = Counts::of_process() - before;
+    let opening = Usage::of_process().since(before);
     let records = extent.records;
     let per_thread = extent.operations / extent.threads;
     let picked = |thread, n| data::key(data::pick(thread, n, records));
@@ -159,7 +159,7 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
         })?,
         Workload::SeekrandomForward => Timings::of(extent, |t, n| scan(t, n, Direction::Forward))?,
         Workload::SeekrandomReverse => Timings::of(extent, |t, n| scan(t, n, Direction::Reverse))?,
-        Workload::Recovery => {
+        Workload::Recovery | Workload::Recovery1k | Workload::Recovery100 => {
             let mut missing = 0;
             for n in 0..1000 {
                 missing += u32::from(engine.get(&picked(0, n))?.is_none());
@@ -170,200 +170,30 @@ fn measure(args: &Args, config: &Config, extent: Extent) -> Result<Figures, Fail
                     args.engine.name()
                 );
             }
-            Timings::single(opened, opening)
+            // What is opened are the records.
+            let timings = Timings::single(opened, opening);
+            return finish(args, engine, Outcome { operations: records, ..Outcome::of(timings) });
+        }
+        other => {
+            return workload::run(other, &*engine, &args.dir, extent)
+                .and_then(|outcome| finish(args, engine, outcome));
         }
     };
-    engine.close()?;
+    finish(args, engine, Outcome::of(timings))
+}
 
-    let user_bytes = (records * data::RECORD_LEN) as f64;
-    let wrote = !args.workload.reads_loaded_data() && args.workload != Workload::Recovery;
-    let operations = if args.workload == Workload::Recovery { records } else { extent.operations };
-    let mut figures = timings.figures(operations);
+/// Closes the engine and gathers what the process as a whole has to say.
+fn finish(args: &Args, engine: Box<dyn Engine>, outcome: Outcome) -> Result<Figures, Failure> {
+    engine.close()?;
+    let mut figures = outcome.timings.figures(outcome.operations);
+    let records = args.workload.extent(args.size, args.memory).records;
     // Where the kernel counts no bytes (a file system in memory), there is nothing to divide.
-    let written = process::bytes_written().filter(|&bytes| wrote && bytes > 0);
+    let written = process::bytes_written().filter(|&bytes| args.workload.writes() && bytes > 0);
+    let user_bytes = args.workload.record_bytes(outcome.written.unwrap_or(records)) as f64;
     figures.write_amp = written.map(|bytes| bytes as f64 / user_bytes);
+    let live_bytes = args.workload.record_bytes(records) as f64;
+    figures.space_amp = outcome.space.map(|bytes| bytes as f64 / live_bytes);
+    figures.p99_by_idle = outcome.p99_by_idle;
     figures.peak_rss_mib = process::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
     Ok(figures)
-}
-
-/// How long operations took.
-struct Timings {
-    wall: Duration,
-    /// Nanoseconds per operation.
-    latency: Histogram<u32>,
-    stall: Duration,
-    /// What the whole process allocated meanwhile.
-    counts: Counts,
-}
-
-impl Timings {
-    /// Runs operations `(thread, n)` with `n` counting in each thread, all threads starting
-    /// together.
-    fn of(
-        extent: Extent,
-        operation: impl Fn(u64, u64) -> Result<(), Failure> + Sync,
-    ) -> Result<Timings, Failure> {
-        let per_thread = extent.operations / extent.threads;
-        let done = AtomicU64::new(0);
-        let barrier = Barrier::new(extent.threads as usize);
-        let one = |thread: u64| -> Result<Timings, Failure> {
-            let mut timings = Timings::none();
-            let mut progress = Progress::new(extent.operations, thread == 0);
-            // Between the two barriers every thread is there and none allocates.
-            barrier.wait();
-            let before_all = (thread == 0).then(Counts::of_process);
-            barrier.wait();
-            let start = Instant::now();
-            let mut before = start;
-            for n in 0..per_thread {
-                operation(thread, n)?;
-                let after = Instant::now();
-                timings.add(after - before);
-                // The clock is read once per operation: its end is the next one's start.
-                before = after;
-                progress.step(&done, after);
-            }
-            timings.wall = before - start;
-            timings.counts = before_all.unwrap_or_default();
-            Ok(timings)
-        };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..extent.threads)
-                .map(|thread| scope.spawn(move || one_of(&one, thread)))
-                .collect();
-            let mut sum = one(0)?;
-            for other in others {
-                let other = other.join().map_err(|_| "a benchmark thread panicked")??;
-                sum.wall = sum.wall.max(other.wall);
-                sum.stall += other.stall;
-                sum.latency.add(&other.latency)?;
-            }
-            sum.counts = Counts::of_process() - sum.counts;
-            Ok(sum)
-        })
-    }
-
-    fn single(took: Duration, counts: Counts) -> Timings {
-        let mut timings = Timings::none();
-        timings.add(took);
-        Timings { wall: took, counts, ..timings }
-    }
-
-    fn none() -> Timings {
-        // With fixed bounds, for a histogram that grows would allocate during the measurement.
-        let latency = Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
-            .expect("invariant: the bounds are in order and three digits a valid precision");
-        Timings { wall: Duration::ZERO, latency, stall: Duration::ZERO, counts: Counts::default() }
-    }
-
-    fn add(&mut self, took: Duration) {
-        self.latency.saturating_record(took.as_nanos() as u64);
-        if took > STALL {
-            self.stall += took;
-        }
-    }
-
-    fn figures(&self, operations: u64) -> Figures {
-        let us = |nanos: u64| nanos as f64 / 1000.0;
-        Figures {
-            ops_per_s: operations as f64 / self.wall.as_secs_f64(),
-            p50_us: us(self.latency.value_at_quantile(0.5)),
-            p99_us: us(self.latency.value_at_quantile(0.99)),
-            p999_us: us(self.latency.value_at_quantile(0.999)),
-            max_us: us(self.latency.max()),
-            stall_s: self.stall.as_secs_f64(),
-            write_amp: None,
-            space_amp: None,
-            peak_rss_mib: None,
-            allocs_per_op: Some(self.counts.allocations as f64 / operations as f64),
-            alloc_bytes_per_op: Some(self.counts.bytes as f64 / operations as f64),
-        }
-    }
-}
-
-/// Lends a closure to a thread.
-fn one_of<T>(one: &(impl Fn(u64) -> T + Sync), thread: u64) -> T {
-    one(thread)
-}
-
-/// A line on a terminal that says how far the work is, once a second.
-struct Progress {
-    total: u64,
-    shown: bool,
-    counted: u64,
-    next: Instant,
-}
-
-impl Progress {
-    /// Operations between two looks at the shared counter.
-    const STRIDE: u64 = 256;
-
-    fn new(total: u64, first: bool) -> Progress {
-        let shown = first && std::io::stderr().is_terminal();
-        Progress { total, shown, counted: 0, next: Instant::now() + Duration::from_secs(1) }
-    }
-
-    fn step(&mut self, done: &AtomicU64, now: Instant) {
-        self.counted += 1;
-        if !self.counted.is_multiple_of(Self::STRIDE) {
-            return;
-        }
-        let done = done.fetch_add(Self::STRIDE, Ordering::Relaxed) + Self::STRIDE;
-        if self.shown && now >= self.next {
-            self.next = now + Duration::from_secs(1);
-            eprint!("\r    {:3} %\r", done * 100 / self.total);
-            // A progress line that cannot be written is no reason to stop.
-            let _ = std::io::stderr().flush();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn operations_of_all_threads_are_counted_and_slow_ones_are_stalls() {
-        let extent = Extent { records: 1, operations: 12, threads: 4 };
-        let slow = Duration::from_millis(120);
-        let calls = AtomicU64::new(0);
-        let timings = Timings::of(extent, |thread, n| {
-            calls.fetch_add(1, Ordering::Relaxed);
-            if (thread, n) == (2, 1) {
-                std::thread::sleep(slow);
-            }
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!((calls.into_inner(), timings.latency.len()), (12, 12));
-        assert!(timings.stall >= slow && timings.wall >= slow);
-        let figures = timings.figures(12);
-        assert!(figures.max_us >= 120_000.0, "{figures:?}");
-        assert!(figures.ops_per_s <= 100.0, "{figures:?}");
-    }
-
-    #[test]
-    fn allocations_of_all_threads_are_counted_by_operation() {
-        let extent = Extent { records: 1, operations: 200_000, threads: 4 };
-        let timings = Timings::of(extent, |_, _| {
-            drop(std::hint::black_box(Box::new([1_u8; 100])));
-            Ok(())
-        })
-        .unwrap();
-        let figures = timings.figures(extent.operations);
-        // Other tests run in this process. What they allocate meanwhile is little beside it.
-        let (allocs, bytes) = (figures.allocs_per_op.unwrap(), figures.alloc_bytes_per_op.unwrap());
-        assert!((1.0..1.9).contains(&allocs), "{allocs} allocations an operation");
-        assert!((100.0..190.0).contains(&bytes), "{bytes} bytes an operation");
-    }
-
-    #[test]
-    fn a_failed_operation_ends_the_measurement() {
-        let extent = Extent { records: 1, operations: 8, threads: 2 };
-        let outcome = Timings::of(extent, |thread, _| match thread {
-            1 => Err("refused".into()),
-            _ => Ok(()),
-        });
-        assert_eq!(outcome.err().map(|e| e.to_string()).as_deref(), Some("refused"));
-    }
 }

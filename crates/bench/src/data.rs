@@ -25,14 +25,24 @@ pub fn absent_key(n: u64) -> [u8; KEY_LEN] {
 
 /// Returns the value of record `n`: half noise, half a repetition of the noise.
 pub fn value(n: u64) -> [u8; VALUE_LEN] {
-    const NOISE: usize = VALUE_LEN / 2;
     let mut value = [0; VALUE_LEN];
-    for (i, part) in value[..NOISE].chunks_mut(8).enumerate() {
+    fill(n, &mut value);
+    value
+}
+
+/// Makes a value of any even length in the same way.
+pub fn fill(n: u64, value: &mut [u8]) {
+    let (noise, repetition) = value.split_at_mut(value.len() / 2);
+    for (i, part) in noise.chunks_mut(8).enumerate() {
         let word = mix(n ^ (i as u64 + 1) << 56).to_le_bytes();
         part.copy_from_slice(&word[..part.len()]);
     }
-    value.copy_within(..NOISE, NOISE);
-    value
+    repetition.copy_from_slice(noise);
+}
+
+/// Returns the number whose value is the one of record `n` after it was written again so many times.
+pub fn version(n: u64, times: u64) -> u64 {
+    n ^ times << 40
 }
 
 /// Returns the record that step `n` of a thread asks for, uniform over `records`.
@@ -65,6 +75,22 @@ mod tests {
         }
         assert!(hits.iter().all(|hits| (850..1150).contains(hits)), "{hits:?}");
         assert_ne!(pick(0, 7, u64::MAX), pick(1, 7, u64::MAX), "threads read different keys");
+    }
+
+    #[test]
+    fn values_of_all_lengths_and_versions_differ() {
+        let filled = |n, len| {
+            let mut value = vec![0; len];
+            fill(n, &mut value);
+            value
+        };
+        assert_eq!(filled(7, VALUE_LEN), value(7));
+        let long = filled(7, 4096);
+        assert_eq!(long[..2048], long[2048..]);
+        let words: std::collections::BTreeSet<_> = long[..2048].chunks(8).collect();
+        assert_eq!(words.len(), 256, "noise of any length");
+        assert_ne!(filled(version(7, 1), 1024), filled(version(7, 2), 1024));
+        assert_ne!(filled(version(7, 1), 1024), filled(7, 1024));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p atoll-bench --features peers-rust -- engine
+//! cargo xtask bench-peers --quick
 //! cargo run --release -p atoll-bench -- engine --workload fillrandom,readrandom-4x --memory 256MiB
 //! cargo run --release -p atoll-bench --features peers-rust -- structures
 //! cargo run --release -p atoll-bench -- server --quick
@@ -23,37 +24,46 @@
 //!      +--> child   join the cgroup, open, run the workload, close, read /proc/self
 //! ```
 //!
-//! | meaning       | atoll          | fjall                    | redb                             |
-//! |---------------|----------------|--------------------------|----------------------------------|
-//! | synced        | `Synced`       | insert, `SyncData`       | one transaction, `Immediate`     |
-//! | in the kernel | `Buffered`     | insert (journal written) | `None`, each 1000th `Immediate`  |
-//! | memory budget | all of it      | half cache, half buffers | all of it is cache               |
+//! | meaning       | atoll      | RocksDB, with and without blobs | fjall                    | redb                            | LMDB               |
+//! |---------------|------------|---------------------------------|--------------------------|---------------------------------|--------------------|
+//! | synced        | `Synced`   | `sync`                          | insert, `SyncData`       | one transaction, `Immediate`    | one transaction    |
+//! | in the kernel | `Buffered` | the default                     | insert (journal written) | `None`, each 1000th `Immediate` | `MDB_NOSYNC`       |
+//! | memory budget | all of it  | one cache, memtables in it      | half cache, half buffers | all of it is cache              | what the cgroup has |
 //!
 //! *In the kernel* means that the death of the process loses no acknowledged write. redb has no
-//! such mode: its `None` promises less, and its rows of the unsynced workloads flatter it.
+//! such mode: its `None` promises less, and its rows of the unsynced workloads flatter it. LMDB's
+//! survives the process, but not a power cut, after which the file may be no database; an engine with
+//! a log loses the end of it then. The modules of `engines` name all settings and why.
 //!
 //! # Data
 //!
 //! Keys have 16 bytes: 8 of a hash of the record's number (uniform over the key space), then the
-//! number; `fillseq` takes ascending ones. Values have 100 bytes, half of them a repetition of the
-//! other half. Numbers and order derive from fixed seeds: all engines and runs get the same.
+//! number; `fillseq` and `queue` take ascending ones. Values have 100 bytes (1 KiB in `overwrite`, YCSB
+//! and where the name says so), half of them a repetition of the other half. Numbers and order derive from fixed seeds: all engines and runs get the same.
 //!
 //! # Columns
 //!
 //! - **ops/s**: operations by the time from the first to the last answer.
 //! - **p50, p99, p99.9, max**: time of one operation. A seek with its 100 steps is one.
 //! - **stall**: time spent in operations that took longer than 100 ms, added up over all threads.
+//! - **worst s**: operations in the worst whole second by the mean; of two seconds or more.
 //! - **write amp**: bytes the process caused to be written to storage, closing included, by the
-//!   bytes of keys and values. A preallocated log counts in full, which dominates a short run;
+//!   bytes of keys and values it was given. The log is in it. A preallocated log counts in full, which dominates a short run;
 //!   work owed to later compactions is in nobody's figure.
 //! - **space amp**: blocks taken by the directory after closing, by the bytes of keys and values.
-//! - **RSS**: the largest resident set of the process, without page cache.
+//!   `idlekeyspace` and `longsnapshot` measure it before that, `deletescan` by what it deleted.
+//! - **read B**: bytes read from files by an operation: by calls (page cache included), or by page
+//!   faults and rings, of storage alone.
+//! - **RSS**: the largest resident set of the process. Page cache is not in it unless it is mapped, as
+//!   LMDB's is.
+//! - **CPU us**: time on a processor by an operation, background threads and the kernel included.
 //! - **allocs, alloc B**: allocations and bytes allocated while the operations ran, by operations.
 //!   Background threads count; mapped memory (our memtables) and C code (zstd) do not. All engines
 //!   are counted by the same allocator, which adds about 1 ns to an allocation and its release.
+//! - **p99 x idle**: of `readcompacting`, the 99th percentile by that of the same reads before.
 //! - **x peer**: our rate by the peer's.
 //!
-//! Left out: long runs with a time series, and engines that are not Rust.
+//! Left out: a time series. Engines in C and C++ allocate where nobody counts.
 
 #![deny(unsafe_code)]
 #![expect(
@@ -72,6 +82,7 @@ mod report;
 mod server;
 mod size;
 mod structures;
+mod timings;
 mod workload;
 
 use std::path::PathBuf;
@@ -98,13 +109,16 @@ enum Command {
     /// Measures the storage engine and its peers.
     #[command(after_help = "\
 Examples:
+  atoll-bench engine --quick                           everything, small
   atoll-bench engine                                   everything, at the default size
   atoll-bench engine --workload fillrandom --size 10M  one workload, ten million records
   atoll-bench engine --workload fillsync,recovery      with 1 and 64 writers, and recovery
   atoll-bench engine --io uring --peers atoll-threads  io_uring beside blocking calls
+  atoll-bench engine --workload ycsb,overwrite --peers rocksdb,rocksdb-blob
   atoll-bench engine --peers fjall --runs 1 --json rows.jsonl
 
-Peers need a build with `--features peers-rust`.")]
+fjall and redb need a build with `--features peers-rust`, RocksDB and LMDB one with `--features peers`
+(cargo xtask bench-peers).")]
     Engine(EngineArgs),
     /// Measures ordered structures in memory beside the engine's memtable.
     #[command(after_help = "\
@@ -147,11 +161,13 @@ struct EngineArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…", default_values_t = engines::peers())]
     peers: Vec<Name>,
     /// Records to write and keys to read, such as 500k or 2M; synced writes are a hundredth of it,
-    /// seeks a twentieth. The data that is read is sized by the memory.
+    /// seeks a twentieth, records of 1 KiB a quarter. Most data that is read is sized by the memory.
     #[arg(long, value_name = "SPEC", value_parser = size::count, default_value = "1M")]
+    #[arg(default_value_if("quick", "true", "50k"))]
     size: u64,
     /// Memory budget of an engine, such as 64MiB or 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = size::bytes, default_value = "64MiB")]
+    #[arg(default_value_if("quick", "true", "16MiB"))]
     memory: u64,
     /// What carries the transfers of our engine out.
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Io::Auto)]
@@ -161,7 +177,11 @@ struct EngineArgs {
     direct: Direct,
     /// Times each measurement is taken; the median is shown.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
+    #[arg(default_value_if("quick", "true", "1"))]
     runs: u32,
+    /// Everything small, in minutes: a size of 50k, 16 MiB of memory, one run.
+    #[arg(long)]
+    quick: bool,
     /// Where the databases are made and removed again: choose the disk to measure.
     #[arg(long, value_name = "PATH", default_value = "atoll-bench-data")]
     dir: PathBuf,

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use clap::ValueEnum;
 
 use crate::cgroup::MemoryCgroup;
-use crate::child::Phase;
-use crate::data::{KEY_LEN, RECORD_LEN, VALUE_LEN};
+use crate::child::{FAILURE, Phase};
+use crate::data::{KEY_LEN, VALUE_LEN};
 use crate::engines::{self, Name};
 use crate::process;
 use crate::report::{self, Figures, Row};
@@ -45,9 +45,10 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
     let bench = Bench { root: Root::make(&args.dir)?, args: &args, names, limited };
 
     println!(
-        "memory {} MiB + {} MiB, keys {KEY_LEN} B, values {VALUE_LEN} B, median of {}",
+        "memory {} MiB + {} MiB, size {}, keys {KEY_LEN} B, values {VALUE_LEN} B, median of {}",
         args.memory >> 20,
         ALLOWANCE >> 20,
+        args.size,
         args.runs
     );
     println!("{}", report::heading());
@@ -123,7 +124,7 @@ impl Bench<'_> {
         let dir = self.root.0.join("fill");
         fs::create_dir(&dir)?;
         let mut outcome = Ok(());
-        if workload == Workload::Recovery {
+        if workload.recovers() {
             outcome = self.child(name, workload, Phase::Die, &dir)?.map(drop);
             process::drop_page_cache(&dir)?;
         }
@@ -165,8 +166,12 @@ impl Bench<'_> {
     ) -> Result<Result<Figures, String>, Failure> {
         let records = workload.extent(self.args.size, self.args.memory).records;
         let bytes = process::bytes_on_disk(dir)?;
-        let space_amp = Some(bytes as f64 / (records * RECORD_LEN) as f64);
-        Ok(outcome.map(|figures| Figures { space_amp, ..figures }))
+        let closed = bytes as f64 / workload.record_bytes(records) as f64;
+        Ok(outcome.map(|figures| {
+            // A child that measured at another moment had a reason.
+            let space_amp = figures.space_amp.or(Some(closed));
+            Figures { space_amp, ..figures }
+        }))
     }
 
     /// Runs a child in a cgroup of its own. The inner error is what became of it; phases without
@@ -178,7 +183,9 @@ impl Bench<'_> {
         phase: Phase,
         dir: &Path,
     ) -> Result<Result<Figures, String>, Failure> {
-        let group = match self.limited {
+        // What fills a log beyond the budget needs memory beyond it.
+        let unlimited = phase == Phase::Die && workload.fills_the_log();
+        let group = match self.limited && !unlimited {
             true => Some(MemoryCgroup::create(self.args.memory + ALLOWANCE)?),
             false => None,
         };
@@ -198,7 +205,7 @@ impl Bench<'_> {
         // That one was asked to kill itself; any other exit means it could not do its work.
         let as_asked = output.status.success() != (phase == Phase::Die);
         if !as_asked || phase == Phase::Die && output.status.code().is_some() {
-            return Ok(Err(format!("failed: {}", output.status)));
+            return Ok(Err(failure(&output)));
         }
         if phase != Phase::Measure {
             return Ok(Ok(Figures::default()));
@@ -212,6 +219,14 @@ impl Bench<'_> {
 /// Returns the word by which a choice is named on the command line.
 fn word(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// Returns why a child failed: in its words, if it had any.
+fn failure(output: &Output) -> String {
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let reason = lines.lines().find_map(|line| line.strip_prefix(FAILURE));
+    let status = output.status.to_string();
+    format!("failed: {}", reason.unwrap_or(&status))
 }
 
 /// Returns the run with the median rate, or the first failure.

@@ -3,17 +3,43 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{Advice, fadvise};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Returns the bytes this process has caused to be written to storage. Pages that it made dirty and
 /// that were never written, because their file was removed before, do not count.
 pub fn bytes_written() -> Option<u64> {
-    let io = fs::read_to_string("/proc/self/io").ok()?;
-    let field = |name| -> Option<u64> {
-        io.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
-    };
-    Some(field("write_bytes:")?.saturating_sub(field("cancelled_write_bytes:")?))
+    let io = Io::of_process()?;
+    Some(io.field("write_bytes:")?.saturating_sub(io.field("cancelled_write_bytes:")?))
+}
+
+/// Returns the bytes this process has read from files: by calls, from the page cache too, or by page
+/// faults and rings, from storage only. Which of them an engine uses is its own affair, so the
+/// larger one counts.
+pub fn bytes_read() -> Option<u64> {
+    let io = Io::of_process()?;
+    Some(io.field("rchar:")?.max(io.field("read_bytes:")?))
+}
+
+/// Returns the time that all threads of this process have spent on a processor, in the kernel too.
+pub fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// The kernel's account of a process's transfers.
+struct Io(String);
+
+impl Io {
+    fn of_process() -> Option<Io> {
+        fs::read_to_string("/proc/self/io").ok().map(Io)
+    }
+
+    fn field(&self, name: &str) -> Option<u64> {
+        self.0.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    }
 }
 
 /// Returns this process's largest resident set so far, in bytes.

@@ -14,6 +14,12 @@ pub struct Figures {
     pub p999_us: f64,
     pub max_us: f64,
     pub stall_s: f64,
+    pub cpu_us_per_op: Option<f64>,
+    pub read_bytes_per_op: Option<f64>,
+    /// The operations of the worst whole second by the mean.
+    pub worst_second: Option<f64>,
+    /// The 99th percentile by that of the same operations on an idle engine.
+    pub p99_by_idle: Option<f64>,
     pub write_amp: Option<f64>,
     pub space_amp: Option<f64>,
     pub peak_rss_mib: Option<f64>,
@@ -24,16 +30,23 @@ pub struct Figures {
 impl Figures {
     /// The line by which a child tells its parent.
     pub fn to_line(self) -> String {
-        let [a, b, c, d, e, f] = self.always();
-        let [g, h, i, j, k] =
-            self.sometimes().map(|figure| figure.map_or("-".into(), |figure| figure.to_string()));
-        format!("figures {a} {b} {c} {d} {e} {f} {g} {h} {i} {j} {k}")
+        let mut line = String::from("figures");
+        for figure in self.always() {
+            let _ = write!(line, " {figure}");
+        }
+        for figure in self.sometimes() {
+            match figure {
+                Some(figure) => _ = write!(line, " {figure}"),
+                None => line.push_str(" -"),
+            }
+        }
+        line
     }
 
     /// Parses the line.
     pub fn from_line(line: &str) -> Option<Figures> {
         let words: Vec<&str> = line.strip_prefix("figures ")?.split_whitespace().collect();
-        let [a, b, c, d, e, f, g, h, i, j, k] = words[..] else { return None };
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o] = words[..] else { return None };
         let some = |word: &str| if word == "-" { Some(None) } else { word.parse().ok().map(Some) };
         Some(Figures {
             ops_per_s: a.parse().ok()?,
@@ -42,11 +55,15 @@ impl Figures {
             p999_us: d.parse().ok()?,
             max_us: e.parse().ok()?,
             stall_s: f.parse().ok()?,
-            write_amp: some(g)?,
-            space_amp: some(h)?,
-            peak_rss_mib: some(i)?,
-            allocs_per_op: some(j)?,
-            alloc_bytes_per_op: some(k)?,
+            cpu_us_per_op: some(g)?,
+            read_bytes_per_op: some(h)?,
+            worst_second: some(i)?,
+            p99_by_idle: some(j)?,
+            write_amp: some(k)?,
+            space_amp: some(l)?,
+            peak_rss_mib: some(m)?,
+            allocs_per_op: some(n)?,
+            alloc_bytes_per_op: some(o)?,
         })
     }
 
@@ -54,9 +71,18 @@ impl Figures {
         [self.ops_per_s, self.p50_us, self.p99_us, self.p999_us, self.max_us, self.stall_s]
     }
 
-    fn sometimes(self) -> [Option<f64>; 5] {
-        let (allocs, bytes) = (self.allocs_per_op, self.alloc_bytes_per_op);
-        [self.write_amp, self.space_amp, self.peak_rss_mib, allocs, bytes]
+    fn sometimes(self) -> [Option<f64>; 9] {
+        [
+            self.cpu_us_per_op,
+            self.read_bytes_per_op,
+            self.worst_second,
+            self.p99_by_idle,
+            self.write_amp,
+            self.space_amp,
+            self.peak_rss_mib,
+            self.allocs_per_op,
+            self.alloc_bytes_per_op,
+        ]
     }
 }
 
@@ -85,6 +111,10 @@ impl Row {
                     push(&mut json, name, Some(figure));
                 }
                 let names = [
+                    "cpu_us_per_op",
+                    "read_bytes_per_op",
+                    "worst_second",
+                    "p99_by_idle",
                     "write_amp",
                     "space_amp",
                     "peak_rss_mib",
@@ -108,25 +138,31 @@ impl Row {
         let (workload, engine) = (self.workload.name(), self.engine.name());
         let figures = match &self.outcome {
             Ok(figures) => figures,
-            Err(reason) => return format!("{workload:<18} {engine:<6} {reason}"),
+            Err(reason) => return format!("{workload:<18} {engine:<12} {reason}"),
         };
         let some = |figure: Option<f64>| figure.map_or("-".into(), |figure| format!("{figure:.2}"));
         let whole =
             |figure: Option<f64>| figure.map_or("-".into(), |figure| format!("{figure:.0}"));
         let mut row = format!(
-            "{workload:<18} {engine:<6} {:>10.0} {:>9} {:>9} {:>9} {:>9} {:>7.1} {:>7} {:>7} {:>7} {:>8} {:>9}",
+            "{workload:<18} {engine:<12} {:>10.0} {:>9} {:>9} {:>9} {:>9} {:>7.1} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7} {:>8} {:>9}",
             figures.ops_per_s,
             time(figures.p50_us),
             time(figures.p99_us),
             time(figures.p999_us),
             time(figures.max_us),
             figures.stall_s,
+            some(figures.worst_second),
             some(figures.write_amp),
             some(figures.space_amp),
+            whole(figures.read_bytes_per_op),
             whole(figures.peak_rss_mib),
+            some(figures.cpu_us_per_op),
             some(figures.allocs_per_op),
             whole(figures.alloc_bytes_per_op),
         );
+        if let Some(ratio) = figures.p99_by_idle {
+            let _ = write!(row, "  p99 {ratio:.2} x idle");
+        }
         for (peer, rate) in peers {
             let _ = write!(row, "  {:.2} x {}", figures.ops_per_s / rate, peer.name());
         }
@@ -140,7 +176,7 @@ impl Row {
 /// Returns the table's heading.
 pub fn heading() -> String {
     format!(
-        "{:<18} {:<6} {:>10} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7} {:>8} {:>9}",
+        "{:<18} {:<12} {:>10} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7} {:>7} {:>8} {:>7} {:>7} {:>8} {:>9}",
         "workload",
         "engine",
         "ops/s",
@@ -149,9 +185,12 @@ pub fn heading() -> String {
         "p99.9",
         "max",
         "stall s",
+        "worst s",
         "w-amp",
         "s-amp",
+        "read B",
         "RSS MiB",
+        "CPU us",
         "allocs",
         "alloc B"
     )
@@ -191,6 +230,10 @@ mod tests {
         p999_us: 2_500_000.0,
         max_us: 3_000_000.0,
         stall_s: 5.5,
+        cpu_us_per_op: Some(2.5),
+        read_bytes_per_op: None,
+        worst_second: Some(0.5),
+        p99_by_idle: Some(1.25),
         write_amp: Some(1.5),
         space_amp: None,
         peak_rss_mib: Some(70.2),
@@ -201,7 +244,7 @@ mod tests {
     #[test]
     fn figures_survive_the_line_between_child_and_parent() {
         assert_eq!(Figures::from_line(&FIGURES.to_line()), Some(FIGURES));
-        for broken in ["", "figures", "figures 1 2 3", "figures 1 2 3 4 5 x - - - - -"] {
+        for broken in ["", "figures", "figures 1 2 3", "figures 1 2 3 4 5 x - - - - - - - - -"] {
             assert_eq!(Figures::from_line(broken), None, "{broken}");
         }
     }
@@ -214,12 +257,13 @@ mod tests {
             row.to_json(),
             "{\"workload\":\"fillseq\",\"engine\":\"atoll\",\"ops_per_s\":1234.500,\
              \"p50_us\":0.250,\"p99_us\":1500.000,\"p999_us\":2500000.000,\
-             \"max_us\":3000000.000,\"stall_s\":5.500,\"write_amp\":1.500,\"space_amp\":null,\
+             \"max_us\":3000000.000,\"stall_s\":5.500,\"cpu_us_per_op\":2.500,\
+             \"read_bytes_per_op\":null,\"worst_second\":0.500,\"p99_by_idle\":1.250,\"write_amp\":1.500,\"space_amp\":null,\
              \"peak_rss_mib\":70.200,\"allocs_per_op\":3.250,\"alloc_bytes_per_op\":410.500,\
              \"comparable\":false}"
         );
         let table = row.to_table(&[(Name::Fjall, 617.25)]);
-        assert!(table.ends_with("2.00 x fjall  not comparable"), "{table}");
+        assert!(table.ends_with("  p99 1.25 x idle  2.00 x fjall  not comparable"), "{table}");
         assert!(table.contains("1.5 ms    2.50 s"), "{table}");
 
         let outcome = Err("killed: \"memory\"\n€".into());

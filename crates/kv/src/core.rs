@@ -516,12 +516,7 @@ impl<P: Program> Core<P> {
 
     /// Has a command evaluated that lies elsewhere, as [`Core::call`] does, without a copy of it unless
     /// it has to wait.
-    pub fn try_here(
-        &self,
-        ask: &mut impl Ask<P>,
-        lane: Lane,
-        token: u64,
-    ) -> Tried<P::Reply> {
+    pub fn try_here(&self, ask: &mut impl Ask<P>, lane: Lane, token: u64) -> Tried<P::Reply> {
         debug_assert!(token < REQUEST, "the upper half of the tokens is not the front end's");
         let reply_to = ReplyTo { core: self.0.index, lane, token };
         if let Some((host, group)) = self.0.house_of(ask.place()) {

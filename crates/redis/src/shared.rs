@@ -5,8 +5,8 @@
 //! and looks once a turn whether they have changed. The locks are taken by commands that are about
 //! the server itself, by what was slow, and once by each step of a SCAN.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use atoll_env::Instant;
 use atoll_env::disk::DiskStatus;

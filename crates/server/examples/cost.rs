@@ -170,9 +170,8 @@ fn main() -> Result<()> {
         let mut request = Vec::new();
         expected = 0;
         for _ in 0..pipeline {
-            expected += append(&mut request, load, &value, || {
-                keys[prng.below(KEYS) as usize].as_str()
-            })?;
+            expected +=
+                append(&mut request, load, &value, || keys[prng.below(KEYS) as usize].as_str())?;
         }
         requests.push(request);
     }

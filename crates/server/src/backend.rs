@@ -20,7 +20,6 @@ use atoll_objects::call::encode_error;
 use atoll_objects::distributed::Step;
 use atoll_objects::whole::Change;
 use atoll_objects::{Ask, Call, Moment, ObjectProgram, Reply, Work, distributed, inside, whole};
-use atoll_redis::{Completed, StoreError};
 use atoll_redis::data::DataCall;
 use atoll_redis::keyspace;
 use atoll_redis::store::{DATABASES, Visitor};
@@ -28,6 +27,7 @@ use atoll_redis::task::{
     Answer, Backend, Consistency, Done, Here, Item, Manner, Question, Started, Task, Watched,
 };
 use atoll_redis::tx::{Counts, Keyspaces};
+use atoll_redis::{Completed, StoreError};
 
 use crate::past::Past;
 use crate::server::{House, Visit};

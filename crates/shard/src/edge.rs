@@ -144,12 +144,7 @@ impl Edge {
 
     /// Writes a value in the open entry; `before` is what the key held until now and counts only
     /// the first time.
-    pub fn put(
-        &mut self,
-        key: impl Into<SharedKey>,
-        value: Option<Rc<[u8]>>,
-        before: Presence,
-    ) {
+    pub fn put(&mut self, key: impl Into<SharedKey>, value: Option<Rc<[u8]>>, before: Presence) {
         let key = key.into();
         let edge = self.keys.entry(key.clone()).or_default();
         match &mut edge.open {

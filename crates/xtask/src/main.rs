@@ -26,6 +26,9 @@ Recipes:
                                   a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
                                   size; flags are those of atoll-bench engine (--workload NAME,...)
+  cargo xtask bench-peers [FLAGS] the same beside RocksDB and LMDB too (--quick ends in minutes); builds
+                                  RocksDB, which takes long, unless ROCKSDB_LIB_DIR names a folder
+                                  that has it; installs what that needs (scripts/install-peers)
   cargo xtask bench-server [FLAGS]
                                   the server beside Redis 7, under equal promises; flags are those
                                   of atoll-bench server (--quick ends in about two minutes)
@@ -63,6 +66,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("fuzz", true) => vec![fuzz()],
         ("loom", true) => vec![loom()],
         ("bench", _) => vec![bench(flags)],
+        ("bench-peers", _) => bench_peers(flags),
         ("bench-server", _) => bench_server(flags),
         ("golden", true) => vec![golden()],
         ("corpus", true) => vec![corpus()],
@@ -140,6 +144,21 @@ fn bench(flags: &[String]) -> Command {
     ]);
     run.args(flags);
     run
+}
+
+/// RocksDB as its own makefile builds it, for this processor; without that its checksums and filters do
+/// without the instructions that ours choose when they run. No optimisation across crates, which would
+/// take long and reaches no C++.
+fn bench_peers(flags: &[String]) -> Vec<Command> {
+    let mut run = cargo(["run", "--release", "--config", "profile.release.lto=false"]);
+    run.args(["-p", "atoll-bench", "--features", "peers", "--features", "peers-rust"]);
+    run.args(["--", "engine"]).args(flags);
+    for variable in ["CFLAGS", "CXXFLAGS"] {
+        if std::env::var_os(variable).is_none() {
+            run.env(variable, "-march=native");
+        }
+    }
+    vec![Command::new(root().join("scripts/install-peers")), run]
 }
 
 /// The server is a program of its own, which the benchmark finds beside itself.

@@ -1,10 +1,11 @@
 //! AtollDB's engine.
 
 use atoll_env::os::{Backend, DirectIo, IoOptions, env_with};
-use atoll_lsm::{Builder, Database, Durability, Keyspace, Options, Range};
+use atoll_lsm::{Builder, Database, Durability, Keyspace, Options, Range, Snapshot};
 
-use super::{Config, Direct, Direction, Engine, Io};
+use super::{Config, Direct, Direction, Engine, Frozen, Io};
 use crate::Failure;
+use crate::data::KEY_LEN;
 
 pub(super) fn open(
     config: &Config,
@@ -23,9 +24,18 @@ pub(super) fn open(
         Direct::All => DirectIo::All,
     };
     let io = IoOptions { backend, direct, ..IoOptions::default() };
-    let options = Options::new(env_with(io)?);
-    let builder = Database::builder(&config.dir).options(options);
-    let builder = builder.memory(memory).durability(durability);
+    let mut options = Options::new(env_with(io)?);
+    let builder = Database::builder(&config.dir);
+    let builder = match config.unflushed {
+        None => builder.options(options).memory(memory),
+        Some(bytes) => {
+            // Nodes and heads take up to as much again; 2 GiB are a memtable's end.
+            options.memtable_size = usize::try_from(bytes * 2)?.min(2_000_000_000);
+            options.memory = options.memtable_size * 4;
+            builder.options(options)
+        }
+    };
+    let builder = builder.durability(durability);
     let database = variant(builder).open()?;
     let keyspace = database.keyspace("bench", Default::default())?;
     Ok(Box::new(Atoll { database, keyspace }))
@@ -41,8 +51,20 @@ impl Engine for Atoll {
         Ok(self.keyspace.insert(key, value)?)
     }
 
+    fn insert_beside(&self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
+        Ok(self.database.keyspace("beside", Default::default())?.insert(key, value)?)
+    }
+
+    fn remove(&self, key: &[u8]) -> Result<(), Failure> {
+        Ok(self.keyspace.remove(key)?)
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<usize>, Failure> {
         Ok(self.keyspace.get(key)?.map(|value| value.len()))
+    }
+
+    fn multi_get(&self, keys: &[[u8; KEY_LEN]]) -> Result<usize, Failure> {
+        Ok(self.keyspace.multi_get(keys)?.iter().flatten().count())
     }
 
     fn scan(&self, key: &[u8], direction: Direction, count: usize) -> Result<usize, Failure> {
@@ -61,8 +83,22 @@ impl Engine for Atoll {
         Ok(count)
     }
 
+    fn snapshot(&self) -> Result<Box<dyn Frozen + '_>, Failure> {
+        Ok(Box::new((self.database.snapshot(), &self.keyspace)))
+    }
+
+    fn compact(&self) -> Result<(), Failure> {
+        Ok(self.database.compact()?)
+    }
+
     fn close(self: Box<Self>) -> Result<(), Failure> {
         drop(self.keyspace);
         Ok(self.database.close()?)
+    }
+}
+
+impl Frozen for (Snapshot, &Keyspace) {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(self.0.get(self.1, key)?.map(|value| value.to_vec()))
     }
 }

@@ -1,15 +1,20 @@
-//! The engines behind one face, each at the settings its documentation recommends.
+//! The engines behind one face, each at the settings its documentation recommends for the workload,
+//! within the same budget and at the same promise. The module of each names its settings and why.
 
 mod atoll;
 #[cfg(feature = "peers-rust")]
 mod fjall;
+#[cfg(feature = "peers")]
+mod lmdb;
 #[cfg(feature = "peers-rust")]
 mod redb;
+#[cfg(feature = "peers")]
+mod rocksdb;
 
 use std::path::PathBuf;
 
 use crate::Failure;
-use crate::data::{KEY_LEN, VALUE_LEN};
+use crate::data::KEY_LEN;
 
 /// An engine that can be measured. The crate's documentation has the table of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -24,6 +29,12 @@ pub enum Name {
     Fjall,
     /// A copy-on-write B-tree.
     Redb,
+    /// An LSM tree in C++.
+    Rocksdb,
+    /// The same with large values in blob files.
+    RocksdbBlob,
+    /// A copy-on-write B-tree in a shared mapping, in C.
+    Lmdb,
 }
 
 impl Name {
@@ -35,18 +46,35 @@ impl Name {
             Name::AtollThreads => "atoll-threads",
             Name::Fjall => "fjall",
             Name::Redb => "redb",
+            Name::Rocksdb => "rocksdb",
+            Name::RocksdbBlob => "rocksdb-blob",
+            Name::Lmdb => "lmdb",
         }
     }
 
     /// Returns whether this program was built with it.
     pub fn is_built_in(self) -> bool {
-        !matches!(self, Name::Fjall | Name::Redb) || cfg!(feature = "peers-rust")
+        match self.feature() {
+            None => true,
+            Some("peers-rust") => cfg!(feature = "peers-rust"),
+            Some(_) => cfg!(feature = "peers"),
+        }
+    }
+
+    /// Returns the feature that builds it in, if it is not always there.
+    fn feature(self) -> Option<&'static str> {
+        match self {
+            Name::Atoll | Name::AtollBloom | Name::AtollThreads => None,
+            Name::Fjall | Name::Redb => Some("peers-rust"),
+            Name::Rocksdb | Name::RocksdbBlob | Name::Lmdb => Some("peers"),
+        }
     }
 }
 
 /// Returns the peers this program was built with.
 pub fn peers() -> Vec<Name> {
-    [Name::Fjall, Name::Redb].into_iter().filter(|name| name.is_built_in()).collect()
+    let peers = [Name::Rocksdb, Name::RocksdbBlob, Name::Fjall, Name::Lmdb, Name::Redb];
+    peers.into_iter().filter(|name| name.is_built_in()).collect()
 }
 
 /// How an engine is opened.
@@ -62,6 +90,11 @@ pub struct Config {
     pub io: Io,
     /// What of it goes past the page cache, where it has a choice.
     pub direct: Direct,
+    /// Bytes of a value.
+    #[cfg_attr(not(feature = "peers"), expect(dead_code, reason = "only RocksDB wants to know"))]
+    pub value_len: usize,
+    /// Bytes of keys and values that are to stay in the log, whatever memory that takes.
+    pub unflushed: Option<u64>,
 }
 
 /// What carries transfers out.
@@ -102,19 +135,37 @@ pub trait Engine: Send + Sync {
     /// Writes many records, in the way the engine does that best.
     fn load(
         &self,
-        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], [u8; VALUE_LEN])>,
+        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], Vec<u8>)>,
     ) -> Result<(), Failure> {
         for (key, value) in records {
             self.insert(&key, &value)?;
         }
         Ok(())
     }
+    /// Inserts a record into another keyspace, which is kept from then on.
+    fn insert_beside(&self, key: &[u8], value: &[u8]) -> Result<(), Failure>;
+    /// Removes a key, as durably as it would be inserted.
+    fn remove(&self, key: &[u8]) -> Result<(), Failure>;
     /// Returns the length of a key's value. The value is in memory then.
     fn get(&self, key: &[u8]) -> Result<Option<usize>, Failure>;
+    /// Returns how many of the keys there are. Their values are in memory then.
+    fn multi_get(&self, keys: &[[u8; KEY_LEN]]) -> Result<usize, Failure> {
+        keys.iter().try_fold(0, |found, key| Ok(found + usize::from(self.get(key)?.is_some())))
+    }
     /// Reads up to `count` keys and values from `key` on, and returns how many there were.
     fn scan(&self, key: &[u8], direction: Direction, count: usize) -> Result<usize, Failure>;
+    /// Takes a snapshot.
+    fn snapshot(&self) -> Result<Box<dyn Frozen + '_>, Failure>;
+    /// Merges everything into one level and returns when that is done.
+    fn compact(&self) -> Result<(), Failure>;
     /// Closes it in order.
     fn close(self: Box<Self>) -> Result<(), Failure>;
+}
+
+/// A database as it was when the snapshot was taken.
+pub trait Frozen {
+    /// Returns the value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure>;
 }
 
 /// Opens an engine, making its database if there is none.
@@ -132,12 +183,93 @@ pub fn open(name: Name, config: &Config) -> Result<Box<dyn Engine>, Failure> {
         Name::Fjall => fjall::open(config),
         #[cfg(feature = "peers-rust")]
         Name::Redb => redb::open(config),
+        #[cfg(feature = "peers")]
+        Name::Rocksdb => rocksdb::open(config, false),
+        #[cfg(feature = "peers")]
+        Name::RocksdbBlob => rocksdb::open(config, true),
+        #[cfg(feature = "peers")]
+        Name::Lmdb => lmdb::open(config),
         #[cfg(not(feature = "peers-rust"))]
         Name::Fjall | Name::Redb => Err(missing(name).into()),
+        #[cfg(not(feature = "peers"))]
+        Name::Rocksdb | Name::RocksdbBlob | Name::Lmdb => Err(missing(name).into()),
     }
 }
 
 /// Says how to get a peer that this program was built without.
 pub fn missing(name: Name) -> String {
-    format!("{} is not built in; build with `--features peers-rust`", name.name())
+    let feature = name.feature().unwrap_or_default();
+    format!("{} is not built in; build with `--features {feature}`", name.name())
+}
+
+/// Says that an engine keeps no log in which records could wait.
+#[cfg(any(feature = "peers", feature = "peers-rust"))]
+fn without_log(config: &Config) -> Result<(), Failure> {
+    match config.unflushed {
+        Some(_) => Err("it has no log to recover from".into()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns all engines this program was built with.
+    fn built_in() -> impl Iterator<Item = Name> {
+        <Name as clap::ValueEnum>::value_variants()
+            .iter()
+            .copied()
+            .filter(|name| name.is_built_in())
+    }
+
+    fn config(dir: &std::path::Path) -> Config {
+        let dir = dir.to_owned();
+        Config {
+            dir,
+            memory: 16 << 20,
+            synced: false,
+            io: Io::Auto,
+            direct: Direct::Log,
+            value_len: 100,
+            unflushed: None,
+        }
+    }
+
+    #[test]
+    fn every_engine_does_what_its_face_says() {
+        for name in built_in() {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = open(name, &config(dir.path())).unwrap();
+            let key = |n: u8| [n; KEY_LEN];
+            engine.load(&mut (0..100).map(|n| (key(n), vec![n; 100]))).unwrap();
+            assert_eq!(engine.get(&key(7)).unwrap(), Some(100), "{name:?}");
+            let snapshot = engine.snapshot().unwrap();
+
+            engine.insert(&key(7), &[1; 50]).unwrap();
+            engine.remove(&key(8)).unwrap();
+            engine.insert_beside(&key(200), &[1; 10]).unwrap();
+            assert_eq!(engine.get(&key(7)).unwrap(), Some(50), "{name:?} reads what it wrote");
+            assert_eq!(engine.get(&key(8)).unwrap(), None, "{name:?}");
+            assert_eq!(engine.get(&key(200)).unwrap(), None, "{name:?}: it lies beside");
+            assert_eq!(engine.multi_get(&[key(7), key(8), key(9)]).unwrap(), 2, "{name:?}");
+            let scan = |direction, count| engine.scan(&key(95), direction, count).unwrap();
+            assert_eq!(scan(Direction::Forward, 10), 5, "{name:?}");
+            assert_eq!(scan(Direction::Reverse, usize::MAX), 95, "{name:?}");
+            assert_eq!(snapshot.get(&key(8)).unwrap(), Some(vec![8; 100]), "{name:?}");
+            assert_eq!(snapshot.get(&key(7)).unwrap(), Some(vec![7; 100]), "{name:?}");
+            drop(snapshot);
+
+            let compacts = engine.compact();
+            let has_levels = !matches!(name, Name::Redb | Name::Lmdb);
+            assert_eq!(compacts.is_ok(), has_levels, "{name:?}: {compacts:?}");
+            engine.close().unwrap();
+            // LMDB's environment lives as long as the process, which opens it once.
+            if name != Name::Lmdb {
+                let engine = open(name, &config(dir.path())).unwrap();
+                assert_eq!(engine.get(&key(7)).unwrap(), Some(50), "{name:?} keeps it");
+                engine.close().unwrap();
+            }
+        }
+    }
 }

@@ -1,15 +1,26 @@
-//! redb: every insert is a transaction; reads share one, as no workload writes after it has read.
+//! redb: every write is a transaction; reads share one until the next write.
+//!
+//! | setting      | value                              | why                                          |
+//! |--------------|------------------------------------|----------------------------------------------|
+//! | `cache_size` | all of the budget                  | it has no other memory                       |
+//! | durability   | `Immediate` if synced, else `None` | it has nothing between these two             |
+//! | reads        | one transaction between two writes | beginning one costs as much as a cached read |
+//!
+//! It keeps no log, so that a long one cannot be recovered from, and has no levels to compact.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
 
-use super::{Config, Direction, Engine};
+use super::{Config, Direction, Engine, Frozen, without_log};
 use crate::Failure;
-use crate::data::{KEY_LEN, VALUE_LEN};
+use crate::data::KEY_LEN;
 
 const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("bench");
+const BESIDE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("beside");
+
+type Reader = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// Unsynced transactions between two synced ones. The pages of unsynced ones stay in memory and
 /// cannot be used again before the next synced one, so there must be some.
@@ -19,58 +30,88 @@ const SYNC_EVERY: u64 = 1000;
 const LOAD_BATCH: usize = 10_000;
 
 pub(super) fn open(config: &Config) -> Result<Box<dyn Engine>, Failure> {
+    without_log(config)?;
     let mut builder = Database::builder();
     builder.set_cache_size(usize::try_from(config.memory)?);
     let database = builder.create(config.dir.join("redb"))?;
     Ok(Box::new(Redb {
         database,
         synced: config.synced,
-        inserts: AtomicU64::new(0),
-        reader: OnceLock::new(),
+        writes: AtomicU64::new(0),
+        reader: RwLock::new(None),
     }))
 }
 
 struct Redb {
     database: Database,
     synced: bool,
-    inserts: AtomicU64,
-    reader: OnceLock<ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    writes: AtomicU64,
+    reader: RwLock<Option<Arc<Reader>>>,
 }
 
 impl Redb {
-    fn commit(
+    /// Removes a key, or inserts it with a value.
+    fn write(
         &self,
-        durability: Durability,
-        record: Option<(&[u8], &[u8])>,
+        table: TableDefinition<&[u8], &[u8]>,
+        key: &[u8],
+        value: Option<&[u8]>,
     ) -> Result<(), Failure> {
+        let nth = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
+        let synced = self.synced || nth.is_multiple_of(SYNC_EVERY);
         let mut transaction = self.database.begin_write()?;
+        let durability = if synced { Durability::Immediate } else { Durability::None };
         transaction.set_durability(durability)?;
-        if let Some((key, value)) = record {
-            transaction.open_table(TABLE)?.insert(key, value)?;
+        let mut opened = transaction.open_table(table)?;
+        match value {
+            Some(value) => drop(opened.insert(key, value)?),
+            None => drop(opened.remove(key)?),
         }
-        Ok(transaction.commit()?)
+        drop(opened);
+        transaction.commit()?;
+        self.forget_reader();
+        Ok(())
     }
 
-    fn reader(&self) -> Result<&ReadOnlyTable<&'static [u8], &'static [u8]>, Failure> {
-        if let Some(reader) = self.reader.get() {
-            return Ok(reader);
+    fn forget_reader(&self) {
+        let is_there = self.reader.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        if is_there {
+            *self.reader.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        let table = self.database.begin_read()?.open_table(TABLE)?;
-        Ok(self.reader.get_or_init(|| table))
+    }
+
+    fn new_reader(&self) -> Result<Reader, Failure> {
+        Ok(self.database.begin_read()?.open_table(TABLE)?)
+    }
+
+    fn reader(&self) -> Result<Arc<Reader>, Failure> {
+        if let Some(reader) = &*self.reader.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Arc::clone(reader));
+        }
+        // Made under the lock: one made before a write must not take its place after it.
+        let mut place = self.reader.write().unwrap_or_else(PoisonError::into_inner);
+        let reader = Arc::new(self.new_reader()?);
+        *place = Some(Arc::clone(&reader));
+        Ok(reader)
     }
 }
 
 impl Engine for Redb {
     fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
-        let nth = self.inserts.fetch_add(1, Ordering::Relaxed) + 1;
-        let synced = self.synced || nth.is_multiple_of(SYNC_EVERY);
-        let durability = if synced { Durability::Immediate } else { Durability::None };
-        self.commit(durability, Some((key, value)))
+        self.write(TABLE, key, Some(value))
+    }
+
+    fn insert_beside(&self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
+        self.write(BESIDE, key, Some(value))
+    }
+
+    fn remove(&self, key: &[u8]) -> Result<(), Failure> {
+        self.write(TABLE, key, None)
     }
 
     fn load(
         &self,
-        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], [u8; VALUE_LEN])>,
+        records: &mut dyn Iterator<Item = ([u8; KEY_LEN], Vec<u8>)>,
     ) -> Result<(), Failure> {
         let mut records = records.peekable();
         while records.peek().is_some() {
@@ -82,6 +123,7 @@ impl Engine for Redb {
             drop(table);
             transaction.commit()?;
         }
+        self.forget_reader();
         Ok(())
     }
 
@@ -90,9 +132,10 @@ impl Engine for Redb {
     }
 
     fn scan(&self, key: &[u8], direction: Direction, count: usize) -> Result<usize, Failure> {
+        let reader = self.reader()?;
         let mut range = match direction {
-            Direction::Forward => self.reader()?.range(key..)?,
-            Direction::Reverse => self.reader()?.range(..=key)?,
+            Direction::Forward => reader.range(key..)?,
+            Direction::Reverse => reader.range(..=key)?,
         };
         for met in 0..count {
             let next = match direction {
@@ -106,7 +149,23 @@ impl Engine for Redb {
         Ok(count)
     }
 
+    fn snapshot(&self) -> Result<Box<dyn Frozen + '_>, Failure> {
+        Ok(Box::new(self.new_reader()?))
+    }
+
+    fn compact(&self) -> Result<(), Failure> {
+        Err("it has no levels to compact".into())
+    }
+
     fn close(self: Box<Self>) -> Result<(), Failure> {
-        self.commit(Durability::Immediate, None)
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        Ok(transaction.commit()?)
+    }
+}
+
+impl Frozen for Reader {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(ReadOnlyTable::get(self, key)?.map(|value| value.value().to_vec()))
     }
 }

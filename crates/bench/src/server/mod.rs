@@ -53,7 +53,7 @@ mod redis_benchmark;
 mod replies;
 mod report;
 mod subject;
-mod zipf;
+pub mod zipf;
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};

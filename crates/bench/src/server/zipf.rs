@@ -68,8 +68,13 @@ impl Zipf {
 
     /// Draws a key below the number of keys.
     pub fn draw(&self, random: &mut Random) -> u64 {
-        let rank = self.rank(random.unit());
+        let rank = self.draw_rank(random);
         ((u128::from(rank) * u128::from(self.stride)) % u128::from(self.keys)) as u64
+    }
+
+    /// Draws a rank, for keys that are not scattered.
+    pub fn draw_rank(&self, random: &mut Random) -> u64 {
+        self.rank(random.unit())
     }
 
     /// Returns the rank at a place of the unit interval, 0 for the most frequent one.
