@@ -38,7 +38,8 @@ fn structures_count_what_they_allocate_for_a_record() {
 
     // The memtable's regions are mapped; what is left are its own few boxes.
     assert!(allocs("arena-skiplist") < 0.01, "{rows:?}");
-    assert!((116.0 + 50.0..116.0 + 70.0).contains(&bytes("arena-skiplist")), "{rows:?}");
+    // The index takes a 16th of the capacity.
+    assert!((116.0 + 50.0..116.0 + 80.0).contains(&bytes("arena-skiplist")), "{rows:?}");
     // A box for the key and one for the value; a vector that doubles grows ten times.
     assert!((2.0..2.02).contains(&allocs("sorted-vec")), "{rows:?}");
     assert!((116.0 + 32.0..116.0 + 64.0).contains(&bytes("sorted-vec")), "{rows:?}");

@@ -60,7 +60,7 @@ fn increments_of_one_key_in_flight_share_their_entries() {
                 }
                 let mut numbers: Vec<u64> = replies
                     .into_iter()
-                    .map(|(_, reply)| match reply {
+                    .map(|(_, _, reply)| match reply {
                         Reply::Number(n) => n,
                         other => panic!("{other:?}"),
                     })
@@ -95,7 +95,7 @@ fn a_client_that_does_not_wait_sees_its_own_writes_whatever_it_read_between() {
                 core.take_replies(&mut replies);
             }
             // Answered with the first entry; the second is not applied.
-            assert_eq!(replies, [(1, Reply::Done), (3, Reply::Number(1))]);
+            assert_eq!(replies, [(other, 1, Reply::Done), (mine, 3, Reply::Number(1))]);
             assert!(
                 core.call(Call::Get(key("x")), mine, 4).is_none(),
                 "it waits for its own write"
@@ -104,7 +104,7 @@ fn a_client_that_does_not_wait_sees_its_own_writes_whatever_it_read_between() {
                 core.replied().await;
                 core.take_replies(&mut replies);
             }
-            assert_eq!(replies[2..], [(2, Reply::Done), (4, Reply::Number(1))]);
+            assert_eq!(replies[2..], [(mine, 2, Reply::Done), (mine, 4, Reply::Number(1))]);
         }),
     );
     assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");

@@ -122,7 +122,7 @@ fn a_batch_larger_than_the_rest_waits_for_others_and_never_for_itself() {
             ks.insert_async("small", "value", WriteOptions::default()).await.unwrap();
             // What a reader holds is not waited for.
             let cursor = ks.cursor::<&[u8]>(..);
-            let large = batch(&ks, MEMORY / 5 * 4, 0, round);
+            let large = batch(&ks, MEMORY / 4 * 3, 0, round);
             db.write_async(large, WriteOptions::default()).await.unwrap();
             assert!(held(&db) <= MEMORY as u64, "{}", held(&db));
             drop(cursor);

@@ -174,13 +174,16 @@ impl Session {
         line.extend_from_slice(
             format!(
                 " age={age} idle={idle} flags={flags} db={} sub=0 psub=0 ssub=0 multi={} watch={} \
-                 qbuf={} argv-mem=0 multi-mem={} obl={} oll=0 omem={} tot-mem={} \
-                 events=r cmd={} user=default redir=-1 resp={} lib-name=",
+                 qbuf={} qbuf-free={} argv-mem=0 multi-mem={} rbs={} rbp={} obl={} oll=0 \
+                 omem={} tot-mem={} events=r cmd={} user=default redir=-1 resp={} lib-name=",
                 self.db,
                 self.queue.as_ref().map_or(-1, |queue| queue.commands.len() as i64),
                 self.watched.len(),
                 self.pending(),
+                self.input.capacity() - self.input.len(),
                 self.queue.as_ref().map_or(0, |queue| queue.bytes),
+                self.output.capacity(),
+                self.output.capacity(),
                 self.output.len(),
                 self.output.len(),
                 self.pending() + self.output.len(),

@@ -158,6 +158,14 @@ impl<'a> ReplyWriter<'a> {
         }
     }
 
+    /// Starts what is said about the next value: that many pairs. Nothing, and to be left out with its
+    /// pairs, in RESP2.
+    pub fn attribute(&mut self, len: usize) {
+        if self.protocol == Protocol::Resp3 {
+            self.length(b'|', len);
+        }
+    }
+
     /// A truth value.
     pub fn boolean(&mut self, value: bool) {
         self.out.extend_from_slice(match (self.protocol, value) {

@@ -26,7 +26,7 @@ use atoll_mvcc::request::{Refusal, Response};
 use atoll_mvcc::{Timestamp, Value};
 use smallvec::SmallVec;
 
-use crate::edge::{EntrySeq, Presence, SharedKey};
+use crate::edge::{Change, EntrySeq, Presence, SharedKey};
 use crate::leader::{Base, Leader, Miss, Now, Step};
 use crate::mutants;
 
@@ -240,7 +240,7 @@ impl<'a, B: Base> Eval<'a, B> {
     pub fn finish(self) -> Result<Ended, Interrupt> {
         let Eval { leader, base, now, staged, mut read, after, .. } = self;
         let mut after = after.into_inner();
-        let mut changes: SmallVec<[(SharedKey, Option<Rc<[u8]>>, Presence); 1]> = SmallVec::new();
+        let mut changes: SmallVec<[Change; 1]> = SmallVec::new();
         for Staged { key, value, before } in staged {
             let before = match before {
                 Some(before) => before,
@@ -253,7 +253,7 @@ impl<'a, B: Base> Eval<'a, B> {
             };
             // Removing what is not there is no change: it has read that the key is not there.
             if value.is_some() || before.exists {
-                changes.push((key, value, before));
+                changes.push(Change { key, value, before });
             } else if !mutants::is("no-delete-at-once") {
                 after = after.max(leader.edge_value(&key).map(|edge| edge.entry));
                 read.push((key, before));
@@ -266,11 +266,11 @@ impl<'a, B: Base> Eval<'a, B> {
             return Ok(Ended { wrote: false, after });
         }
         for (key, _) in &read {
-            if !changes.iter().any(|(written, ..)| written == key) {
+            if !changes.iter().any(|change| change.key == *key) {
                 leader.read_with_entry(key);
             }
         }
-        for (key, value, before) in changes {
+        for Change { key, value, before } in changes {
             leader.put(key, value, before, now);
         }
         Ok(Ended { wrote: true, after: Some(leader.open_entry()) })

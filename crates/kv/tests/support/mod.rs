@@ -166,7 +166,7 @@ pub struct Client {
 
 thread_local! {
     /// Replies that belong to another client of the core.
-    static KEPT: std::cell::RefCell<Vec<(u64, Reply)>> = const { std::cell::RefCell::new(Vec::new()) };
+    static KEPT: std::cell::RefCell<Vec<(u64, u64, Reply)>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 impl Client {
@@ -184,8 +184,8 @@ impl Client {
         loop {
             let found = KEPT.with_borrow_mut(|kept| {
                 self.core.take_replies(kept);
-                let at = kept.iter().position(|(token, _)| *token == self.token)?;
-                Some(kept.swap_remove(at).1)
+                let at = kept.iter().position(|(_, token, _)| *token == self.token)?;
+                Some(kept.swap_remove(at).2)
             });
             if let Some(reply) = found {
                 return reply;

@@ -117,7 +117,7 @@ impl Index {
                 // Slots are taken in their order: no later one has the key.
                 let byte = empty.trailing_zeros() / 8;
                 block[TAGS + 4 * at + byte as usize].store(node, Release);
-                block[at].store(tags | u32::from(tag) << (8 * byte), Release);
+                block[at].store(tags | (u32::from(tag) << (8 * byte)), Release);
                 return;
             }
         }
@@ -141,7 +141,7 @@ fn tag(hash: u64) -> u8 {
 #[inline]
 fn bytes_of(tags: u32, tag: u8) -> u32 {
     const LOW: u32 = 0x7f7f_7f7f;
-    let differ = tags ^ u32::from(tag) * 0x0101_0101;
+    let differ = tags ^ (u32::from(tag) * 0x0101_0101);
     // The sum of seven bits carries into the eighth, and no further, unless they are 0.
     !(((differ & LOW) + LOW) | differ | LOW)
 }

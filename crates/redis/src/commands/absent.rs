@@ -2,6 +2,8 @@
 //! replicas, a cluster, users. Stock tools ask for these when they connect or clean up after
 //! themselves; the answers are the true ones for a server without.
 
+use atoll_resp::Protocol;
+
 use crate::commands::SessionCall;
 use crate::error::{self, Outcome, fixed, quoting};
 use crate::table::Id;
@@ -126,6 +128,9 @@ impl SessionCall<'_> {
             2 if self.is(1, "HELP") => {
                 let lines = [
                     "DEBUG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+                    "PROTOCOL <type>",
+                    "    Reply with a value of that type: string, integer, double, bignum, null, array, set,",
+                    "    map, attrib, push, verbatim, true or false.",
                     "SET-ACTIVE-EXPIRE <0|1>",
                     "    Setting it to 0 leaves expired keys where they are, hidden. 1 is the default.",
                     "SLEEP <seconds>",
@@ -137,6 +142,7 @@ impl SessionCall<'_> {
                 reply.array(lines.len());
                 lines.into_iter().for_each(|line| reply.simple(line));
             }
+            3 if self.is(1, "PROTOCOL") => return self.sample(),
             3 if self.is(1, "SET-ACTIVE-EXPIRE") => {
                 self.server.active_expire = self.arg(2) != b"0";
                 self.reply().ok();
@@ -145,6 +151,65 @@ impl SessionCall<'_> {
             _ => {
                 let before = b"ERR unknown subcommand or wrong number of arguments for '";
                 return Err(quoting(&[before, self.arg(1), b"'. Try DEBUG HELP."]));
+            }
+        }
+        Ok(())
+    }
+
+    /// DEBUG PROTOCOL: what clients test their parsers with. The values are those of Redis, which the
+    /// tests know.
+    fn sample(&mut self) -> Outcome {
+        let kind = self.arg(2).to_ascii_lowercase();
+        let resp3 = self.session.protocol == Protocol::Resp3;
+        let mut reply = self.reply();
+        match &*kind {
+            b"string" => reply.bulk(b"Hello World"),
+            b"integer" => reply.int(12345),
+            b"double" => reply.double(3.141),
+            b"bignum" => reply.big_number("1234567999999999999999999999999999999"),
+            b"null" => reply.null(),
+            b"array" => {
+                reply.array(3);
+                (0..3).for_each(|n| reply.int(n));
+            }
+            b"set" => {
+                reply.set(3);
+                (0..3).for_each(|n| reply.int(n));
+            }
+            b"map" => {
+                reply.map(3);
+                for n in 0..3 {
+                    reply.int(n);
+                    reply.boolean(n == 1);
+                }
+            }
+            b"attrib" => {
+                if resp3 {
+                    reply.attribute(1);
+                    reply.bulk(b"key-popularity");
+                    reply.array(2);
+                    reply.bulk(b"key:123");
+                    reply.int(90);
+                }
+                reply.bulk(b"Some real reply following the attribute");
+            }
+            b"push" if !resp3 => {
+                return Err(fixed("ERR RESP2 is not supported by this command"));
+            }
+            b"push" => {
+                reply.push(2);
+                reply.bulk(b"server-cpu-usage");
+                reply.int(42);
+                reply.bulk(b"Some real reply following the push reply");
+            }
+            b"true" => reply.boolean(true),
+            b"false" => reply.boolean(false),
+            b"verbatim" => reply.verbatim(b"txt", b"This is a verbatim\nstring"),
+            _ => {
+                return Err(fixed(
+                    "ERR Wrong protocol type name. Please use one of the following: string|integer|\
+                     double|bignum|null|array|set|map|attrib|push|verbatim|true|false",
+                ));
             }
         }
         Ok(())

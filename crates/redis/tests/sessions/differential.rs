@@ -198,6 +198,7 @@ const FAMILIES: &[(&str, &[&str])] = &[
             "DEBUG SET-ACTIVE-EXPIRE 1",
             "DEBUG SLEEP",
             "DEBUG NOSUCH {v}",
+            "DEBUG PROTOCOL {proto}",
             "FUNCTION LIST",
             "FUNCTION LIST {listopt} {listopt}",
             "FUNCTION FLUSH {flush}",
@@ -422,6 +423,9 @@ fn placeholder(name: &str, random: &mut Random) -> Vec<u8> {
             _ => random.below(2_000).to_string(),
         },
         "nocount" => random.pick(&["x", "-2", "-9", "", "1.5"]).to_owned(),
+        "proto" => {
+            random.pick(&["string", "double", "null", "map", "attrib", "push", "nosuch"]).to_owned()
+        }
         "listopt" => random.pick(&["", "WITHCODE", "LIBRARYNAME {k}", "LIBRARYNAME"]).to_owned(),
         "unblockopt" => random.pick(&["", "TIMEOUT", "error", "NOW"]).to_owned(),
         "onoff" => random.pick(&["on", "OFF", "maybe"]).to_owned(),
