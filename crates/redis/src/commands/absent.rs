@@ -158,6 +158,7 @@ impl SessionCall<'_> {
 
     /// DEBUG PROTOCOL: what clients test their parsers with. The values are those of Redis, which the
     /// tests know.
+    #[expect(clippy::approx_constant, reason = "the tests know this number")]
     fn sample(&mut self) -> Outcome {
         let kind = self.arg(2).to_ascii_lowercase();
         let resp3 = self.session.protocol == Protocol::Resp3;

@@ -56,7 +56,7 @@ impl SessionCall<'_> {
     pub fn command_list(&mut self) -> Outcome {
         let name = |command: &'static Command| command.name;
         let names: Vec<&str> = if self.request.len() == 2 {
-            table::top_level().map(name).collect()
+            COMMANDS.iter().map(name).collect()
         } else if self.request.len() == 5 && self.is(2, "FILTERBY") {
             let value = self.arg(4);
             if self.is(3, "MODULE") {
