@@ -860,8 +860,10 @@ impl<P: Program> StoreHost<P> {
                     // can be started from.
                     if let Some(consensus::GroupState { term, vote, commit }) = effects.state {
                         driver.set_state(group.id.0, GroupState { term, vote, commit })?;
-                        // A vote or a term is a promise to others.
-                        sync |= effects.entries.is_empty();
+                        // A term or a vote is a promise. Forgotten in a power cut, the next life would
+                        // lead the same term with other entries. Even one that elected itself and
+                        // serves without syncs syncs this.
+                        sync = true;
                     }
                     for entry in &effects.entries {
                         let (index, term) = (entry.index(), entry.term());

@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_env::sim::{CrashMode, CrashTiming, Fault, FaultKind, OpKind, Outcome, Sim};
 use atoll_env::sync::timeout;
 use atoll_kv::Core;
+use atoll_lsm::driven::{self, OpenOptions};
 use atoll_mvcc::keys::{Placement, RoutingKey, SLOTTED};
 use atoll_mvcc::request::Isolation;
 use parking_lot::Mutex;
@@ -400,6 +402,46 @@ fn a_power_cut_anywhere_leaves_every_acknowledged_write() {
         }
     }
     assert!(cuts >= 100);
+}
+
+/// A life in which nobody asks for a sync leads a term all the same. If a power cut took the term
+/// away, the next life would lead the same one, with other entries.
+#[test]
+fn a_term_is_led_once_even_if_nothing_else_was_to_survive() {
+    let sim = Sim::new(11);
+    let node = sim.node("n");
+    let mut before = Vec::new();
+    for life in 0..4 {
+        let machine = node.clone();
+        let run = open(options(node.env(), 1, 2), move |core: Core<Toy>| {
+            let machine = machine.clone();
+            async move {
+                while !core.leads_all() {
+                    core.env().clock.sleep(Duration::from_micros(50)).await;
+                }
+                machine.crash_with(CrashMode::DropAll);
+            }
+        });
+        let _ = sim.block_on(&node, run);
+        node.restart();
+        let env = node.env();
+        let read = async move {
+            let options = OpenOptions { options: atoll_lsm::Options::new(env) };
+            let store = Path::new("/data/db/store-0");
+            let (driver, _) = driven::open(store, options).await.expect("a store that opens");
+            let term = |group: driven::GroupSummary| (group.group, group.state.term);
+            let terms: Vec<(u64, u64)> = driver.groups().map(term).collect();
+            driver.close().await.expect("a store that closes");
+            terms
+        };
+        let terms = sim.block_on(&node, read).done();
+        assert_eq!(terms.len(), 2, "{terms:?}");
+        let led = |(group, term): &(u64, u64)| {
+            before.iter().all(|(of, led): &(u64, u64)| of != group || led < term)
+        };
+        assert!(terms.iter().all(led), "life {life}: {before:?}, then {terms:?}");
+        before = terms;
+    }
 }
 
 /// Transactions over two cores are cut off at many disk operations. Their intents then wait for a
