@@ -14,7 +14,8 @@
 //! other.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use atoll_encoding::hash::HashMap;
 use atoll_lsm::Durability;
@@ -116,6 +117,13 @@ pub(crate) struct Splitting {
     pub(crate) done: atoll_env::sync::oneshot::Sender<Result<(), String>>,
 }
 
+/// The shard that another one was split off, while lanes have jobs there that stalled before the split.
+/// They may belong to the other one now, and so may those behind them.
+pub(crate) struct Elder<P: Program> {
+    pub(crate) group: Rc<Group<P>>,
+    pub(crate) lanes: BTreeSet<Lane>,
+}
+
 /// One shard on its core.
 pub(crate) struct Group<P: Program> {
     pub(crate) id: ShardId,
@@ -138,6 +146,8 @@ pub(crate) struct State<P: Program> {
     pub(crate) unlocks: u64,
     /// Lanes with a job that has to try again, and the jobs behind it.
     pub(crate) stalled: BTreeMap<Lane, VecDeque<Job<P>>>,
+    /// Where jobs of some lanes wait that come before those that come now.
+    pub(crate) elder: Option<Elder<P>>,
     /// The newest entry that a command of a lane waits for which is not answered yet.
     pub(crate) unanswered: HashMap<Lane, EntrySeq>,
     /// Entries that were closed before their turn ended.
@@ -177,6 +187,7 @@ impl<P: Program> State<P> {
             for_locks: Vec::new(),
             unlocks: 0,
             stalled: BTreeMap::new(),
+            elder: None,
             unanswered: HashMap::default(),
             closed: VecDeque::new(),
             sync_to: 0,
@@ -192,6 +203,31 @@ impl<P: Program> State<P> {
             jobs_per_s: 0.0,
             applied_index,
         }
+    }
+
+    /// Returns the shard with stalled jobs of a lane that come before what comes here, if there is one.
+    pub(crate) fn holder_of(&mut self, lane: Lane) -> Option<Rc<Group<P>>> {
+        let mut elder = self.elder.take()?;
+        elder.lanes.retain(|lane| elder.group.state.borrow_mut().holds(*lane));
+        let holder = if elder.lanes.contains(&lane) {
+            let further = elder.group.state.borrow_mut().holder_of(lane);
+            Some(further.unwrap_or_else(|| elder.group.clone()))
+        } else {
+            None
+        };
+        self.elder = (!elder.lanes.is_empty()).then_some(elder);
+        holder
+    }
+
+    /// Returns whether jobs of a lane are stalled here or at an elder.
+    fn holds(&mut self, lane: Lane) -> bool {
+        self.stalled.contains_key(&lane) || self.holder_of(lane).is_some()
+    }
+
+    /// Returns the lanes of stalled jobs, for a shard that is split off.
+    pub(crate) fn stalled_lanes(&self) -> BTreeSet<Lane> {
+        let inherited = self.elder.iter().flat_map(|elder| &elder.lanes);
+        self.stalled.keys().chain(inherited).copied().collect()
     }
 
     /// Ends the open entry, if it has effects: what comes next gets another one.

@@ -42,7 +42,9 @@ use atoll_shard::state;
 
 use crate::base::{Reads, TreeBase};
 use crate::core::Inner;
-use crate::group::{Answer, Group, InFlight, Job, Lane, ReplyTo, Splitting, State, Waiter, Work};
+use crate::group::{
+    Answer, Elder, Group, InFlight, Job, Lane, ReplyTo, Splitting, State, Waiter, Work,
+};
 use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 
@@ -157,6 +159,19 @@ impl<P: Program> StoreHost<P> {
             let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
             return Some((job, answer));
         }
+        if let Some(lane) = job.lane
+            && let Some(holder) = state.holder_of(lane)
+        {
+            sometimes!(
+                true,
+                "a job waits behind one of its connection at the shard before the split"
+            );
+            drop(state);
+            if let Some(behind) = holder.state.borrow_mut().stalled.get_mut(&lane) {
+                behind.push_back(job);
+            }
+            return None;
+        }
         // Also while frozen: what waits behind one of its lane comes before what comes now.
         if let Some(lane) = job.lane
             && !state.stalled.is_empty()
@@ -234,7 +249,8 @@ impl<P: Program> StoreHost<P> {
     ) -> Tried<P::Reply> {
         let mut guard = group.state.borrow_mut();
         let state = &mut *guard;
-        let waits_behind = !state.stalled.is_empty() && state.stalled.contains_key(&lane);
+        let waits_behind =
+            state.elder.is_some() || !state.stalled.is_empty() && state.stalled.contains_key(&lane);
         let serves = state.leader.is_some() && !state.frozen && self.stopped.borrow().is_none();
         if waits_behind || !serves || !state.descriptor.range.contains(ask.place()) {
             drop(guard);
@@ -384,7 +400,12 @@ impl<P: Program> StoreHost<P> {
         job: Job<P>,
     ) -> Option<(Job<P>, Answer<P>)> {
         let lane = job.lane;
+        // Those behind it follow it, and it waits for none of them.
+        let behind = lane.and_then(|lane| group.state.borrow_mut().stalled.remove(&lane));
         let answered = core.route(job);
+        if let (Some(lane), Some(behind)) = (lane, behind) {
+            group.state.borrow_mut().stalled.insert(lane, behind);
+        }
         self.go_on(core, group, lane);
         answered
     }
@@ -1185,6 +1206,19 @@ impl<P: Program> StoreHost<P> {
         let splitting = {
             let mut state = group.state.borrow_mut();
             state.descriptor = left.clone();
+            // Before anybody can send it more: what came first goes first.
+            if let Some(child) = self.group(right.id) {
+                let lanes = state.stalled_lanes();
+                let queue = std::mem::take(&mut state.queue);
+                let (mine, theirs) =
+                    queue.into_iter().partition(|job| self.is_mine(core, &state, job));
+                state.queue = mine;
+                let mut child = child.state.borrow_mut();
+                child.queue = theirs;
+                if !lanes.is_empty() {
+                    child.elder = Some(Elder { group: group.clone(), lanes });
+                }
+            }
             state.splitting.take()
         };
         core.split_done(self.index, &left, &right);

@@ -10,7 +10,7 @@ use atoll_env::sim::{CrashMode, CrashTiming, Fault, FaultKind, OpKind, Outcome, 
 use atoll_env::sync::timeout;
 use atoll_kv::Core;
 use atoll_lsm::driven::{self, OpenOptions};
-use atoll_mvcc::keys::{Placement, RoutingKey, SLOTTED};
+use atoll_mvcc::keys::{Placement, RoutingKey, SLOTTED, slot};
 use atoll_mvcc::request::Isolation;
 use parking_lot::Mutex;
 use support::{Call, Client, Reply, Toy, key, open, options, run_node, stop_all, until_stopped};
@@ -192,6 +192,66 @@ fn a_split_under_load_loses_nothing_and_stays_after_a_restart() {
         );
         assert!(matches!(outcome, Outcome::Done(Ok(()))), "{outcome:?}");
     }
+}
+
+/// A command that waits for a block of a table is elsewhere when its shard is split, and its key is the
+/// new shard's then. What its client sent after it comes after it.
+#[test]
+fn commands_of_a_connection_keep_their_order_across_a_split() {
+    let mut overtaken = 0;
+    for seed in 0..12 {
+        let sim = Sim::new(seed);
+        let node = sim.node("n");
+        let name = (0..).map(|n| format!("k{n}")).find(|k| slot(k.as_bytes()) >= 8_192).unwrap();
+        for life in 0..2 {
+            let (disk, name) = (node.clone(), name.clone());
+            let waited = Arc::new(Mutex::new(false));
+            let told = waited.clone();
+            let script = move |core: Core<Toy>| {
+                let (disk, name, told) = (disk.clone(), name.clone(), told.clone());
+                async move {
+                    let mut client = Client::new(&core, 1);
+                    if life == 0 {
+                        for n in 0..3_000 {
+                            client.call(Call::Set(key(&format!("k{n}")), 1)).await;
+                        }
+                        return;
+                    }
+                    for _ in 0..3 {
+                        let slow = Fault::new(FaultKind::Slow).on(OpKind::Read).path("tables");
+                        disk.disk().inject(slow);
+                    }
+                    let lane = 7;
+                    let mut replies = Vec::new();
+                    let first = core.call(Call::Get(key(&name)), lane, 1);
+                    assert_eq!(first, None, "nothing of a table is in memory yet");
+                    let splitting = core.clone();
+                    let split = support::spawn(&core, async move {
+                        splitting.split_at(RoutingKey::Slot(8_192)).await.unwrap();
+                    });
+                    while core.table().routes().len() == 1 {
+                        core.env().clock.sleep(Duration::from_micros(5)).await;
+                    }
+                    core.take_replies(&mut replies);
+                    *told.lock() = replies.is_empty();
+                    let second = core.call(Call::Set(key(&name), 5), lane, 2);
+                    replies.extend(second.map(|reply| (lane, 2, reply)));
+                    while replies.len() < 2 {
+                        core.replied().await;
+                        core.take_replies(&mut replies);
+                    }
+                    split.await.unwrap();
+                    replies.sort_unstable_by_key(|(_, token, _)| *token);
+                    let in_order = [(lane, 1, Reply::Number(1)), (lane, 2, Reply::Done)];
+                    assert_eq!(replies, in_order, "seed {seed}");
+                }
+            };
+            let outcome = sim.block_on(&node, open(options(node.env(), 1, 1), script));
+            assert!(matches!(outcome, Outcome::Done(Ok(()))), "seed {seed}: {outcome:?}");
+            overtaken += u32::from(*waited.lock());
+        }
+    }
+    assert!(overtaken > 3, "only {overtaken} times was the shard split while the command waited");
 }
 
 #[test]

@@ -41,6 +41,9 @@ use crate::task::{
 };
 use crate::unit::{Queue, Queued};
 
+/// Memory of the buffer for replies that is kept.
+const KEPT_REPLY: usize = 64 << 10;
+
 /// Most requests of one client executed before others get their turn.
 const TURN_COMMANDS: usize = 1024;
 /// Bytes of replies after which a client's turn ends.
@@ -367,6 +370,8 @@ impl<B: Backend> Front<B> {
             // Nobody reads that much: the replies so far are dropped with the connection.
             session.closing = true;
             session.output = Vec::new();
+            // Without them, later ones would be taken for theirs.
+            session.slots.waiting.clear();
         }
     }
 
@@ -542,13 +547,22 @@ impl<B: Backend> Front<B> {
         match started {
             Started::Spread => {}
             Started::Answered => {
-                let done = Done::One(Encoded::copy(&self.reply));
-                self.done_at_once(session, command, request, token, then, done);
+                let reply = match self.reply.len() {
+                    ..=KEPT_REPLY => Encoded::copy(&self.reply),
+                    _ => std::mem::take(&mut self.reply).into(),
+                };
+                self.done_at_once(session, command, request, token, then, Done::One(reply));
             }
             Started::Done(done) => {
                 self.done_at_once(session, command, request, token, then, done);
             }
-            Started::Waits(copy) => self.wait(session, command, copy, token, then),
+            Started::Waits(copy) => {
+                let kept = self.server.keeps_slow().then_some(copy);
+                self.wait(session, command, kept, token, then);
+            }
+        }
+        if self.reply.capacity() > KEPT_REPLY {
+            self.reply = Vec::new();
         }
         self.end_replies(session);
         true
@@ -583,9 +597,14 @@ impl<B: Backend> Front<B> {
         self.advance_replies(session);
         session.command = command.name;
         let (manner, token) = (self.manner(session), self.draw_token());
+        // What the slow log may want to show is shared with the task that has it already.
+        let kept = self.server.keeps_slow().then(|| match &task {
+            Task::One(item) => item.request.clone(),
+            _ => request.to_owned(),
+        });
         match self.backend.start(task, manner, session.id, token) {
             Some(done) => self.done_at_once(session, command, request, token, then, done),
-            None => self.wait(session, command, request.to_owned(), token, then),
+            None => self.wait(session, command, kept, token, then),
         }
         self.end_replies(session);
     }
@@ -621,12 +640,11 @@ impl<B: Backend> Front<B> {
         &mut self,
         session: &mut Session,
         command: &'static Command,
-        request: OwnedRequest,
+        request: Option<OwnedRequest>,
         token: u64,
         then: Then,
     ) {
         let (began, mute) = (self.server.tick, Self::is_mute(session));
-        let request = self.server.keeps_slow().then_some(request);
         let slot = Slot { token, reply: None, then, mute, began, command: Some(command), request };
         session.slots.waiting.push_back(slot);
     }

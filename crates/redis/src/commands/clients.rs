@@ -44,8 +44,11 @@ fn listed(request: &Request<'_>) -> Outcome<Clients> {
         clients.other_type = is_other_type(request, 3)?;
     } else if is(request, 2, "ID") && request.len() > 3 {
         let invalid = fixed("ERR Invalid client ID");
-        let ids = request.tail(3).map(|arg| client_id(arg).ok_or(invalid.clone()));
-        clients.ids = Some(ids.collect::<Outcome<_>>()?);
+        // A number that is no client's is none of them.
+        let ids =
+            request.tail(3).map(|arg| atoll_resp::number::parse_i64(arg).ok_or(invalid.clone()));
+        let ids = ids.collect::<Outcome<Vec<_>>>()?;
+        clients.ids = Some(ids.into_iter().filter_map(|id| ClientId::try_from(id).ok()).collect());
     } else if request.len() != 2 {
         return Err(error::SYNTAX);
     }

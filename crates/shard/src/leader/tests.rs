@@ -63,7 +63,7 @@ impl Rig {
     fn set(&mut self, name: &Key, value: Option<&[u8]>) -> Ended {
         let value = value.map(stored);
         let put = self.run(|eval| {
-            eval.put(&name, value);
+            eval.put(name, value);
             Ok(())
         });
         put.expect("nothing is in the way").1
