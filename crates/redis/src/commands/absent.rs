@@ -128,6 +128,8 @@ impl SessionCall<'_> {
             2 if self.is(1, "HELP") => {
                 let lines = [
                     "DEBUG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+                    "ERROR <text>",
+                    "    Reply with that error.",
                     "PROTOCOL <type>",
                     "    Reply with a value of that type: string, integer, double, bignum, null, array, set,",
                     "    map, attrib, push, verbatim, true or false.",
@@ -141,6 +143,15 @@ impl SessionCall<'_> {
                 let mut reply = self.reply();
                 reply.array(lines.len());
                 lines.into_iter().for_each(|line| reply.simple(line));
+            }
+            3 if self.is(1, "ERROR") => {
+                // An error is one line.
+                let line = self.arg(2).iter().map(|&byte| match byte {
+                    b'\r' | b'\n' => b' ',
+                    other => other,
+                });
+                let line: Vec<u8> = line.collect();
+                return Err(quoting(&[&line]));
             }
             3 if self.is(1, "PROTOCOL") => return self.sample(),
             3 if self.is(1, "SET-ACTIVE-EXPIRE") => {
