@@ -96,6 +96,8 @@ pub struct Throttle {
     tokens: i64,
     refilled: Instant,
     waiting: BTreeMap<Ticket, Waiter>,
+    /// When one went ahead without tokens, because it had waited for too long.
+    indulged: Option<Instant>,
     next: u64,
     window: Window,
     /// How long an urgent operation takes without background work.
@@ -116,6 +118,7 @@ impl Throttle {
             tokens: amount(rate, BURST),
             refilled: now,
             waiting: BTreeMap::new(),
+            indulged: None,
             next: 0,
             window: Window { began: now, ..Window::default() },
             quiet: None,
@@ -158,7 +161,13 @@ impl Throttle {
     pub fn ask(&mut self, now: Instant, ticket: Ticket) -> Answer {
         self.refill(now);
         let Some(first) = self.first(now) else { return Answer::Go };
-        if first == ticket && self.tokens > 0 {
+        // What urgent flushes leave may be nothing for ever.
+        let is_due = self.waiting.get(&ticket).is_some_and(|w| now.since(w.since) >= PATIENCE)
+            && self.indulged.is_none_or(|at| now.since(at) >= PATIENCE);
+        if first == ticket && (self.tokens > 0 || is_due) {
+            if self.tokens <= 0 {
+                self.indulged = Some(now);
+            }
             if let Some(waiter) = self.waiting.remove(&ticket) {
                 self.pay(waiter.bytes);
             }

@@ -337,7 +337,7 @@ impl<P: Program> StoreHost<P> {
                 drop(guard);
                 self.read(core, job);
             }
-            Outcome::CloseFirst => {
+            Outcome::CloseFirst | Outcome::Interrupted(Interrupt::Hindered(Step::CloseFirst)) => {
                 state.close_open(|| core.fresh_epoch());
                 return Disposed::Again(job);
             }

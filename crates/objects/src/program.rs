@@ -18,7 +18,7 @@ use atoll_redis::tx::Tx;
 use atoll_redis::{LastReads, Stats};
 use atoll_resp::{OwnedRequest, ReplyWriter};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
-use atoll_shard::leader::Base;
+use atoll_shard::leader::{Base, Step};
 
 use crate::call::{Call, Encoded, Item, Moment, Reply, Work, encode_text};
 use crate::dead;
@@ -212,7 +212,7 @@ fn promised(durability: atoll_redis::Durability) -> Durability {
 
 /// Returns whether a key whose version was `then` has not changed if it is `now`.
 pub(crate) fn is_unchanged(then: u64, now: u64) -> bool {
-    if now == u64::MAX {
+    if now == u64::MAX || then == u64::MAX {
         return false;
     }
     match then & ABSENT {
@@ -279,10 +279,14 @@ impl Program for ObjectProgram {
                     let version = self.on_shard(eval, async |tx| {
                         tx.version(*db, key).await.unwrap_or(u64::MAX)
                     })?;
+                    if version == u64::MAX {
+                        // It is of the open entry. What is watched has to have a name of its own, or
+                        // nobody could tell it from what comes after it.
+                        return Err(Interrupt::Hindered(Step::CloseFirst));
+                    }
                     // What is absent is remembered with the moment at which it was.
                     versions.push(match version & ABSENT {
                         0 => version,
-                        _ if version == u64::MAX => version,
                         _ => version.max(ABSENT | moment),
                     });
                 }

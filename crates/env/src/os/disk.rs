@@ -124,7 +124,7 @@ impl Disk for OsDisk {
             if !dir.metadata()?.is_dir() {
                 return Err(Errno::NOTDIR.into());
             }
-            retry_interrupted(|| rustix::fs::fsync(&dir))
+            Ok(rustix::fs::fsync(&dir)?)
         })
     }
 
@@ -414,9 +414,9 @@ impl<T> Moving<T> {
             counter.fetch_add(by, Ordering::Relaxed);
         };
         count(&counts.bytes[self.tag.class as usize], transfer.bytes());
-        let may_block = task::may_block();
         let on_core = uring::is_core();
-        // A core that blocks does so for a moment only: the page cache, not the disk.
+        // A core that blocks does so for a moment only: the page cache, not the disk, and no sync.
+        let may_block = task::may_block() && !(on_core && transfer.syncs());
         let transfer = if may_block && on_core { transfer.through_cache() } else { transfer };
         count(&counts.direct_transfers, u64::from(transfer.is_direct()));
         if may_block {

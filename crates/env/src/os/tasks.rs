@@ -85,7 +85,11 @@ fn attach_ring(io: &Arc<Io>) -> Option<uring::OfCore> {
     }
     match uring::attach(io) {
         Ok((ring, driver)) => {
-            tokio::task::spawn_local(driver);
+            tokio::task::spawn_local(async move {
+                let guard = AbortOnPanic { name: "ring" };
+                driver.await;
+                std::mem::forget(guard);
+            });
             Some(ring)
         }
         Err(error) => {

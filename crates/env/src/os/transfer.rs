@@ -59,6 +59,9 @@ pub(super) enum Action {
     Sync,
 }
 
+/// A kernel that gives calls back untried for so often cannot carry them out.
+const CANCELED_MAX: u32 = 1_000;
+
 /// What the kernel is to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
@@ -100,6 +103,8 @@ pub(super) struct Transfer {
     /// All is written; the sync is left.
     written: bool,
     direct: bool,
+    /// How often the kernel gave a call back untried.
+    canceled: u32,
     /// What a widened read goes into.
     pub(super) bounce: Option<Bounce>,
 }
@@ -125,6 +130,7 @@ impl Transfer {
             done: 0,
             written: false,
             direct: false,
+            canceled: 0,
             bounce: None,
         };
         transfer.direct = transfer.may_go_direct();
@@ -171,6 +177,11 @@ impl Transfer {
     pub(super) fn through_cache(mut self) -> Transfer {
         self.direct = false;
         self
+    }
+
+    /// Returns whether it waits for stable storage.
+    pub(super) fn syncs(&self) -> bool {
+        matches!(self.action, Action::WriteSync | Action::Sync)
     }
 
     /// Returns the bytes it moves.
@@ -234,10 +245,21 @@ impl Transfer {
     /// Takes in how the kernel answered the last call.
     pub(super) fn advance(&mut self, outcome: Outcome) -> Next {
         let call = self.call();
+        // A sync that failed in any way is over: the kernel tells once that pages were lost, and the
+        // next one succeeds without them. Canceled is one behind a write that was short, or that no
+        // worker was there for: it was never tried.
+        if let Some(Err(error)) = outcome.synced
+            && error != Errno::CANCELED
+        {
+            return Next::Done(Err(error.into()));
+        }
         let moved = match outcome.result {
             Ok(moved) => moved,
-            // Canceled is a sync behind a write that was short: it was never tried.
-            Err(Errno::INTR | Errno::AGAIN | Errno::CANCELED) => return Next::Again,
+            Err(Errno::INTR | Errno::AGAIN) if call != Call::Sync => return Next::Again,
+            Err(Errno::CANCELED) if self.canceled < CANCELED_MAX => {
+                self.canceled += 1;
+                return Next::Again;
+            }
             Err(Errno::INVAL | Errno::OPNOTSUPP) if self.direct => {
                 self.give_up_direct();
                 return Next::Again;
@@ -278,11 +300,6 @@ impl Transfer {
                 match outcome.synced {
                     _ if self.action == Action::Write => self.finish(),
                     Some(Ok(())) if sync => self.finish(),
-                    Some(Err(error))
-                        if !matches!(error, Errno::INTR | Errno::AGAIN | Errno::CANCELED) =>
-                    {
-                        Next::Done(Err(error.into()))
-                    }
                     _ => Next::Again,
                 }
             }
@@ -379,7 +396,7 @@ mod tests {
         assert!(matches!(t.advance(early), Next::Again));
         assert!(matches!(t.advance(answered(Err(Errno::INTR))), Next::Again));
         assert_eq!(t.call(), Call::Write { from: 30, len: 20, offset: 130, sync: true });
-        let interrupted = Outcome { result: Ok(20), synced: Some(Err(Errno::INTR)) };
+        let interrupted = Outcome { result: Ok(20), synced: Some(Err(Errno::CANCELED)) };
         assert!(matches!(t.advance(interrupted), Next::Again));
         assert_eq!(t.call(), Call::Sync, "all is written");
         assert!(matches!(t.advance(answered(Ok(0))), Next::Done(Ok(buf)) if buf[..] == [7; 50]));

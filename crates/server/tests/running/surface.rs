@@ -424,6 +424,39 @@ fn databases_that_a_synced_connection_flushes_and_exchanges_stay_so_whatever_the
     }
 }
 
+/// What is watched in the turn that wrote it has no timestamp yet.
+#[test]
+fn a_key_watched_right_after_it_was_written_is_unchanged_until_somebody_writes_it() {
+    play(&Config::default(), async |stage| {
+        let (mut client, mut other) = (stage.client().await, stage.client().await);
+        let requests = |words: &[&[&str]]| {
+            let mut bytes = Vec::new();
+            words.iter().for_each(|words| atoll_resp::request(&mut bytes, words));
+            bytes
+        };
+        let watch: &[&[&str]] = &[&["SET", "k", "1"], &["WATCH", "k"]];
+        let exec: &[&[&str]] = &[&["MULTI"], &["SET", "k", "2"], &["EXEC"]];
+        assert!(client.send(&requests(&[watch, exec].concat())).await);
+        for _ in 0..4 {
+            client.receive().await;
+        }
+        let unchanged = client.receive().await;
+        assert_eq!(unchanged, Some(Value::Array(vec![simple("OK").unwrap()])));
+        // Written, watched, removed by another: that it was absent at some time is no excuse.
+        assert!(client.send(&requests(watch)).await);
+        for _ in 0..2 {
+            client.receive().await;
+        }
+        other.ask(&["DEL", "k"]).await;
+        assert!(client.send(&requests(exec)).await);
+        for _ in 0..2 {
+            client.receive().await;
+        }
+        let changed = client.receive().await;
+        assert_eq!(changed, Some(Value::Null));
+    });
+}
+
 #[test]
 fn a_client_that_dies_in_a_transaction_leaves_nothing_behind() {
     play(&Config::default(), async |stage| {

@@ -52,6 +52,9 @@ struct Flight<T> {
     tell: Option<T>,
     /// Completions that are still to come.
     pending: u8,
+    /// The kernel took entries in two parts, and may have cut the link between this one's: then the
+    /// sync did not wait for the write.
+    torn: bool,
     outcome: Outcome,
 }
 
@@ -131,7 +134,7 @@ impl<T> Kernel<T> {
         let Some(slot) = self.free.pop() else { return Err((transfer, tell)) };
         let outcome = Outcome { result: Ok(0), synced: None };
         self.slots[slot as usize] =
-            Some(Flight { transfer, tell: Some(tell), pending: 0, outcome });
+            Some(Flight { transfer, tell: Some(tell), pending: 0, torn: false, outcome });
         self.stage(slot);
         Ok(())
     }
@@ -149,6 +152,7 @@ impl<T> Kernel<T> {
         let (main, sync) = entries(&mut flight.transfer, u64::from(slot) << 1);
         flight.outcome = Outcome { result: Ok(0), synced: None };
         flight.pending = 1 + u8::from(sync.is_some());
+        flight.torn = false;
         let mut queue = self.ring.submission();
         let pair = sync.map(|sync| [main.clone(), sync]);
         let both = pair.as_ref().map_or(std::slice::from_ref(&main), |pair| &pair[..]);
@@ -171,6 +175,9 @@ impl<T> Kernel<T> {
         match self.ring.submitter().submit_and_wait(wait) {
             Ok(_) => {
                 self.staged = !self.ring.submission().is_empty();
+                if self.staged {
+                    self.slots.iter_mut().flatten().for_each(|flight| flight.torn = true);
+                }
                 Ok(true)
             }
             // Short of memory, or interrupted: whoever calls comes again.
@@ -210,6 +217,10 @@ impl<T> Kernel<T> {
             flight.pending -= 1;
             if flight.pending > 0 {
                 continue;
+            }
+            if flight.torn && flight.outcome.synced == Some(Ok(())) {
+                // It may be older than the write: one more comes.
+                flight.outcome.synced = None;
             }
             match flight.transfer.advance(flight.outcome) {
                 Next::Again => {

@@ -129,7 +129,7 @@ impl Ring {
         }
     }
 
-    /// Hands over what is queued and takes what is done; returns whether there may be more.
+    /// Hands over what is queued and takes what is done; returns whether there was any.
     fn turn(&mut self) -> bool {
         self.stage();
         match self.kernel.submit(0) {
@@ -138,10 +138,10 @@ impl Ring {
             }
             Err(error) => {
                 self.broken = true;
-                self.io.degrade("io_uring, from now on", &error.to_string());
                 // Whoever waits is told by the end of his channel.
                 self.kernel.abandon();
                 self.queues = Default::default();
+                self.io.degrade("io_uring, from now on", &error.to_string());
             }
         }
         let background = &mut self.background;
@@ -154,7 +154,7 @@ impl Ring {
             // Whoever wanted it may have lost interest.
             _ = sender.send(result);
         }
-        count > 0 || self.kernel.is_staged()
+        count > 0
     }
 }
 
@@ -206,6 +206,11 @@ async fn drive(fd: AsyncFd<OwnedFd>, ring: Weak<RefCell<Ring>>) {
             }
             if it.turn() {
                 continue;
+            }
+            if it.kernel.is_staged() {
+                // The kernel is short of something: others go on meanwhile.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             match fd.poll_read_ready(cx) {
                 Poll::Ready(Ok(mut ready)) => ready.clear_ready(),
