@@ -3,14 +3,14 @@
 //! With the feature `mutants` a campaign leaves one out, and has succeeded when a seed fails. The
 //! proofs of `atoll-txn` and `atoll-shard` leave out each rule there is, one by one, and notice it
 //! faster, because their schedules are made to meet; here are those whose absence a whole server with
-//! ordinary clients shows within a hundred seeds.
+//! ordinary clients shows within a hundred seeds. (`commands-pass-locks` and `validate-after-staging` were
+//! among them until a transaction took a third of its time: what they need to meet is over too soon now.)
 
 /// Rules of the shard (`atoll_shard`'s mutants).
-pub const OF_SHARDS: [&str; 13] = [
+pub const OF_SHARDS: [&str; 12] = [
     "no-low-water",
     "reads-do-not-wait",
     "fast-passes-intents",
-    "commands-pass-locks",
     "read-the-edge-at-once",
     "resolved-not-awaited",
     "intent-below-reads",
@@ -22,7 +22,7 @@ pub const OF_SHARDS: [&str; 13] = [
     "split-forgets-locals",
 ];
 /// Rules of the coordinator (`atoll_txn`'s mutants).
-pub const OF_TRANSACTIONS: [&str; 3] = ["validate-after-staging", "no-refresh", "recovery-forgets"];
+pub const OF_TRANSACTIONS: [&str; 2] = ["no-refresh", "recovery-forgets"];
 
 /// Leaves a rule out on this thread, or none.
 #[cfg(feature = "mutants")]
