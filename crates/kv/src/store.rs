@@ -18,7 +18,7 @@
 //! store has stopped.
 
 use std::cell::{Cell, RefCell, RefMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use atoll_env::sometimes;
@@ -404,9 +404,8 @@ impl<P: Program> StoreHost<P> {
         let behind = lane.and_then(|lane| group.state.borrow_mut().stalled.remove(&lane));
         let answered = core.route(job);
         if let (Some(lane), Some(behind)) = (lane, behind) {
-            group.state.borrow_mut().stalled.insert(lane, behind);
+            self.follow(core, group, lane, behind);
         }
-        self.go_on(core, group, lane);
         answered
     }
 
@@ -501,7 +500,18 @@ impl<P: Program> StoreHost<P> {
         if group.state.borrow().stalled.is_empty() {
             return;
         }
-        let Some(mut behind) = group.state.borrow_mut().stalled.remove(&lane) else { return };
+        let Some(behind) = group.state.borrow_mut().stalled.remove(&lane) else { return };
+        self.follow(core, group, lane, behind);
+    }
+
+    /// Tries the jobs that were behind one of their lane, in their order.
+    fn follow(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        lane: Lane,
+        mut behind: VecDeque<Job<P>>,
+    ) {
         while let Some(job) = behind.pop_front() {
             if let Some((job, answer)) = self.attempt_one(core, group, job) {
                 core.deliver(job.reply_to, answer);
