@@ -46,6 +46,7 @@ use atoll_server::{Engine, Server};
 #[path = "../../bench/src/alloc.rs"]
 #[expect(dead_code, reason = "this program does not ask what counting costs")]
 mod alloc;
+mod cpu;
 
 /// Keys that are written at random.
 const KEYS: u64 = 20_000;
@@ -270,12 +271,6 @@ fn append<'k>(
 
 /// Processor time of all threads but the first, which is the client.
 fn cpu_ns() -> u64 {
-    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0 };
     let client = std::process::id().to_string();
-    let servers = threads.flatten().filter(|thread| thread.file_name() != client.as_str());
-    let time = |thread: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    servers.filter_map(time).sum()
+    cpu::nanos(|thread| thread != client)
 }
