@@ -143,6 +143,10 @@ pub(crate) enum Command {
         /// replaced or deleted may reappear. Their files are kept as *.sst.corrupt
         #[arg(long)]
         drop_corrupt_tables: bool,
+        /// Go on without value files that are missing or cut short: reads of the values that stood
+        /// there answer with an error, until their keys are written again or deleted
+        #[arg(long)]
+        drop_lost_values: bool,
     },
     /// Measure a server: any that speaks RESP, Redis too
     #[command(

@@ -82,8 +82,12 @@ async fn perform(command: Command, out: &mut dyn Write) -> Result<()> {
         // These block: there is nothing else to do meanwhile.
         Command::Verify { data } => offline::verify(&data.dir, out),
         Command::Compact { data } => offline::compact(&data.dir, out),
-        Command::Repair { data, cut_log, drop_corrupt_tables } => {
-            offline::repair(&data.dir, RepairOptions { cut_log, drop_corrupt_tables }, out)
+        Command::Repair { data, cut_log, drop_corrupt_tables, drop_lost_values } => {
+            offline::repair(
+                &data.dir,
+                RepairOptions { cut_log, drop_corrupt_tables, drop_lost_values },
+                out,
+            )
         }
     }
 }

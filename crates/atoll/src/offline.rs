@@ -63,14 +63,14 @@ pub(crate) fn compact(data: &Path, out: &mut dyn Write) -> Result<()> {
             let options = OpenOptions { options: Options::new(env.clone()) };
             let (mut driver, tree) = driven::open(&store, options).await?;
             driver.attend(tree.flush()).await?;
-            let before = Size(tree.stats().table_bytes());
+            let before = Size(tree.stats().disk_bytes());
             let compacted = driver.attend(tree.compact()).await;
-            let after = Size(tree.stats().table_bytes());
+            let after = Size(tree.stats().disk_bytes());
             compacted.and(driver.close().await)?;
             Ok((before, after))
         })
         .map_err(failed)?;
-        writeln!(out, "{}: {before} of tables became {after}", store.display())
+        writeln!(out, "{}: {before} of tables and values became {after}", store.display())
             .map_err(Failure::output)?;
     }
     Ok(())
@@ -106,6 +106,11 @@ fn repair_store(
             table.records, table.problem
         ));
     }
+    for problem in &report.stood_in {
+        lines.push(format!(
+            "filled up a value file, and lost the values that had stood there: {problem}"
+        ));
+    }
     if let Some(cut) = &report.cut {
         lines.push(match &cut.problem {
             None => "the log is sound and was left as it is".to_owned(),
@@ -126,8 +131,10 @@ fn repair_store(
     let Some(first) = report.remaining.first() else { return Ok(()) };
     out.flush().map_err(Failure::output)?;
     Err(Failure::new(format!(
-        "{} tables do not verify and were left as they are, the first: {first}; restore them, or \
-         give them up with --drop-corrupt-tables",
+        "{} files do not verify and were left as they are, the first: {first}; restore them, or \
+         give tables up with --drop-corrupt-tables and missing value files with --drop-lost-values \
+         (a single value that does not verify is served to nobody, and goes when its key is written \
+         again or deleted)",
         report.remaining.len()
     )))
 }

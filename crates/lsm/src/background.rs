@@ -16,6 +16,7 @@
 //! | bytes do not verify | the table is in quarantine, compaction goes around it |
 //! | the manifest or the log | the store stops |
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,16 +25,21 @@ use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::sync::{Notify, select_biased};
 
 use crate::commit::{self, Work};
-use crate::compaction::choose::{Candidate, Plan, Targets, View as LevelsView, choose};
+use crate::compaction::choose::{
+    Candidate, Plan, Targets, View as LevelsView, choose, collect, leaving,
+};
 use crate::compaction::run::{Job, Outcome, merged_tombstones};
 use crate::database::closed;
 use crate::error::{Error, Result};
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::Keyspaces;
+use crate::mutants;
 use crate::store::{Chore, Sealed, Store};
 use crate::table::PrefixRule;
 use crate::tables::ReadMode;
 use crate::tombstone::Fragmented;
+use crate::values::ValueRule;
+use crate::values::collect::Candidate as ValueCandidate;
 use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
 use crate::version::{Edit, Flushed, TableHandle, Version};
 use crate::view::View;
@@ -41,6 +47,9 @@ use crate::view::View;
 /// Between two tries when the disk is full, and between two looks for expired tables.
 const PAUSE: Duration = Duration::from_secs(1);
 const REMOVE: IoTag = IoTag::new(IoClass::Compaction, "table removal");
+const REMOVE_VALUES: IoTag = IoTag::new(IoClass::Collection, "value removal");
+/// Share of garbage in value files, in percent, that a compaction of everything leaves.
+const GARBAGE_LEFT_PERCENT: u64 = 5;
 
 /// The tasks of one store.
 pub(crate) struct Background {
@@ -155,15 +164,16 @@ impl Background {
         let source = Source::memtable(sealed.memtable.iter(), newest);
         let version = store.pin().0.version.clone();
         let mut outcome = Outcome::default();
-        let job = self.job(&version, 0, IoClass::Flush);
+        let job = self.job(&version, 0, IoClass::Flush, BTreeSet::new());
         let merge = Merge::new(vec![source], Direction::Forward);
         let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
         if merged.is_err() || outcome.cancelled {
-            self.remove_files(&outcome.begun).await;
+            self.remove_begun(&outcome).await;
             return merged;
         }
         let edit = Edit {
             added: outcome.tables.iter().map(|desc| (0, desc.clone())).collect(),
+            values: outcome.values.clone(),
             flushed: Some(Flushed { position: sealed.position, applied: sealed.applied.clone() }),
             ..Edit::default()
         };
@@ -175,13 +185,14 @@ impl Background {
             .await;
         if let Err(e) = installed {
             if matches!(e, Error::NoSpace(_)) {
-                self.remove_files(&outcome.begun).await;
+                self.remove_begun(&outcome).await;
             }
             return Err(e);
         }
         store.sealed.lock().pop_front();
         store.governor.flushed(&sealed.memtable);
         store.note(Chore::Flush, None);
+        store.stats.wrote_values(outcome.value_bytes, outcome.moved_bytes);
         store.stats.flushed(outcome.bytes_written, store.options.env.clock.now().since(started));
         store.space_returned();
         store.relief.notify(usize::MAX);
@@ -190,7 +201,13 @@ impl Background {
         Ok(())
     }
 
-    fn job<'a>(&'a self, version: &'a Version, level: usize, class: IoClass) -> JobParts<'a> {
+    fn job<'a>(
+        &'a self,
+        version: &'a Version,
+        level: usize,
+        class: IoClass,
+        leaving: BTreeSet<u64>,
+    ) -> JobParts<'a> {
         let store = &self.store;
         JobParts {
             background: self,
@@ -201,6 +218,8 @@ impl Background {
             expire_before: store.now(),
             horizon: store.horizon.load(Ordering::Acquire),
             prefix_rule: self.keyspaces.prefix_rule(),
+            value_rule: self.keyspaces.value_rule(store.options.separate_above),
+            leaving,
         }
     }
 
@@ -235,6 +254,11 @@ impl Background {
                 handle.retire();
             }
         }
+        for file in &catalog.state.version.values {
+            if next.value_file(file.handle.desc.id).is_none() {
+                file.handle.retire();
+            }
+        }
         catalog.state.next_file = edit.next_file;
         if let Some(flushed) = edit.flushed {
             catalog.state.flushed = flushed;
@@ -252,6 +276,27 @@ impl Background {
             // A file that stays behind is removed at the next open: it is in no manifest.
             let _ = store.options.env.disk.remove(REMOVE, &store.paths.table(*id)).await;
         }
+    }
+
+    async fn remove_value_files(&self, ids: &[u64]) {
+        let store = &self.store;
+        for id in ids {
+            store.tables.pool().forget(*id);
+            let path = store.paths.values_file(*id);
+            let _ = store.options.env.disk.remove(REMOVE_VALUES, &path).await;
+        }
+    }
+
+    /// Removes what no version names and no reader holds any more.
+    async fn remove_garbage(&self) {
+        self.remove_files(&self.store.garbage.take()).await;
+        self.remove_value_files(&self.store.garbage.take_values()).await;
+    }
+
+    /// Removes the files of a merge that came to nothing.
+    async fn remove_begun(&self, outcome: &Outcome) {
+        self.remove_files(&outcome.begun).await;
+        self.remove_value_files(&outcome.begun_values).await;
     }
 
     // ---- compaction ----
@@ -274,13 +319,14 @@ impl Background {
     /// Does the most useful thing; returns whether there was one.
     async fn compact_once(&self) -> Result<bool> {
         self.record_suspects().await?;
-        self.remove_files(&self.store.garbage.take()).await;
+        self.remove_garbage().await;
         let version = self.store.pin().0.version.clone();
         let options = &self.store.options;
         let targets = Targets {
             level0_tables: options.level0_tables,
             level_base_size: options.level_base_size,
             level_ratio: options.level_ratio,
+            value_garbage_percent: u64::from(options.value_garbage_percent),
         };
         let view = self.levels_view(&version).await;
         let forced = self.full_compactions.load(Ordering::Acquire);
@@ -288,13 +334,19 @@ impl Background {
             if forced > 0 { everything(&view) } else { None }.or_else(|| choose(&view, targets));
         let due = plan.is_some();
         if let Some(plan) = plan {
-            let done = self.carry_out(&version, plan).await;
+            let leaving = leaving(&view, targets);
+            let done = self.carry_out(&version, plan, leaving).await;
             if let Err(e) = &done {
                 self.blame(&version, e).await;
             }
             done?;
-            self.remove_files(&self.store.garbage.take()).await;
+            // It keeps the files that the merge replaced.
+            drop(version);
+            self.remove_garbage().await;
             self.store.space_returned();
+        }
+        if forced > 0 {
+            self.collect_all(targets).await?;
         }
         self.store.note(Chore::Compaction, None);
         self.full_compactions.fetch_sub(forced, Ordering::AcqRel);
@@ -302,7 +354,28 @@ impl Background {
         Ok(due)
     }
 
-    async fn carry_out(&self, version: &Version, plan: Plan) -> Result<()> {
+    /// Gives back nearly all space that values which were overwritten take.
+    async fn collect_all(&self, targets: Targets) -> Result<()> {
+        let targets = Targets { value_garbage_percent: GARBAGE_LEFT_PERCENT, ..targets };
+        while !self.store.is_stopping() {
+            let version = self.store.pin().0.version.clone();
+            let view = self.levels_view(&version).await;
+            let Some(plan) = collect(&view, targets) else { break };
+            let leaving = leaving(&view, targets);
+            let done = self.carry_out(&version, plan, leaving).await;
+            if let Err(e) = &done {
+                self.blame(&version, e).await;
+            }
+            done?;
+            // It keeps the files that the merge replaced.
+            drop(version);
+            self.remove_garbage().await;
+        }
+        Ok(())
+    }
+
+    /// Carries a plan out; values in files of `leaving` that it meets are moved.
+    async fn carry_out(&self, version: &Version, plan: Plan, leaving: BTreeSet<u64>) -> Result<()> {
         let started = self.store.options.env.clock.now();
         let keep_memtables =
             |view: &View, version| View { memtables: view.memtables.clone(), version };
@@ -356,22 +429,28 @@ impl Background {
         let merge = Merge::new(sources, Direction::Forward);
         let relieves = handles.iter().any(|(level, _)| *level == 0);
         let class = if relieves { IoClass::Level0 } else { IoClass::Compaction };
-        let job = self.job(version, to, class);
+        let doomed: Vec<u64> = leaving.iter().copied().collect();
+        let job = self.job(version, to, class, leaving);
         let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
         if merged.is_err() || outcome.cancelled {
-            self.remove_files(&outcome.begun).await;
+            self.remove_begun(&outcome).await;
             return merged;
         }
         let edit = Edit {
             added: outcome.tables.iter().map(|desc| (to as u8, desc.clone())).collect(),
+            values: outcome.values.clone(),
             removed: handles.iter().map(|(_, h)| h.desc.id).collect(),
             ..Edit::default()
         };
         let installed = self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
         if matches!(installed, Err(Error::NoSpace(_))) {
-            self.remove_files(&outcome.begun).await;
+            self.remove_begun(&outcome).await;
         }
         installed?;
+        if mutants::is("value-file-removed-early") && outcome.moved_bytes > 0 {
+            self.remove_value_files(&doomed).await;
+        }
+        self.store.stats.wrote_values(outcome.value_bytes, outcome.moved_bytes);
         let read = handles.iter().map(|(_, h)| h.desc.size).sum();
         let took = self.store.options.env.clock.now().since(started);
         self.store.stats.compacted(read, outcome.bytes_written, took);
@@ -399,6 +478,16 @@ impl Background {
             snapshots: self.store.live_snapshots(),
             expire_before: self.store.now(),
             horizon: self.store.horizon.load(Ordering::Acquire),
+            values: version
+                .values
+                .iter()
+                .map(|file| ValueCandidate {
+                    id: file.handle.desc.id,
+                    bytes: file.handle.desc.records(),
+                    live: file.live,
+                    stuck: file.handle.is_stuck(),
+                })
+                .collect(),
         };
         for (level, handle) in version.tables() {
             let mut range_tombstones = Vec::new();
@@ -528,6 +617,8 @@ struct JobParts<'a> {
     expire_before: u64,
     horizon: u64,
     prefix_rule: PrefixRule,
+    value_rule: ValueRule,
+    leaving: BTreeSet<u64>,
 }
 
 impl JobParts<'_> {
@@ -545,6 +636,9 @@ impl JobParts<'_> {
             horizon: self.horizon,
             version: self.version,
             prefix_rule: self.prefix_rule,
+            values: store.tables.values(),
+            value_rule: self.value_rule,
+            leaving: self.leaving,
             next_id: &next_id,
             cancelled: &cancelled,
         };

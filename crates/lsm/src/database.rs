@@ -467,6 +467,7 @@ impl Snapshot {
 /// Reads the names of the keyspaces.
 async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
     let keyspaces = Keyspaces::default();
+    keyspaces.keep_inline(CATALOG);
     let bounds =
         Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
     let (view, snapshot) = store.pin_owned();
@@ -501,6 +502,11 @@ impl Store {
         stats.memtable_bytes = self.governor.bytes() as u64;
         stats.sealed_memtables = self.sealed.lock().len();
         stats.snapshots = self.live_snapshots().len() - 1;
+        for file in &view.version.values {
+            stats.value_files += 1;
+            stats.value_file_bytes += file.handle.desc.size;
+            stats.value_live_bytes += file.live;
+        }
         for (level, handle) in view.version.tables() {
             let of = &mut stats.levels[level];
             *of = LevelStats {

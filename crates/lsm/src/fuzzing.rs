@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::batch::Batch;
-    use crate::options::KeyspaceOptions;
+    use crate::options::{KeyspaceOptions, ValuePlacement};
     use crate::version::edit::tests::desc;
     use crate::version::{Flushed, TableDesc};
 
@@ -202,7 +202,11 @@ mod tests {
 
     #[test]
     fn mutated_records_of_keyspaces_and_values_are_refused_or_decode() {
-        let options = KeyspaceOptions { ttl: Some(Duration::from_secs(9)), filter_prefix_len: 3 };
+        let options = KeyspaceOptions {
+            ttl: Some(Duration::from_secs(9)),
+            filter_prefix_len: 3,
+            values: ValuePlacement::MergeBack { above: 600, up_to: 4096 },
+        };
         let about = [&b"abc"[..], &encode_about(300, &options)].concat();
         smoke("keyspace_record", 20_000, &[about, encode_last_id(300)]);
         let mut head = 77u64.to_le_bytes().to_vec();

@@ -74,7 +74,8 @@ pub(crate) async fn read(env: &Env, paths: &Paths) -> Result<Option<Identity>> {
                 .map_err(|e| Error::io("listing", &paths.root, e))?;
             // A lock, and what an interrupted making leaves.
             let ours = |name: &str| {
-                ["LOCK", "log", "tables", "CURRENT", "CURRENT.new", "ATOLL.new"].contains(&name)
+                ["LOCK", "log", "tables", "values", "CURRENT", "CURRENT.new", "ATOLL.new"]
+                    .contains(&name)
                     || name.starts_with("manifest-")
             };
             if let Some(other) = entries.iter().find(|e| !ours(&e.name)) {

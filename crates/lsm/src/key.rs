@@ -33,6 +33,11 @@
 //! and a source that holds a version for a stamp answers alone. A key holds either versioned or
 //! plain records, never both. How long versions stay is the *horizon*'s matter
 //! (`compaction/stream.rs`).
+//!
+//! # Separated values
+//! In a table a long value may stand elsewhere, in a value file (`values/`). Its record is
+//! *separated*: the kind is what it was, a flag beside it says so, and of the bytes the part that
+//! everybody looks at, a deadline or a stamp, stays in front of a pointer that is in the value's place.
 
 use std::cmp::Ordering;
 
@@ -90,7 +95,29 @@ impl Kind {
     pub fn is_versioned(self) -> bool {
         matches!(self, Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked)
     }
+
+    /// Returns the bytes of a deadline or stamp that a record of this kind begins with.
+    #[inline]
+    pub fn head_len(self) -> usize {
+        match self {
+            Kind::Tombstone | Kind::Value | Kind::Chunk => 0,
+            Kind::ExpiringValue
+            | Kind::ChunkedValue
+            | Kind::VersionedValue
+            | Kind::VersionedTombstone
+            | Kind::VersionedChunked => 8,
+        }
+    }
+
+    /// Returns whether the bytes behind the head are a value, and so may stand elsewhere.
+    #[inline]
+    pub fn has_value(self) -> bool {
+        matches!(self, Kind::Value | Kind::ExpiringValue | Kind::Chunk | Kind::VersionedValue)
+    }
 }
+
+/// The flag of a separated record, beside its kind. It is on disk.
+const SEPARATED: u8 = 0x10;
 
 /// Returns the stamp of a versioned record, given its bytes. The writer of a table refuses records
 /// without one.
@@ -126,8 +153,26 @@ impl Trailer {
     }
 
     /// Returns the kind, or `None` if the bytes came from a disk and are none of ours.
+    #[inline]
     pub fn kind(self) -> Option<Kind> {
-        Kind::from_u8(self.0 as u8)
+        let kind = Kind::from_u8(self.0 as u8 & !SEPARATED)?;
+        (!self.is_separated() || kind.has_value()).then_some(kind)
+    }
+
+    /// Returns whether the value stands in a value file.
+    #[inline]
+    pub fn is_separated(self) -> bool {
+        self.0 as u8 & SEPARATED != 0
+    }
+
+    /// Returns the trailer of the same record with its value elsewhere.
+    pub(crate) fn separated(self) -> Trailer {
+        Trailer(self.0 | u64::from(SEPARATED))
+    }
+
+    /// Returns the trailer of the same record with its value in it.
+    pub(crate) fn inline(self) -> Trailer {
+        Trailer(self.0 & !u64::from(SEPARATED))
     }
 }
 

@@ -23,11 +23,14 @@ use crate::batch::Batch;
 use crate::database::Inner;
 use crate::error::{Error, Result};
 use crate::iter::scan::Bounds;
-use crate::options::{KEY_LEN_MAX, KEYSPACE_NAME_LEN_MAX, KeyspaceOptions, WriteOptions};
+use crate::options::{
+    KEY_LEN_MAX, KEYSPACE_NAME_LEN_MAX, KeyspaceOptions, ValuePlacement, WriteOptions,
+};
 use crate::range::{Cursor, Range};
 use crate::read::Record;
 use crate::slice::Slice;
 use crate::table::PrefixRule;
+use crate::values::ValueRule;
 
 /// The keyspace that names the others.
 pub(crate) const CATALOG: u32 = 0;
@@ -359,6 +362,8 @@ struct Names {
     by_name: BTreeMap<String, Arc<About>>,
     /// Filter prefix lengths by id, where there is one.
     prefix_lens: Arc<BTreeMap<u32, u16>>,
+    /// Where values stand, by id, where it was said.
+    placements: Arc<BTreeMap<u32, ValuePlacement>>,
     last_id: u32,
 }
 
@@ -410,6 +415,11 @@ impl Keyspaces {
             lens.insert(about.id, about.options.filter_prefix_len);
             names.prefix_lens = Arc::new(lens);
         }
+        if about.options.values != ValuePlacement::Usual {
+            let mut placements = (*names.placements).clone();
+            placements.insert(about.id, about.options.values);
+            names.placements = Arc::new(placements);
+        }
         names.by_name.insert(about.name.clone(), about.clone());
         about
     }
@@ -431,6 +441,20 @@ impl Keyspaces {
             (user_key.len() >= len).then_some(len)
         };
         PrefixRule { id: 1, prefix_len: Arc::new(prefix_len) }
+    }
+
+    /// Keeps the values of keyspace `id` in tables. The catalog's are: they are needed to open a
+    /// database at all, also a damaged one.
+    pub(crate) fn keep_inline(&self, id: u32) {
+        let mut names = self.names.write();
+        let mut placements = (*names.placements).clone();
+        placements.insert(id, ValuePlacement::Inline);
+        names.placements = Arc::new(placements);
+    }
+
+    /// Returns where values go in the tables written now, `usual` if a keyspace says nothing.
+    pub(crate) fn value_rule(&self, usual: Option<u32>) -> ValueRule {
+        ValueRule { usual, placements: self.names.read().placements.clone() }
     }
 }
 
@@ -458,8 +482,26 @@ pub(crate) fn encode_about(id: u32, options: &KeyspaceOptions) -> Vec<u8> {
     let ttl = options.ttl.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX).max(1));
     varint::put(&mut out, ttl);
     varint::put(&mut out, u64::from(options.filter_prefix_len));
+    match options.values {
+        ValuePlacement::Usual => {}
+        ValuePlacement::Inline => out.push(INLINE),
+        ValuePlacement::Separate { above } => {
+            out.push(SEPARATE);
+            varint::put(&mut out, u64::from(above));
+        }
+        ValuePlacement::MergeBack { above, up_to } => {
+            out.push(MERGE_BACK);
+            varint::put(&mut out, u64::from(above));
+            varint::put(&mut out, u64::from(up_to));
+        }
+    }
     out
 }
+
+// Further options of a catalog record, each behind its tag and present only where it is not usual.
+const INLINE: u8 = 1;
+const SEPARATE: u8 = 2;
+const MERGE_BACK: u8 = 3;
 
 /// Encodes the value of [`LAST_ID`].
 pub(crate) fn encode_last_id(id: u32) -> Vec<u8> {
@@ -492,11 +534,30 @@ pub(crate) fn decode_about(name: &[u8], value: &[u8]) -> Result<About, Malformed
     let id = u32::try_from(r.varint("a keyspace id")?).map_err(|_| wrong)?;
     let ttl = r.varint("a time to live")?;
     let len = u16::try_from(r.varint("a prefix length")?).map_err(|_| wrong)?;
-    r.finish("the end of the record")?;
+    let mut values = ValuePlacement::Usual;
+    while !r.is_empty() {
+        let unknown = r.malformed("a known option");
+        let length = |r: &mut Reader<'_>| {
+            u32::try_from(r.varint("a length")?).map_err(|_| r.malformed("a length of 32 bits"))
+        };
+        let placement = match r.u8("an option")? {
+            INLINE => ValuePlacement::Inline,
+            SEPARATE => ValuePlacement::Separate { above: length(&mut r)? },
+            MERGE_BACK => {
+                ValuePlacement::MergeBack { above: length(&mut r)?, up_to: length(&mut r)? }
+            }
+            _ => return Err(unknown),
+        };
+        // One record has one encoding.
+        if std::mem::replace(&mut values, placement) != ValuePlacement::Usual {
+            return Err(unknown);
+        }
+    }
     let name = std::str::from_utf8(name).map_err(|_| wrong)?.to_owned();
     let options = KeyspaceOptions {
         ttl: (ttl > 0).then(|| Duration::from_millis(ttl)),
         filter_prefix_len: len,
+        values,
     };
     Ok(About { id, name, options, dropped: AtomicBool::new(false) })
 }
@@ -536,9 +597,20 @@ mod tests {
 
     #[test]
     fn a_catalog_record_round_trips() {
-        let options =
-            KeyspaceOptions { ttl: Some(Duration::from_millis(1500)), filter_prefix_len: 9 };
-        let about = decode_about(b"users", &encode_about(77, &options)).unwrap();
-        assert_eq!((about.id, about.name.as_str(), about.options), (77, "users", options));
+        for values in [
+            ValuePlacement::Usual,
+            ValuePlacement::Inline,
+            ValuePlacement::Separate { above: 0 },
+            ValuePlacement::MergeBack { above: 512, up_to: u32::MAX },
+        ] {
+            let ttl = Some(Duration::from_millis(1500));
+            let options = KeyspaceOptions { ttl, filter_prefix_len: 9, values };
+            let about = decode_about(b"users", &encode_about(77, &options)).unwrap();
+            assert_eq!((about.id, about.name.as_str(), about.options), (77, "users", options));
+        }
+        let plain = encode_about(77, &KeyspaceOptions::default());
+        for tail in [&[9][..], &[INLINE, INLINE], &[SEPARATE], &[MERGE_BACK, 5]] {
+            assert!(decode_about(b"users", &[&plain[..], tail].concat()).is_err(), "{tail:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //!      commit                 view                      one leader writes, anybody reads
 //!        |                     |
 //!       log -> memtable -> sealed memtable -> tables -> compaction
+//!                                      '---> value files    long values, which tables point to
 //! ```
 //!
 //! The engine has two halves with a seam between them. The *log* ([`log`]) appends frames of many
@@ -56,6 +57,7 @@ pub mod memtable;
 pub mod mutants;
 mod opening;
 mod options;
+mod pieces;
 pub mod pool;
 mod range;
 mod read;
@@ -67,6 +69,7 @@ mod store;
 pub mod table;
 mod tables;
 pub mod tombstone;
+mod values;
 mod verify;
 mod version;
 mod view;
@@ -77,7 +80,7 @@ pub use error::{Error, Result};
 pub use keyspace::Keyspace;
 pub use options::{
     Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX,
-    WriteOptions,
+    ValuePlacement, WriteOptions,
 };
 pub use range::{Cursor, Guard, Range};
 pub use read::Record;

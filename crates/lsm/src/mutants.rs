@@ -10,10 +10,19 @@
 //! | `no-salt` | frames of a recycled segment's former life do not verify |
 //! | `no-dir-sync` | a file's name is synced before anything relies on it |
 //! | `early-tombstone-drop` | a tombstone stays until nothing older lies below it |
+//! | `pointer-without-checksum` | what a pointer leads to is held against the pointer |
+//! | `value-file-removed-early` | a value file stays while a table points into it |
 
 /// All of them.
-pub const ALL: [&str; 5] =
-    ["ack-before-sync", "no-synced-to-check", "no-salt", "no-dir-sync", "early-tombstone-drop"];
+pub const ALL: [&str; 7] = [
+    "ack-before-sync",
+    "no-synced-to-check",
+    "no-salt",
+    "no-dir-sync",
+    "early-tombstone-drop",
+    "pointer-without-checksum",
+    "value-file-removed-early",
+];
 
 #[cfg(feature = "mutants")]
 static CHOSEN: std::sync::OnceLock<&'static str> = std::sync::OnceLock::new();

@@ -51,7 +51,7 @@ pub(crate) async fn lock(env: &Env, paths: &Paths) -> Result<Box<dyn Send + Sync
 
 /// Makes the files of a new database; the identity comes last.
 async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
-    for dir in [paths.log(), paths.tables()] {
+    for dir in [paths.log(), paths.tables(), paths.values()] {
         env.disk.create_dir(&dir).await.map_err(|e| Error::io("making the directory", &dir, e))?;
     }
     // An earlier making that did not finish left nothing of value.
@@ -139,6 +139,11 @@ async fn recover(
     }
     let applied = replay.applied();
 
+    // A directory from before there were value files has no folder for them.
+    let values = paths.values();
+    let context = |e| Error::io("making the directory", &values, e);
+    env.disk.create_dir(&values).await.map_err(context)?;
+    manifest::sync_dir(env.disk.as_ref(), SWAP, &paths.root).await?;
     let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
     manifest.replace_above(options.manifest_size);
     let log = replay.finish().await?;

@@ -109,6 +109,15 @@ pub struct Options {
     pub level_base_size: u64,
     /// Compression of data blocks.
     pub compression: Compression,
+    /// Values above this length, in bytes, go into value files when they are flushed, and
+    /// compaction moves pointers to them; `None` keeps all values in tables. A keyspace may say
+    /// otherwise ([`KeyspaceOptions::values`]).
+    pub separate_above: Option<u32>,
+    /// Target size of a value file, in bytes.
+    pub value_file_size: u64,
+    /// Share of value files, in percent, that may be values that were overwritten or deleted. Less
+    /// takes less space and moves live values more often.
+    pub value_garbage_percent: u32,
     /// Filter bits per key; 0 writes no filters. Ten bits answer at least 99 of 100 misses.
     pub filter_bits: u32,
     /// Kinds of filters.
@@ -134,6 +143,9 @@ impl Options {
             level_ratio: 10,
             level_base_size: 128 << 20,
             compression: Compression::default(),
+            separate_above: Some(512),
+            value_file_size: 128 << 20,
+            value_garbage_percent: 30,
             filter_bits: 10,
             filter_policy: FilterPolicy::default(),
         }
@@ -196,6 +208,33 @@ pub struct KeyspaceOptions {
     /// Length of the key prefix that filters know, in bytes: a scan of one such prefix skips
     /// tables that hold none of it. 0 for none.
     pub filter_prefix_len: u16,
+    /// Where its values stand.
+    pub values: ValuePlacement,
+}
+
+/// Where the values of a keyspace stand: in the tables, beside their keys, or in value files, where
+/// compaction does not rewrite them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ValuePlacement {
+    /// As [`Options::separate_above`] says.
+    #[default]
+    Usual,
+    /// In tables, whatever their length.
+    Inline,
+    /// In value files, if they are longer than `above` bytes.
+    Separate {
+        /// In bytes.
+        above: u32,
+    },
+    /// As `Separate`, until they reach the last level: there those of at most `up_to` bytes are in
+    /// tables again. For keyspaces that are scanned: a scan finds the value beside its key, and a
+    /// value is written twice instead of once.
+    MergeBack {
+        /// In bytes.
+        above: u32,
+        /// In bytes.
+        up_to: u32,
+    },
 }
 
 /// Options of one write.

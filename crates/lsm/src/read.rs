@@ -8,6 +8,9 @@ use crate::key::{Kind, SeqNo, Trailer};
 use crate::keyspace::{check_key, user_key};
 use crate::slice::Slice;
 use crate::store::Store;
+use crate::tables::Tables;
+use crate::values::Pointer;
+use crate::version::Version;
 use crate::view::{Hit, View};
 
 /// A value with what is stored beside it.
@@ -49,6 +52,9 @@ impl Chunked {
 impl Stored {
     /// Returns the length of the value, without reading chunks.
     pub(crate) fn len(&self) -> usize {
+        if let Some(pointer) = Pointer::of(self.trailer, &self.value) {
+            return pointer.len as usize;
+        }
         match key_kind(self.trailer) {
             Kind::ExpiringValue | Kind::VersionedValue | Kind::VersionedTombstone => {
                 self.value.len().saturating_sub(8)
@@ -128,6 +134,24 @@ impl Inner {
     }
 }
 
+impl Tables {
+    /// Returns the value of a separated record of a table of `version`.
+    pub(crate) async fn separated(
+        &self,
+        version: &Version,
+        user_key: &[u8],
+        stored: &Stored,
+    ) -> Result<Slice> {
+        let seqno = stored.trailer.seqno();
+        let Some(pointer) = Pointer::of(stored.trailer, &stored.value) else {
+            let key = user_key.escape_ascii();
+            let what = format!("the record of key \"{key}\" has no pointer to its value");
+            return Err(Error::corruption(&self.values().folder(), 0, what));
+        };
+        self.values().read(version, user_key, seqno, pointer).await
+    }
+}
+
 impl Store {
     /// Returns the whole value of a stored record, which must be live in `view`.
     pub(crate) async fn complete(
@@ -136,6 +160,10 @@ impl Store {
         user_key: &[u8],
         stored: Stored,
     ) -> Result<Record> {
+        if stored.trailer.is_separated() {
+            let value = Box::pin(self.tables.separated(&view.version, user_key, &stored)).await?;
+            return Ok(Record { value, deadline: stored.deadline() });
+        }
         match key_kind(stored.trailer) {
             Kind::Value | Kind::Tombstone | Kind::Chunk => {
                 Ok(Record { value: stored.value, deadline: None })

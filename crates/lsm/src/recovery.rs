@@ -57,6 +57,7 @@ pub(crate) async fn compare(
     for (_, handle) in version.tables().filter(|(_, t)| !present.contains(&t.desc.id)) {
         problems.push(Error::corruption(&paths.table(handle.desc.id), 0, "the file is missing"));
     }
+    compare_values(env, paths, manifest, &mut strays, &mut problems).await?;
     for entry in list(env, paths.root.clone()).await? {
         let other = entry.name.strip_prefix("manifest-").and_then(|n| n.parse::<u64>().ok());
         if other.is_some_and(|id| id != manifest.id()) {
@@ -64,6 +65,43 @@ pub(crate) async fn compare(
         }
     }
     Ok((strays, problems))
+}
+
+/// Compares the directory of value files, which older databases do not have.
+async fn compare_values(
+    env: &Env,
+    paths: &Paths,
+    manifest: &Contents,
+    strays: &mut Vec<PathBuf>,
+    problems: &mut Vec<Error>,
+) -> Result<()> {
+    let version = &manifest.state.version;
+    let mut present = BTreeSet::new();
+    let entries = match env.disk.list(&paths.values()).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        other => other.map_err(|e| Error::io("listing", &paths.values(), e))?,
+    };
+    for entry in entries {
+        let Some(id) = entry.name.strip_suffix(".val").and_then(|n| n.parse::<u64>().ok()) else {
+            continue;
+        };
+        let Some(file) = version.value_file(id) else {
+            strays.push(paths.values().join(entry.name));
+            continue;
+        };
+        present.insert(id);
+        let size = file.handle.desc.size;
+        if entry.len != size {
+            let what = format!("the value file has {} bytes, not {size}", entry.len);
+            let offset = entry.len.min(size);
+            problems.push(Error::corruption(&paths.values_file(id), offset, what));
+        }
+    }
+    let ids = version.values.iter().map(|file| file.handle.desc.id);
+    for id in ids.filter(|id| !present.contains(id)) {
+        problems.push(Error::corruption(&paths.values_file(id), 0, "the file is missing"));
+    }
+    Ok(())
 }
 
 async fn list(env: &Env, dir: PathBuf) -> Result<Vec<atoll_env::disk::DirEntry>> {

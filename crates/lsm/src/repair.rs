@@ -1,6 +1,6 @@
 //! Repair: what can be done about damage when there is no good copy, and what it costs.
 //!
-//! Three things, in this order, on a stopped database:
+//! Four things, in this order, on a stopped database:
 //!
 //! 1. *Release* (always): a table in quarantine that verifies again, because its file was restored,
 //!    serves again. Nothing is lost.
@@ -9,7 +9,11 @@
 //!    in deeper levels reappear, as do keys whose deletion was recorded in the lost table**. If
 //!    the range covers the catalog (the keys that start with four zero bytes), names of keyspaces
 //!    are lost with it.
-//! 3. *Cut the log* (only if asked for): at the first frame that does not verify, with everything
+//! 3. *Stand in for lost values* (only if asked for): a value file that is missing or cut short gets
+//!    its length back, with zeroes. What stood there answers `Corruption`, as any single value does
+//!    that does not verify, until its key is written again or deleted; keys, and values in tables and
+//!    in what is left of the file, are served.
+//! 4. *Cut the log* (only if asked for): at the first frame that does not verify, with everything
 //!    behind it. A log whose frames are good but do not go on where the tables end (a segment is
 //!    gone, or one history is older than the other) is set aside as a whole, as `*.log.corrupt`.
 //!
@@ -22,15 +26,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_env::disk::{IoClass, IoTag};
-use atoll_env::{Env, block_on, os};
+use atoll_env::{Env, IoBuf, OpenMode, block_on, os};
 
 use crate::error::{Error, Result};
 use crate::identity;
 use crate::log::{self, CutReport, LogOptions, repair_cut};
 use crate::pool::{HeapPool, Pool};
 use crate::recovery::Replay;
+use crate::values::{self, ValueDesc};
 use crate::verify::{lock_existing, unfinished, verify_table};
-use crate::version::manifest::{self, Manifest, State, sync_dir};
+use crate::version::manifest::{self, Contents, Manifest, State, sync_dir};
 use crate::version::{Edit, Flushed, Garbage, Paths};
 
 const REPAIR: IoTag = IoTag::new(IoClass::Scrub, "repair");
@@ -43,6 +48,8 @@ pub struct RepairOptions {
     /// Go on without the tables that do not verify. What was in them is lost, and what they
     /// replaced or deleted may reappear.
     pub drop_corrupt_tables: bool,
+    /// Go on although value files are missing or cut short. The values that stood there are lost.
+    pub drop_lost_values: bool,
 }
 
 /// What a repair did.
@@ -52,7 +59,11 @@ pub struct RepairReport {
     pub released: Vec<PathBuf>,
     /// Tables that do not verify and were dropped.
     pub dropped: Vec<DroppedTable>,
-    /// Problems with tables that were left as they are, because nobody asked to drop them.
+    /// Value files that got their length back, without what had been there.
+    pub stood_in: Vec<Error>,
+    /// Problems with tables and value files that were left as they are, because nobody asked to drop
+    /// them. A single value that does not verify is no more than that: reads of its key say so until
+    /// it is written again or deleted.
     pub remaining: Vec<Error>,
     /// What was cut off the log, if that was asked for. Its `problem` is `None` if the log is
     /// sound, and was left as it is.
@@ -136,6 +147,7 @@ pub async fn repair_async(
             records: handle.desc.entries,
         });
     }
+    repair_values(env, &paths, &contents, options, &mut report, progress).await?;
     if !report.dropped.is_empty() || !report.released.is_empty() {
         progress("replacing the manifest");
         let released = |id| report.released.contains(&paths.table(id));
@@ -152,6 +164,56 @@ pub async fn repair_async(
         report.cut = Some(cut_log(env, &paths, identity.id, &flushed, progress).await?);
     }
     Ok(report)
+}
+
+/// Looks at the value files of `contents`.
+async fn repair_values(
+    env: &Env,
+    paths: &Paths,
+    contents: &Contents,
+    options: RepairOptions,
+    report: &mut RepairReport,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    for file in &contents.state.version.values {
+        let desc = file.handle.desc;
+        let path = paths.values_file(desc.id);
+        progress(&format!("reading {}, {} bytes", path.display(), desc.size));
+        let problem = match values::verify(env, path.clone(), desc).await {
+            Ok(_) => continue,
+            Err(e) if e.is_corruption() => e,
+            Err(e) => return Err(e),
+        };
+        if options.drop_lost_values && stand_in(env, paths, desc).await? {
+            progress(&format!("filling {} with zeroes: {problem}", path.display()));
+            report.stood_in.push(problem);
+        } else {
+            report.remaining.push(problem);
+        }
+    }
+    Ok(())
+}
+
+/// Gives a value file that is missing or cut short its length back; returns whether it was.
+async fn stand_in(env: &Env, paths: &Paths, desc: ValueDesc) -> Result<bool> {
+    let path = paths.values_file(desc.id);
+    let context = |e| Error::io("filling up", &path, e);
+    let file = match env.disk.open(&path, OpenMode::ReadWrite).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            env.disk.create_dir(&paths.values()).await.map_err(context)?;
+            env.disk.open(&path, OpenMode::CreateNew).await
+        }
+        other => other,
+    };
+    let file = file.map_err(context)?;
+    if file.len().await.map_err(context)? >= desc.size {
+        return Ok(false);
+    }
+    let last = desc.size.saturating_sub(1);
+    file.write_at(REPAIR, last, IoBuf::zeroed(1)).await.map_err(context)?;
+    file.sync(REPAIR).await.map_err(context)?;
+    sync_dir(env.disk.as_ref(), REPAIR, &paths.values()).await?;
+    Ok(true)
 }
 
 /// Makes the log one that goes on where the tables end.

@@ -26,6 +26,8 @@ pub(crate) struct Recorder {
     compactions: Mutex<Histogram<u64>>,
     compaction_read: AtomicU64,
     compaction_written: AtomicU64,
+    values_written: AtomicU64,
+    values_moved: AtomicU64,
     stalls: AtomicU64,
     stall_micros: AtomicU64,
     delay_micros: AtomicU64,
@@ -49,6 +51,8 @@ impl Default for Recorder {
             compactions: Mutex::new(micros()),
             compaction_read: AtomicU64::new(0),
             compaction_written: AtomicU64::new(0),
+            values_written: AtomicU64::new(0),
+            values_moved: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
@@ -144,6 +148,11 @@ impl Recorder {
         add(&self.compaction_written, written);
         record(&self.compactions, took);
     }
+    /// Counts bytes written to value files, and of these those that were in another one before.
+    pub(crate) fn wrote_values(&self, written: u64, moved: u64) {
+        add(&self.values_written, written);
+        add(&self.values_moved, moved);
+    }
     pub(crate) fn stalled(&self, took: Duration) {
         add(&self.stalls, 1);
         add(&self.stall_micros, took.as_micros() as u64);
@@ -169,6 +178,8 @@ impl Recorder {
             compactions: Latency::of(&self.compactions),
             compaction_read_bytes: get(&self.compaction_read),
             compaction_written_bytes: get(&self.compaction_written),
+            values_written_bytes: get(&self.values_written),
+            values_moved_bytes: get(&self.values_moved),
             stalls: get(&self.stalls),
             stall_seconds: get(&self.stall_micros) as f64 / 1e6,
             delay_seconds: get(&self.delay_micros) as f64 / 1e6,
@@ -247,6 +258,16 @@ pub struct Stats {
     pub compaction_read_bytes: u64,
     /// Bytes of tables they wrote.
     pub compaction_written_bytes: u64,
+    /// Bytes written to value files.
+    pub values_written_bytes: u64,
+    /// Of these, bytes of values that were in another value file before, which then could go.
+    pub values_moved_bytes: u64,
+    /// Live value files.
+    pub value_files: usize,
+    /// Their bytes on disk.
+    pub value_file_bytes: u64,
+    /// Of these, bytes of values that tables point to.
+    pub value_live_bytes: u64,
     /// Times a writer waited for memory.
     pub stalls: u64,
     /// How long they waited in all.
@@ -296,6 +317,11 @@ impl Stats {
         worse(&mut self.compactions, &other.compactions);
         self.compaction_read_bytes += other.compaction_read_bytes;
         self.compaction_written_bytes += other.compaction_written_bytes;
+        self.values_written_bytes += other.values_written_bytes;
+        self.values_moved_bytes += other.values_moved_bytes;
+        self.value_files += other.value_files;
+        self.value_file_bytes += other.value_file_bytes;
+        self.value_live_bytes += other.value_live_bytes;
         self.stalls += other.stalls;
         self.stall_seconds += other.stall_seconds;
         self.delay_seconds += other.delay_seconds;
@@ -324,9 +350,15 @@ impl Stats {
         self.levels.iter().map(|l| l.bytes).sum()
     }
 
-    /// Returns how many bytes of tables were written for each byte of a batch.
+    /// Returns the bytes of all tables and value files.
+    pub fn disk_bytes(&self) -> u64 {
+        self.table_bytes() + self.value_file_bytes
+    }
+
+    /// Returns how many bytes of tables and value files were written for each byte of a batch.
     pub fn write_amplification(&self) -> f64 {
-        let written = self.flushed_bytes + self.compaction_written_bytes;
+        let written =
+            self.flushed_bytes + self.compaction_written_bytes + self.values_written_bytes;
         written as f64 / self.batch_bytes.max(1) as f64
     }
 }

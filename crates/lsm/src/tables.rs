@@ -17,6 +17,7 @@ use crate::key::SeqNo;
 use crate::pool::Pool;
 use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
 use crate::tombstone::Fragmented;
+use crate::values::Values;
 use crate::verify::verify_table;
 use crate::version::{OpenTable, Paths, TableHandle, Version};
 
@@ -34,6 +35,7 @@ pub(crate) struct Tables {
     env: Env,
     paths: Paths,
     pool: Arc<dyn Pool>,
+    values: Values,
     /// Tables found corrupt since the background work last looked.
     suspects: Mutex<Vec<u64>>,
     /// Whether what still verifies of a quarantined table is read.
@@ -42,7 +44,9 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(env: Env, paths: Paths, pool: Arc<dyn Pool>) -> Tables {
-        Tables { env, paths, pool, suspects: Mutex::new(Vec::new()), past_quarantine: false }
+        let values = Values::new(env.clone(), paths.clone(), pool.clone());
+        let suspects = Mutex::new(Vec::new());
+        Tables { env, paths, pool, values, suspects, past_quarantine: false }
     }
 
     /// Returns the same tables for a reader that takes what still verifies of a quarantined one:
@@ -55,6 +59,11 @@ impl Tables {
     /// Returns the cache that holds their blocks.
     pub(crate) fn pool(&self) -> &Arc<dyn Pool> {
         &self.pool
+    }
+
+    /// Returns the value files that tables point into.
+    pub(crate) fn values(&self) -> &Values {
+        &self.values
     }
 
     /// Returns the newest record of `user_key` in the table at or below `snapshot`.

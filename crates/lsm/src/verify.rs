@@ -25,6 +25,7 @@ use crate::opening::lock;
 use crate::pool::{HeapPool, Pool};
 use crate::recovery::{Replay, compare};
 use crate::table::{Expected, Table, Verified};
+use crate::values::{self, ValueDesc};
 use crate::version::manifest::{self, Contents};
 use crate::version::{Flushed, Garbage, Paths, TableDesc};
 
@@ -44,6 +45,12 @@ pub struct VerifyReport {
     pub data_blocks: u64,
     /// Records in them.
     pub records: u64,
+    /// Live value files.
+    pub value_files: u64,
+    /// Bytes of the value files that verified.
+    pub value_bytes: u64,
+    /// Values in them, those that nobody points to any more included.
+    pub values: u64,
     /// Edits of the manifest.
     pub manifest_edits: u64,
     /// Segments of the log.
@@ -78,12 +85,16 @@ impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} tables with {} records in {} blocks ({} bytes), {} log frames in {} segments \
+            "{} tables with {} records in {} blocks ({} bytes), {} values in {} value files \
+             ({} bytes), {} log frames in {} segments \
              ({} bytes), {} problems",
             self.tables,
             self.records,
             self.data_blocks,
             self.table_bytes,
+            self.values,
+            self.value_files,
+            self.value_bytes,
             self.log_frames,
             self.log_segments,
             self.log_bytes,
@@ -199,6 +210,35 @@ async fn verify_tables(
             report.problems.push(Error::corruption(&path, 0, what));
         }
     }
+    for file in &contents.state.version.values {
+        let path = paths.values_file(file.handle.desc.id);
+        let known =
+            problems.iter().find(|e| matches!(e, Error::Corruption { file, .. } if *file == path));
+        if let Some(problem) = known {
+            report.value_files += 1;
+            report.problems.push(problem.clone());
+            continue;
+        }
+        verify_values(env, &path, file.handle.desc, report, progress).await?;
+    }
+    Ok(())
+}
+
+/// Reads a whole value file.
+async fn verify_values(
+    env: &Env,
+    path: &Path,
+    desc: ValueDesc,
+    report: &mut VerifyReport,
+    progress: &mut dyn FnMut(&str),
+) -> Result<()> {
+    report.value_files += 1;
+    progress(&format!("reading {}, {} bytes", path.display(), desc.size));
+    let verified = values::verify(env, path.to_owned(), desc).await;
+    if let Some(verified) = note(verified, report)? {
+        report.values += verified.records;
+        report.value_bytes += verified.bytes;
+    }
     Ok(())
 }
 
@@ -222,6 +262,7 @@ pub(crate) async fn verify_table(
     if (p.smallest.as_slice(), p.largest.as_slice()) != (&desc.smallest[..], &desc.largest[..])
         || (p.seqno_min, p.seqno_max) != desc.seqnos
         || p.range_tombstones != desc.range_tombstones
+        || verified.values != desc.values
     {
         let what = "the manifest describes other contents than the table has";
         return Err(Error::corruption(&path, 0, what));
@@ -306,6 +347,10 @@ impl Database {
             if let Some(verified) = note(verified, &mut report)? {
                 report.count(verified);
             }
+        }
+        for file in &view.version.values {
+            let path = store.paths.values_file(file.handle.desc.id);
+            verify_values(self.env(), &path, file.handle.desc, &mut report, progress).await?;
         }
         store.compaction_due.notify();
         Ok(report)

@@ -20,7 +20,7 @@ use crate::iter::scan::{Bounds, Wanted, is_dead, key_kind};
 use crate::iter::{Direction, Merge, Scan, Source};
 use crate::key::{Kind, SeqNo, Trailer, stamp_of};
 use crate::memtable::Memtable;
-use crate::read::Chunked;
+use crate::read::{Chunked, Stored};
 use crate::slice::Slice;
 use crate::table::PrefixRule;
 use crate::tables::{ReadMode, Tables};
@@ -184,7 +184,12 @@ impl View {
     ) -> Result<Option<Slice>> {
         let wanted = Trailer::new(seqno, Kind::Chunk);
         let found = self.find(tables, user_key, seqno, ANY).await?;
-        Ok(found.and_then(|(_, hit)| (hit.trailer == wanted).then_some(hit.value)))
+        let Some((_, Hit { trailer, value })) = found else { return Ok(None) };
+        if trailer.is_separated() && trailer.inline() == wanted {
+            let stored = Stored { trailer, value };
+            return tables.separated(&self.version, user_key, &stored).await.map(Some);
+        }
+        Ok((trailer == wanted).then_some(value))
     }
 
     /// Returns the newest record of `user_key` at or below `snapshot` whose stamp is at most `at`,

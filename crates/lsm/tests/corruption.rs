@@ -347,7 +347,11 @@ fn a_directory_that_lost_its_identity_is_not_made_anew_over_what_is_in_its_log()
             let before = files(&node);
             let env = node.env();
             run(&sim, &node, &what, async {
-                let all = RepairOptions { cut_log: true, drop_corrupt_tables: true };
+                let all = RepairOptions {
+                    cut_log: true,
+                    drop_corrupt_tables: true,
+                    drop_lost_values: true,
+                };
                 let refusals = [
                     Database::builder(dir()).options(small()).open_async().await.err(),
                     verify_async(&env, &dir(), &mut |_| {}).await.err(),
@@ -695,7 +699,8 @@ fn a_repair_that_a_power_cut_interrupts_is_run_again() {
     let table = fixture.named(".sst").pop().unwrap();
     let frames = fixture.frames();
     let (log, offset, _) = &frames[frames.len() - 4];
-    let options = RepairOptions { cut_log: true, drop_corrupt_tables: true };
+    let options =
+        RepairOptions { cut_log: true, drop_corrupt_tables: true, drop_lost_values: true };
     let mut points = 0;
     for point in 0.. {
         fixture.heal();
@@ -736,7 +741,8 @@ fn verify_and_repair_leave_other_directories_alone() {
     run(&sim, &node, "foreign", async {
         let verified = verify_async(&env, &dir(), &mut |_| {}).await;
         assert!(matches!(verified, Err(Error::Foreign { .. })));
-        let all = RepairOptions { cut_log: true, drop_corrupt_tables: true };
+        let all =
+            RepairOptions { cut_log: true, drop_corrupt_tables: true, drop_lost_values: true };
         let repaired = repair_async(&env, &dir(), all, &mut |_| {}).await;
         assert!(matches!(repaired, Err(Error::Foreign { .. })));
         let missing = verify_async(&env, &path("nowhere"), &mut |_| {}).await;

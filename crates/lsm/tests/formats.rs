@@ -4,7 +4,9 @@
 //!   tests/formats/database-1.txt      an embedded database of format 1: every kind of record, of
 //!                                     block and of codec; entries that are in the log only
 //!   tests/formats/database-2.txt      the same with tables of version 2: fuse filters in the last level
+//!   tests/formats/database-3.txt      the same with values in value files, and merged back
 //!   tests/formats/store-1.txt         a store of shards of format 1: versions, several groups
+//!   tests/formats/store-2.txt         the same with values in value files
 //! ```
 //!
 //! What a file says is never changed: a program that cannot read it any more has broken somebody's
@@ -31,11 +33,16 @@ use atoll_env::Env;
 use atoll_env::sim::{CrashMode, Node, Sim};
 use atoll_lsm::driven::{self, EntryId, GroupState, OpenOptions, Writes};
 use atoll_lsm::{
-    Batch, Compression, Database, Keyspace, KeyspaceOptions, Options, WriteOptions, verify_async,
+    Batch, Compression, Database, Keyspace, KeyspaceOptions, Options, ValuePlacement, WriteOptions,
+    verify_async,
 };
 use support::{dir, run};
 
 const ROW: usize = 32;
+const FIXTURES: [&str; 5] =
+    ["database-1.txt", "database-2.txt", "database-3.txt", "store-1.txt", "store-2.txt"];
+/// Values above this length are in value files, in those fixtures that have some.
+const SEPARATED: Option<u32> = Some(20);
 const SYNCED: WriteOptions = WriteOptions { durability: None };
 /// The first moment of the year 2100, in milliseconds: a deadline that nobody sees pass.
 const FAR: u64 = 4_102_444_800_000;
@@ -111,9 +118,10 @@ fn read<F: Future<Output = ()>>(name: &str, check: impl Fn(Env) -> F) {
 // ---- what the database holds ----
 
 /// Options under which what is flushed stays where and as it is until it is asked to move.
-fn small(env: &Env, compression: Compression) -> Options {
+fn small(env: &Env, compression: Compression, separate_above: Option<u32>) -> Options {
     Options {
         compression,
+        separate_above,
         memtable_size: 1 << 20,
         log_segment_size: 64 << 10,
         level0_tables: 8,
@@ -154,11 +162,15 @@ fn contents() -> [BTreeMap<Vec<u8>, Vec<u8>>; 3] {
     [plain, nested, [(b"alive".to_vec(), b"until 2100".to_vec())].into()]
 }
 
-async fn make_database(env: Env) {
+async fn make_database(env: Env, separate_above: Option<u32>) {
     let open = async |compression| {
-        let options = small(&env, compression);
+        let options = small(&env, compression, separate_above);
         let db = Database::builder(dir()).options(options).open_async().await.unwrap();
-        let prefixed = KeyspaceOptions { filter_prefix_len: 5, ..KeyspaceOptions::default() };
+        let values = match separate_above {
+            Some(above) => ValuePlacement::MergeBack { above, up_to: 1 << 10 },
+            None => ValuePlacement::Usual,
+        };
+        let prefixed = KeyspaceOptions { filter_prefix_len: 5, values, ..Default::default() };
         let keyspaces = [
             db.keyspace_async("plain", KeyspaceOptions::default()).await.unwrap(),
             db.keyspace_async("plain/nested", prefixed).await.unwrap(),
@@ -204,7 +216,7 @@ async fn make_database(env: Env) {
 }
 
 async fn check_database(env: Env) {
-    let options = small(&env, Compression::Lz4);
+    let options = small(&env, Compression::Lz4, None);
     let db = Database::builder(dir()).options(options).open_async().await.unwrap();
     assert_eq!(db.keyspaces(), ["expiring", "plain", "plain/nested"]);
     let keyspaces = ["plain", "plain/nested", "expiring"].map(|n| db.find_keyspace(n).unwrap());
@@ -256,8 +268,8 @@ const GROUPS: [u64; 2] = [3, 4];
 /// Stamps between two entries of a group.
 const STAMPS: u64 = 10;
 
-fn store_options(env: &Env) -> OpenOptions {
-    OpenOptions { options: small(env, Compression::Lz4ThenZstd) }
+fn store_options(env: &Env, separate_above: Option<u32>) -> OpenOptions {
+    OpenOptions { options: small(env, Compression::Lz4ThenZstd, separate_above) }
 }
 
 /// What entry `index` of `group` writes.
@@ -279,8 +291,9 @@ fn writes(group: u64, index: u64) -> Writes {
     writes
 }
 
-async fn make_store(env: Env) {
-    let (mut driver, tree) = driven::open(dir(), store_options(&env)).await.unwrap();
+async fn make_store(env: Env, separate_above: Option<u32>) {
+    let options = store_options(&env, separate_above);
+    let (mut driver, tree) = driven::open(dir(), options).await.unwrap();
     for index in 1..=ENTRIES {
         for group in GROUPS {
             let writes = writes(group, index);
@@ -306,7 +319,7 @@ async fn make_store(env: Env) {
 }
 
 async fn check_store(env: Env) {
-    let (mut driver, tree) = driven::open(dir(), store_options(&env)).await.unwrap();
+    let (mut driver, tree) = driven::open(dir(), store_options(&env, None)).await.unwrap();
     for group in GROUPS {
         let summary = driver.group(group).unwrap();
         assert_eq!((summary.next, summary.state.term), (ENTRIES + 1, 3));
@@ -355,12 +368,24 @@ fn a_store_of_format_1_holds_what_it_held() {
 }
 
 #[test]
+fn a_database_with_value_files_holds_what_it_held() {
+    assert!(std::fs::read_to_string(fixture("database-3.txt")).unwrap().contains(".val "));
+    read("database-3.txt", check_database);
+}
+
+#[test]
+fn a_store_with_value_files_holds_what_it_held() {
+    assert!(std::fs::read_to_string(fixture("store-2.txt")).unwrap().contains(".val "));
+    read("store-2.txt", check_store);
+}
+
+#[test]
 #[ignore = "writes fixtures"]
 #[expect(clippy::disallowed_methods, reason = "a fixture is a file of the repository")]
 fn fixtures_that_are_missing_are_written() {
     let folder = PathBuf::from(std::env::var_os("ATOLL_FIXTURES").unwrap());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
-    for name in ["database-1.txt", "database-2.txt", "store-1.txt"] {
+    for name in FIXTURES {
         if folder.join(name).exists() {
             continue;
         }
@@ -369,8 +394,10 @@ fn fixtures_that_are_missing_are_written() {
         let env = node.env();
         run(&sim, &node, name, async {
             match name {
-                "store-1.txt" => make_store(env.clone()).await,
-                _ => make_database(env.clone()).await,
+                "store-1.txt" => make_store(env.clone(), None).await,
+                "store-2.txt" => make_store(env.clone(), SEPARATED).await,
+                "database-3.txt" => make_database(env.clone(), SEPARATED).await,
+                _ => make_database(env.clone(), None).await,
             }
             // What runs in the background ends before the process does.
             env.clock.sleep(Duration::from_secs(5)).await;

@@ -16,7 +16,7 @@ use atoll_env::sim::Sim;
 use atoll_env::{Env, block_on, os};
 use atoll_lsm::{
     Batch, Compression, Cursor, Database, Durability, Keyspace, KeyspaceOptions, Options, Snapshot,
-    WriteOptions,
+    ValuePlacement, WriteOptions,
 };
 
 /// Values of the last keyspace expire after this; `Op::Sleep` takes twice as long, and everything
@@ -201,6 +201,9 @@ fn tune(prng: &mut Prng, env: Env) -> Options {
             _ => Compression::Lz4ThenZstd,
         },
         filter_bits: one_of(&[0, 4, 10]) as u32,
+        separate_above: [None, Some(0), Some(30), Some(512)][one_of(&[0, 1, 2, 3]) as usize],
+        value_file_size: one_of(&[1, 8, 128]) * 1024,
+        value_garbage_percent: one_of(&[0, 10, 30, 70]) as u32,
         ..Options::new(env)
     }
 }
@@ -221,6 +224,11 @@ async fn open(path: &Path, options: &Options) -> (Database, Vec<Keyspace>) {
         let options = KeyspaceOptions {
             ttl: (number == 2).then_some(TTL),
             filter_prefix_len: if number == 1 { PREFIX_LEN as u16 } else { 0 },
+            values: match number {
+                1 => ValuePlacement::MergeBack { above: 20, up_to: 200 },
+                2 => ValuePlacement::Separate { above: 10 },
+                _ => ValuePlacement::Usual,
+            },
         };
         keyspaces.push(db.keyspace_async(name, options).await.unwrap());
     }

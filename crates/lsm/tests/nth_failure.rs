@@ -96,7 +96,7 @@ fn options(env: Env, segment: u64) -> Options {
         log_segment_size: segment,
         manifest_size: 1,
         compression: Compression::Lz4,
-        ..support::options(env)
+        ..support::separated(env)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::rot::Verdict;
 use crate::script::{Script, Size};
 
 /// Sites that a full run must have crashed at, a thousand times each.
-pub const REQUIRED_SITES: [&str; 8] = [
+pub const REQUIRED_SITES: [&str; 12] = [
     "frame write",
     "frame sync",
     "segment reuse",
@@ -24,6 +24,10 @@ pub const REQUIRED_SITES: [&str; 8] = [
     "manifest swap",
     "compaction install",
     "range delete",
+    "value write",
+    "value names",
+    "value move",
+    "value removal",
 ];
 /// Sites that few operations have: each is crashed at several times, with other draws.
 const DRAWS_OF_RARE: [(&str, u64); 2] = [("rotation", 12), ("range delete", 3)];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_lsm::{Compression, Durability, KeyspaceOptions, Options};
+use atoll_lsm::{Compression, Durability, KeyspaceOptions, Options, ValuePlacement};
 
 use crate::model::show;
 
@@ -51,6 +51,9 @@ pub struct Tuning {
     level_base_size: u64,
     compression: Compression,
     filter_bits: u32,
+    separate_above: Option<u32>,
+    value_file_size: u64,
+    value_garbage_percent: u32,
     /// Between the syncs of the interval mode.
     pub sync_interval: Duration,
 }
@@ -101,6 +104,7 @@ pub enum Edit {
 impl Tuning {
     /// Draws options that reach every path with little data.
     pub fn draw(prng: &mut Prng) -> Tuning {
+        let mut values = prng.fork("values");
         let mut one_of = |choices: &[u64]| choices[prng.index(choices.len())];
         Tuning {
             memtable_size: one_of(&[4, 8, 16, 32, 64]) as usize * 1024,
@@ -119,6 +123,9 @@ impl Tuning {
                 _ => Compression::Lz4ThenZstd,
             },
             filter_bits: one_of(&[0, 4, 10]) as u32,
+            separate_above: [None, Some(0), Some(40), Some(40), Some(512)][values.index(5)],
+            value_file_size: [1 << 10, 8 << 10, 128 << 10][values.index(3)],
+            value_garbage_percent: [0, 10, 30, 70][values.index(4)],
             sync_interval: Duration::from_millis(one_of(&[2, 50, 2000])),
         }
     }
@@ -141,6 +148,9 @@ impl Tuning {
             level_base_size: self.level_base_size,
             compression: self.compression,
             filter_bits: self.filter_bits,
+            separate_above: self.separate_above,
+            value_file_size: self.value_file_size,
+            value_garbage_percent: self.value_garbage_percent,
             ..Options::new(env)
         }
     }
@@ -351,6 +361,11 @@ pub fn keyspace_options(name: usize) -> KeyspaceOptions {
     KeyspaceOptions {
         ttl: (name == NAMES.len() - 1).then_some(FLEETING),
         filter_prefix_len: if name == 0 { PREFIX_LEN } else { 0 },
+        values: match name {
+            1 => ValuePlacement::MergeBack { above: 10, up_to: 300 },
+            2 => ValuePlacement::Separate { above: 10 },
+            _ => ValuePlacement::Usual,
+        },
     }
 }
 

@@ -14,12 +14,15 @@
 //!
 //! The order of preference: tables that can be dropped unread; the level that exceeds its target
 //! most; tables whose records have mostly expired, are mostly tombstones, or mostly versions that
-//! nobody can read any more.
+//! nobody can read any more; tables that point most into value files that should go
+//! (`values/collect.rs`), which are written again in their place with the values moved.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::key::SeqNo;
 use crate::tombstone::RangeTombstone;
+use crate::values::collect;
 use crate::version::{LEVELS, TableDesc};
 
 /// A table as the choice sees it.
@@ -42,6 +45,8 @@ pub(crate) struct View {
     pub(crate) expire_before: u64,
     /// Nobody reads versions at a stamp below it.
     pub(crate) horizon: u64,
+    /// The value files.
+    pub(crate) values: Vec<collect::Candidate>,
 }
 
 /// The sizes at which compaction starts.
@@ -50,6 +55,8 @@ pub(crate) struct Targets {
     pub(crate) level0_tables: usize,
     pub(crate) level_base_size: u64,
     pub(crate) level_ratio: u64,
+    /// Share of garbage in value files.
+    pub(crate) value_garbage_percent: u64,
 }
 
 /// What to do.
@@ -65,7 +72,37 @@ pub(crate) enum Plan {
 
 /// Returns the most useful thing to do, if anything is due.
 pub(crate) fn choose(view: &View, targets: Targets) -> Option<Plan> {
-    drop_dead(view).or_else(|| shrink_fullest(view, targets)).or_else(|| rewrite_dead_weight(view))
+    drop_dead(view)
+        .or_else(|| shrink_fullest(view, targets))
+        .or_else(|| rewrite_dead_weight(view))
+        .or_else(|| collect(view, targets))
+}
+
+/// Returns the value files that should go.
+pub(crate) fn leaving(view: &View, targets: Targets) -> BTreeSet<u64> {
+    collect::choose(&view.values, targets.value_garbage_percent)
+}
+
+/// Returns the rewrite of the table that has most to move out of value files that should go.
+///
+/// Those of L0 wait until they are merged: written again they would take a newer table's place.
+pub(crate) fn collect(view: &View, targets: Targets) -> Option<Plan> {
+    let leaving = leaving(view, targets);
+    if leaving.is_empty() {
+        return None;
+    }
+    let to_move = |c: &Candidate| -> u64 {
+        let refs = c.desc.values.iter().filter(|(file, _)| leaving.contains(file));
+        refs.map(|(_, bytes)| bytes).sum()
+    };
+    let tables = view.levels.iter().enumerate().skip(1);
+    let (_, level, id) = tables
+        .flat_map(|(level, tables)| tables.iter().map(move |table| (level, table)))
+        .filter(|(_, table)| !table.blocked)
+        .map(|(level, table)| (to_move(table), level, table.desc.id))
+        .filter(|(bytes, ..)| *bytes > 0)
+        .max_by_key(|(bytes, level, id)| (*bytes, *level, std::cmp::Reverse(*id)))?;
+    Some(Plan::Merge { inputs: vec![(level, id)], to: level })
 }
 
 /// Returns the level that L0 merges into and the target size of each level from there on.
@@ -253,7 +290,12 @@ mod tests {
     use super::*;
     use crate::version::edit::tests::desc;
 
-    const TARGETS: Targets = Targets { level0_tables: 2, level_base_size: 4000, level_ratio: 4 };
+    const TARGETS: Targets = Targets {
+        level0_tables: 2,
+        level_base_size: 4000,
+        level_ratio: 4,
+        value_garbage_percent: 30,
+    };
 
     /// Draws levels from text: `L0 5:a-m 4:c-z*` is table 5 from a to m and table 4, quarantined.
     /// A suffix `=900` sets the size, `!d-f@20` adds a range tombstone of sequence number 20.
@@ -292,7 +334,7 @@ mod tests {
                 levels[level].push(Candidate { desc, blocked, range_tombstones });
             }
         }
-        View { levels, snapshots: vec![100], expire_before: 0, horizon: 0 }
+        View { levels, snapshots: vec![100], expire_before: 0, horizon: 0, values: Vec::new() }
     }
 
     fn merge(inputs: &[(usize, u64)], to: usize) -> Option<Plan> {

@@ -1,5 +1,6 @@
 //! Running a merge: records in, tables out. A flush is a merge with one input.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use atoll_env::disk::IoClass;
@@ -14,6 +15,7 @@ use crate::mutants;
 use crate::options::{Compression, Options};
 use crate::table::{Codec, Filter, PrefixRule, TableOptions, TableWriter};
 use crate::tombstone::{Fragmented, RangeTombstone};
+use crate::values::{Mover, Pointer, ValueDesc, ValueRule, Values};
 use crate::version::manifest::sync_dir;
 use crate::version::{LEVELS, Paths, TableDesc, Version};
 
@@ -38,19 +40,32 @@ pub(crate) struct Job<'a> {
     /// The levels below the output, to know where nothing older lies.
     pub(crate) version: &'a Version,
     pub(crate) prefix_rule: PrefixRule,
+    /// The value files of `version`.
+    pub(crate) values: &'a Values,
+    pub(crate) value_rule: ValueRule,
+    /// Value files that should go.
+    pub(crate) leaving: BTreeSet<u64>,
     /// Draws the number of the next output.
     pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
     /// Whether to give up.
     pub(crate) cancelled: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// What a merge made. On failure the files of `tables` remain and are the caller's to remove.
+/// What a merge made. On failure the files begun remain and are the caller's to remove.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) tables: Vec<TableDesc>,
+    pub(crate) values: Vec<ValueDesc>,
+    /// Bytes of the tables.
     pub(crate) bytes_written: u64,
-    /// Files begun, finished or not.
+    /// Bytes of the value files.
+    pub(crate) value_bytes: u64,
+    /// Of these, bytes of values that were in another value file before.
+    pub(crate) moved_bytes: u64,
+    /// Tables begun, finished or not.
     pub(crate) begun: Vec<u64>,
+    /// Value files begun, finished or not.
+    pub(crate) begun_values: Vec<u64>,
     pub(crate) cancelled: bool,
 }
 
@@ -69,6 +84,7 @@ impl Job<'_> {
         let snapshots = self.snapshots.clone();
         let mut survivors = Survivors::new(snapshots, self.expire_before, self.horizon, covering);
         let mut output: Option<Output> = None;
+        let mut mover = self.mover();
         // Range tombstones before this key are written.
         let mut ranges_from: Vec<u8> = Vec::new();
         let mut last_user_key: Vec<u8> = Vec::new();
@@ -111,7 +127,10 @@ impl Job<'_> {
                         let trailer = Trailer::new(key.trailer.seqno(), Kind::Tombstone);
                         output.add(InternalKey::new(key.user_key, trailer), &[])?;
                     }
-                    _ => output.add(key, input.value())?,
+                    _ => {
+                        let (trailer, value) = mover.place(key, input.value(), outcome).await?;
+                        output.add(InternalKey::new(key.user_key, trailer), value)?;
+                    }
                 }
                 if last_user_key != key.user_key {
                     last_user_key.clear();
@@ -131,11 +150,27 @@ impl Job<'_> {
         if let Some(output) = output.take() {
             output.finish(kept_ranges.clipped(&ranges_from, None), outcome).await?;
         }
+        mover.finish(outcome).await?;
         if !outcome.tables.is_empty() {
             let tag = atoll_env::IoTag::new(self.class, "table names");
             sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.tables()).await?;
         }
         Ok(())
+    }
+
+    fn mover(&self) -> Mover<'_> {
+        Mover {
+            options: self.options,
+            paths: self.paths,
+            values: self.values,
+            version: self.version,
+            rule: &self.value_rule,
+            leaving: &self.leaving,
+            level: self.level,
+            class: self.class,
+            next_id: self.next_id,
+            state: Default::default(),
+        }
     }
 
     /// Returns whether no table below the output level can hold `user_key`.
@@ -210,8 +245,10 @@ impl Job<'_> {
             deadline_max: 0,
             passing: 0,
             passing_stamp: 0,
+            values: Vec::new(),
         };
-        Ok(Output { writer, desc, newer: None, passing_chunks: false })
+        let values = BTreeMap::new();
+        Ok(Output { writer, desc, newer: None, passing_chunks: false, values })
     }
 }
 
@@ -224,6 +261,8 @@ struct Output {
     newer: Option<u64>,
     /// Whether chunks that follow belong to a version that an overtaking horizon drops.
     passing_chunks: bool,
+    /// Bytes that are pointed to, by value file.
+    values: BTreeMap<u64, u64>,
 }
 
 impl Output {
@@ -240,6 +279,9 @@ impl Output {
         }
         desc.entries += 1;
         self.count(key.trailer.seqno());
+        if let Some(pointer) = Pointer::of(key.trailer, value) {
+            *self.values.entry(pointer.file).or_default() += u64::from(pointer.size);
+        }
         match key_kind(key.trailer) {
             Kind::Tombstone => self.desc.tombstones += 1,
             Kind::ExpiringValue | Kind::ChunkedValue => {
@@ -298,6 +340,7 @@ impl Output {
         }
         let written = self.writer.finish().await?;
         self.desc.size = written.size;
+        self.desc.values = self.values.into_iter().collect();
         outcome.bytes_written += written.size;
         outcome.tables.push(self.desc);
         Ok(())

@@ -138,8 +138,10 @@ impl<'c> Row<'c> {
         let Cursor { tree, view, .. } = self.cursor;
         let value = match self.kind() {
             Kind::VersionedTombstone => return Ok(None),
-            Kind::Value => self.entry.value.clone(),
-            Kind::VersionedValue => self.entry.value.clone().after(8),
+            Kind::Value if !self.entry.trailer.is_separated() => self.entry.value.clone(),
+            Kind::VersionedValue if !self.entry.trailer.is_separated() => {
+                self.entry.value.clone().after(8)
+            }
             _ => tree.store.complete(view, self.key(), self.stored()).await?.value,
         };
         Ok(Some(value))

@@ -49,7 +49,7 @@ impl Tree {
         else {
             return Ok(None);
         };
-        if key_kind(trailer) == Kind::Value {
+        if key_kind(trailer) == Kind::Value && !trailer.is_separated() {
             return Ok(Some(value));
         }
         let stored = Stored { trailer, value };
@@ -70,7 +70,7 @@ impl Tree {
         };
         let stamp = stamp_of(&value);
         let value = match key_kind(trailer) {
-            Kind::VersionedValue => Some(value.after(8)),
+            Kind::VersionedValue if !trailer.is_separated() => Some(value.after(8)),
             Kind::VersionedTombstone => None,
             _ => {
                 let stored = Stored { trailer, value };
@@ -135,13 +135,14 @@ impl Tree {
     }
 
     /// Tells where the bytes of the tables are: `visit` gets keys in no order, each with the bytes of
-    /// the table file that lie at and below it, down to the key before of the same file. Nothing is
+    /// the table file, and of the values it points to, that lie at and below it, down to the key
+    /// before of the same file. Nothing is
     /// read: a table that nobody has opened yet is told by its two ends, an open one in parts of
     /// some hundred KiB. What is in memory is not counted.
     pub fn survey(&self, mut visit: impl FnMut(&[u8], u64)) {
         let (view, _) = self.store.pin();
         for (_, handle) in view.version.tables() {
-            let size = handle.desc.size;
+            let size = handle.desc.size + handle.desc.value_bytes();
             match handle.opened() {
                 Some(open) if open.table.cuts().len() > 1 => {
                     let cuts = open.table.cuts();

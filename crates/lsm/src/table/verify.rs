@@ -1,5 +1,7 @@
 //! Verification: every byte of the file is read and held against everything that is known of it.
 
+use std::collections::BTreeMap;
+
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
 
@@ -15,9 +17,10 @@ use super::{Handle, ReadOptions, filter};
 use crate::error::Result;
 use crate::key::{InternalKey, Trailer};
 use crate::pool::Block;
+use crate::values::Pointer;
 
 /// What a verification read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Data blocks.
     pub data_blocks: u64,
@@ -25,6 +28,8 @@ pub struct Verified {
     pub entries: u64,
     /// Bytes of the file.
     pub bytes: u64,
+    /// Bytes of records in value files that it points to, by file, ascending.
+    pub values: Vec<(u64, u64)>,
 }
 
 impl Table {
@@ -33,8 +38,13 @@ impl Table {
     /// or leave a gap, counts and bounds that differ from the properties.
     pub async fn verify(&self) -> Result<Verified> {
         let footer = self.read_footer().await?;
-        let mut check =
-            Check { table: self, seen: Properties::counting(), last: None, floor: None };
+        let mut check = Check {
+            table: self,
+            seen: Properties::counting(),
+            values: BTreeMap::new(),
+            last: None,
+            floor: None,
+        };
         let mut window = Window::default();
         let mut tail = vec![footer.properties, footer.top_index];
         for n in 0..self.top().len() {
@@ -77,9 +87,13 @@ impl Table {
         self.read_past(footer.properties, BlockKind::Properties).await?;
         self.read_past(footer.top_index, BlockKind::TopIndex).await?;
         check.tiling(tail)?;
-        let Check { seen, last, .. } = check;
-        let verified =
-            Verified { data_blocks: seen.data_blocks, entries: seen.entries, bytes: self.size() };
+        let Check { seen, values, last, .. } = check;
+        let verified = Verified {
+            data_blocks: seen.data_blocks,
+            entries: seen.entries,
+            bytes: self.size(),
+            values: values.into_iter().collect(),
+        };
         let last_key = last.map(|(user_key, _)| user_key).unwrap_or_default();
         if !seen.agrees_with(self.properties(), &last_key, &tombstones) {
             let what = "the properties do not describe the records";
@@ -100,6 +114,8 @@ struct Check<'a> {
     table: &'a Table,
     /// Counted as the writer counts.
     seen: Properties,
+    /// Bytes that are pointed to, by value file.
+    values: BTreeMap<u64, u64>,
     /// The last record.
     last: Option<(Vec<u8>, Trailer)>,
     /// The last block's separator.
@@ -140,7 +156,14 @@ impl Check<'_> {
                 return bad("the filter denies a key that is there");
             }
             let (block, value) = cursor.value();
-            self.seen.count(key, &block[value]);
+            let value = &block[value];
+            if key.trailer.is_separated() {
+                let Some(pointer) = Pointer::of(key.trailer, value) else {
+                    return bad("a separated record has no pointer");
+                };
+                *self.values.entry(pointer.file).or_default() += u64::from(pointer.size);
+            }
+            self.seen.count(key, value);
             remember(&mut self.last, key);
             if !cursor.step() {
                 cursor.next_interval().map_err(in_block)?;

@@ -14,28 +14,26 @@
 //! A writer that is dropped leaves a file without footer, which nobody can open; its owner removes
 //! it. After a failed or interrupted write the writer refuses everything.
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use atoll_encoding::checksum::Place;
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
-use atoll_env::{Disk, File, FileUse, IoBuf, IoTag, OpenMode};
+use atoll_env::{Disk, FileUse, OpenMode};
 
 use super::block::BlockBuilder;
-use super::codec::{BlockKind, SEAL_LEN, Sealer};
+use super::codec::{BlockKind, SEAL_LEN, Sealed, Sealer};
 use super::filter::{Filter, FilterBuilder};
 use super::footer::{FOOTER_LEN, Footer};
 use super::index::{Partition, put_handle, separator};
 use super::properties::{Properties, put_range_tombstone};
 use super::{BLOCK_MAX, Handle, KEY_MAX, RESTART_INTERVAL_MAX, TableOptions, VALUE_MAX};
 use crate::error::{Error, Result};
-use crate::key::{InternalKey, Kind, Trailer};
+use crate::key::{InternalKey, Trailer};
+use crate::pieces::{Pieces, Subject};
 use crate::tombstone::RangeTombstone;
+use crate::values::POINTER_LEN;
 
-/// Bytes of one write to the file.
-const PIECE: usize = 256 << 10;
 /// Bytes of a block of range tombstones.
 const RANGE_TOMBSTONE_BLOCK: usize = 64 << 10;
 
@@ -57,7 +55,7 @@ pub struct TableWriter {
     options: TableOptions,
     id: u64,
     salt: u64,
-    output: Output,
+    output: Pieces,
     sealer: Sealer,
     /// The data block being filled.
     block: BlockBuilder,
@@ -118,7 +116,7 @@ impl TableWriter {
         Ok(TableWriter {
             id,
             salt,
-            output: Output::new(file, path, class),
+            output: Pieces::new(file, path, Subject::Table, class),
             sealer: Sealer::new(options.codec),
             block: BlockBuilder::new(options.restart_interval),
             index: BlockBuilder::new(1),
@@ -173,7 +171,7 @@ impl TableWriter {
 
     /// Returns whether a piece of the file is complete and waits in memory to be written.
     pub fn is_full(&self) -> bool {
-        !self.output.full.is_empty()
+        self.output.is_full()
     }
 
     /// Writes the complete pieces.
@@ -233,21 +231,16 @@ impl TableWriter {
         {
             return Err(Error::InvalidInput("records of a table must ascend".into()));
         }
-        let needed = match key.trailer.kind() {
-            Some(Kind::Tombstone | Kind::Value | Kind::Chunk) => 0,
-            Some(
-                Kind::ExpiringValue
-                | Kind::ChunkedValue
-                | Kind::VersionedValue
-                | Kind::VersionedTombstone
-                | Kind::VersionedChunked,
-            ) => 8,
-            None => return Err(Error::InvalidInput("a record needs a kind".into())),
+        let Some(kind) = key.trailer.kind() else {
+            return Err(Error::InvalidInput("a record needs a kind".into()));
         };
-        if value.len() < needed {
+        if value.len() < kind.head_len() {
             return Err(Error::InvalidInput(
                 "a record with a deadline or a stamp starts with it".into(),
             ));
+        }
+        if key.trailer.is_separated() && value.len() != kind.head_len() + POINTER_LEN {
+            return Err(Error::InvalidInput("a separated record ends with its pointer".into()));
         }
         Ok(())
     }
@@ -271,12 +264,9 @@ impl TableWriter {
 
     /// Seals the data block; `next` is the record that comes behind it.
     fn cut_block(&mut self, next: Option<InternalKey<'_>>) {
-        let handle = self.output.append_sealed(
-            (self.id, self.salt),
-            &mut self.sealer,
-            BlockKind::Data,
-            self.block.finish(),
-        );
+        let place = self.place();
+        let sealed = self.sealer.seal(place, BlockKind::Data, self.block.finish());
+        let handle = append_sealed(&mut self.output, place, &sealed);
         self.block.clear();
         self.properties.data_blocks += 1;
         // There is a last record, because the block was not empty.
@@ -358,103 +348,19 @@ impl TableWriter {
                 raw.len()
             )));
         }
-        Ok(self.output.append_sealed((self.id, self.salt), &mut self.sealer, kind, raw))
+        let place = self.place();
+        Ok(append_sealed(&mut self.output, place, &self.sealer.seal(place, kind, raw)))
+    }
+
+    /// Returns where the next block goes.
+    fn place(&self) -> Place {
+        Place { file: self.id, salt: self.salt, offset: self.output.end() }
     }
 }
 
-/// The file as a stream of pieces.
-struct Output {
-    file: Arc<dyn File>,
-    path: PathBuf,
-    class: IoClass,
-    /// The piece being filled.
-    open: IoBuf,
-    /// Complete pieces, in order.
-    full: VecDeque<IoBuf>,
-    /// Offset of the first byte that was not written.
-    written: u64,
-    /// Memory of a written piece, to be filled again.
-    spare: Option<IoBuf>,
-    /// A write failed or was dropped before its end.
-    broken: bool,
-}
-
-impl Output {
-    fn new(file: Arc<dyn File>, path: &Path, class: IoClass) -> Output {
-        Output {
-            file,
-            path: path.to_owned(),
-            class,
-            open: IoBuf::new(),
-            full: VecDeque::new(),
-            written: 0,
-            spare: None,
-            broken: false,
-        }
-    }
-
-    /// Returns the offset of the byte appended next.
-    fn end(&self) -> u64 {
-        self.written + (self.full.len() * PIECE + self.open.len()) as u64
-    }
-
-    fn append_sealed(
-        &mut self,
-        (file, salt): (u64, u64),
-        sealer: &mut Sealer,
-        kind: BlockKind,
-        raw: &[u8],
-    ) -> Handle {
-        let offset = self.end();
-        let sealed = sealer.seal(Place { file, salt, offset }, kind, raw);
-        self.append(sealed.stored);
-        self.append(&sealed.seal);
-        Handle { offset, len: sealed.stored.len() as u32 }
-    }
-
-    fn append(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(PIECE - self.open.len()));
-            self.open.extend_from_slice(now);
-            bytes = rest;
-            if self.open.len() == PIECE {
-                let next = self.spare.take().unwrap_or_default();
-                self.full.push_back(std::mem::replace(&mut self.open, next));
-            }
-        }
-    }
-
-    async fn write_out(&mut self) -> Result<()> {
-        while let Some(piece) = self.full.pop_front() {
-            self.write(piece).await?;
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, piece: IoBuf) -> Result<()> {
-        if std::mem::replace(&mut self.broken, true) {
-            return Err(Error::InvalidInput(format!(
-                "an earlier write to {} failed; remove the file and write the table again",
-                self.path.display()
-            )));
-        }
-        let len = piece.len() as u64;
-        let tag = IoTag::new(self.class, "table write");
-        let written = self.file.write_at(tag, self.written, piece).await;
-        let mut piece = written.map_err(|e| Error::io("writing table", &self.path, e))?;
-        self.broken = false;
-        self.written += len;
-        piece.clear();
-        self.spare = Some(piece);
-        Ok(())
-    }
-
-    /// Writes what is left and syncs.
-    async fn finish(&mut self) -> Result<()> {
-        self.write_out().await?;
-        let last = std::mem::take(&mut self.open);
-        self.write(last).await?;
-        let synced = self.file.sync(IoTag::new(self.class, "table sync")).await;
-        synced.map_err(|e| Error::io("syncing table", &self.path, e))
-    }
+/// Appends a block that was sealed for `place`, which is the end of `output`.
+fn append_sealed(output: &mut Pieces, place: Place, sealed: &Sealed<'_>) -> Handle {
+    output.append(sealed.stored);
+    output.append(&sealed.seal);
+    Handle { offset: place.offset, len: sealed.stored.len() as u32 }
 }

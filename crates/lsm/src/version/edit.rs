@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use atoll_encoding::{Malformed, Reader, varint};
 
 use crate::key::SeqNo;
+use crate::values::ValueDesc;
 use crate::version::LEVELS;
 
 /// What the version knows of a table without opening it.
@@ -42,6 +43,8 @@ pub(crate) struct TableDesc {
     pub(crate) passing: u64,
     /// 0 without any.
     pub(crate) passing_stamp: u64,
+    /// Bytes of records in value files that the table points to, by file, ascending.
+    pub(crate) values: Vec<(u64, u64)>,
 }
 
 impl TableDesc {
@@ -75,6 +78,20 @@ impl TableDesc {
         start <= self.smallest.as_slice() && ends_before
     }
 
+    /// Returns the bytes in value files that the table points to.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        self.values.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Returns the tag under which it is encoded.
+    fn tag(&self) -> u8 {
+        match (self.values.is_empty(), self.passing) {
+            (false, _) => ADD_VALUES,
+            (true, 0) => ADD,
+            (true, _) => ADD_PASSING,
+        }
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         for n in [self.id, self.salt, self.size] {
             varint::put(out, n);
@@ -93,21 +110,30 @@ impl TableDesc {
         ] {
             varint::put(out, n);
         }
-        if self.passing > 0 {
+        if self.passing > 0 || !self.values.is_empty() {
             varint::put(out, self.passing);
             varint::put(out, self.passing_stamp);
         }
+        if !self.values.is_empty() {
+            varint::put(out, self.values.len() as u64);
+            for (file, bytes) in &self.values {
+                varint::put(out, *file);
+                varint::put(out, *bytes);
+            }
+        }
     }
 
-    /// Decodes a description, which ends with passing versions if there are any.
-    fn decode(r: &mut Reader<'_>, passing: bool) -> Result<TableDesc, Malformed> {
+    /// Decodes a description, which under `tag` ends with passing versions, or with these and what
+    /// it points to in value files.
+    fn decode(r: &mut Reader<'_>, tag: u8) -> Result<TableDesc, Malformed> {
+        let passing = tag != ADD;
         let (id, salt, size) =
             (r.varint("a table number")?, r.varint("a salt")?, r.varint("a table size")?);
         let smallest = r.bytes("a smallest key")?.to_vec();
         let largest = r.bytes("a largest key")?.to_vec();
         let largest_exclusive = r.u8("a bound kind")? != 0;
         let mut next = || r.varint("a table count");
-        let desc = TableDesc {
+        let mut desc = TableDesc {
             id,
             salt,
             size,
@@ -122,10 +148,19 @@ impl TableDesc {
             deadline_max: next()?,
             passing: if passing { next()? } else { 0 },
             passing_stamp: if passing { next()? } else { 0 },
+            values: Vec::new(),
         };
+        if tag == ADD_VALUES {
+            for _ in 0..next()? {
+                let (file, bytes) = (r.varint("a value file")?, r.varint("a number of bytes")?);
+                if desc.values.last().is_some_and(|(before, _)| *before >= file) {
+                    return Err(r.malformed("value files that ascend"));
+                }
+                desc.values.push((file, bytes));
+            }
+        }
         // One description has one encoding.
-        let none = r.malformed("a table with passing versions");
-        if passing && desc.passing == 0 { Err(none) } else { Ok(desc) }
+        if desc.tag() == tag { Ok(desc) } else { Err(r.malformed("a table under its own tag")) }
     }
 }
 
@@ -152,6 +187,8 @@ pub(crate) struct Edit {
     pub(crate) moved: Vec<(u64, u8)>,
     /// Tables whose bytes did not verify.
     pub(crate) quarantined: Vec<u64>,
+    /// New value files. One goes when no table points to it any more.
+    pub(crate) values: Vec<ValueDesc>,
     /// New progress, if this is a flush.
     pub(crate) flushed: Option<Flushed>,
     /// File numbers below this one are taken.
@@ -166,13 +203,15 @@ const FLUSHED: u8 = 5;
 const NEXT_FILE: u8 = 6;
 /// As `ADD`, for a table with passing versions.
 const ADD_PASSING: u8 = 7;
+/// As `ADD_PASSING`, for a table that points into value files.
+const ADD_VALUES: u8 = 8;
+const VALUE_FILE: u8 = 9;
 
 impl Edit {
     /// Appends the encoding.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for (level, desc) in &self.added {
-            let tag = if desc.passing > 0 { ADD_PASSING } else { ADD };
-            out.extend_from_slice(&[tag, *level]);
+            out.extend_from_slice(&[desc.tag(), *level]);
             desc.encode(out);
         }
         for id in &self.removed {
@@ -186,6 +225,12 @@ impl Edit {
         for id in &self.quarantined {
             out.push(QUARANTINE);
             varint::put(out, *id);
+        }
+        for file in &self.values {
+            out.push(VALUE_FILE);
+            varint::put(out, file.id);
+            varint::put(out, file.salt);
+            varint::put(out, file.size);
         }
         if let Some(flushed) = &self.flushed {
             out.push(FLUSHED);
@@ -212,10 +257,15 @@ impl Edit {
         while !r.is_empty() {
             let unknown = r.malformed("a known field");
             match r.u8("a field")? {
-                tag @ (ADD | ADD_PASSING) => {
+                tag @ (ADD | ADD_PASSING | ADD_VALUES) => {
                     let level = level(&mut r)?;
-                    edit.added.push((level, TableDesc::decode(&mut r, tag == ADD_PASSING)?));
+                    edit.added.push((level, TableDesc::decode(&mut r, tag)?));
                 }
+                VALUE_FILE => edit.values.push(ValueDesc {
+                    id: r.varint("a value file's number")?,
+                    salt: r.varint("a salt")?,
+                    size: r.varint("a value file's size")?,
+                }),
                 REMOVE => edit.removed.push(r.varint("a table number")?),
                 MOVE => {
                     let level = level(&mut r)?;
@@ -258,6 +308,7 @@ pub(crate) mod tests {
             deadline_max: 0,
             passing: 0,
             passing_stamp: 0,
+            values: Vec::new(),
         }
     }
 
@@ -265,7 +316,13 @@ pub(crate) mod tests {
     fn an_edit_round_trips_and_no_cut_of_it_panics() {
         let passing = TableDesc { passing: 3, passing_stamp: 1 << 60, ..desc(7, "zz", "zzz") };
         let edit = Edit {
-            added: vec![(0, desc(5, "a", "m")), (6, desc(6, "", "z")), (6, passing)],
+            added: vec![
+                (0, desc(5, "a", "m")),
+                (6, desc(6, "", "z")),
+                (6, passing),
+                (6, TableDesc { values: vec![(9, 70), (300, 1 << 33)], ..desc(8, "zzz0", "zzz1") }),
+            ],
+            values: vec![ValueDesc { id: 9, salt: 1 << 63, size: 500 }],
             removed: vec![1, 300],
             moved: vec![(4, 3)],
             quarantined: vec![2],

@@ -285,6 +285,7 @@ fn snapshot_edit(state: &State) -> Edit {
     Edit {
         added: tables().map(|(level, t)| (level as u8, t.desc.clone())).collect(),
         quarantined: tables().filter(|(_, t)| t.is_quarantined()).map(|(_, t)| t.desc.id).collect(),
+        values: state.version.values.iter().map(|f| f.handle.desc).collect(),
         flushed: Some(state.flushed.clone()),
         next_file: state.next_file,
         ..Edit::default()

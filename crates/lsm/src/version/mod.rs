@@ -21,6 +21,7 @@
 pub(crate) mod edit;
 pub(crate) mod manifest;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,6 +33,7 @@ pub(crate) use edit::{Applied, Edit, Flushed, TableDesc};
 use crate::error::{Error, Result};
 use crate::table::Table;
 use crate::tombstone::Fragmented;
+use crate::values::{LiveFile, ValueHandle};
 
 /// Number of levels. Six levels below L0 at a ratio of ten hold a million times the base level.
 pub(crate) const LEVELS: usize = 7;
@@ -44,12 +46,14 @@ const UNREADABLE_MAX: u32 = 3;
 pub(crate) struct Version {
     /// L0 newest first; the others by key.
     pub(crate) levels: [Vec<Arc<TableHandle>>; LEVELS],
+    /// The value files that tables point into, by number.
+    pub(crate) values: Vec<LiveFile>,
 }
 
 impl Version {
     /// Returns the version without tables.
     pub(crate) fn empty() -> Version {
-        Version { levels: Default::default() }
+        Version { levels: Default::default(), values: Vec::new() }
     }
 
     /// Returns the version after `edit`. Handles that stay are shared with `self`.
@@ -95,12 +99,52 @@ impl Version {
                 return Err(format!("it makes tables {a} and {b} of one level overlap"));
             }
         }
-        Ok(Version { levels })
+        let values = self.live_values(&levels, edit, garbage)?;
+        Ok(Version { levels, values })
+    }
+
+    /// Returns the value files after `edit`: those that a table of `levels` points into.
+    fn live_values(
+        &self,
+        levels: &[Vec<Arc<TableHandle>>; LEVELS],
+        edit: &Edit,
+        garbage: &Arc<Garbage>,
+    ) -> Result<Vec<LiveFile>, String> {
+        if self.values.is_empty() && edit.values.is_empty() && edit.added.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut files: BTreeMap<u64, LiveFile> = self
+            .values
+            .iter()
+            .map(|f| (f.handle.desc.id, LiveFile { live: 0, ..f.clone() }))
+            .collect();
+        for desc in &edit.values {
+            let handle = Arc::new(ValueHandle::new(*desc, garbage));
+            if files.insert(desc.id, LiveFile { handle, live: 0 }).is_some() {
+                return Err(format!("it adds value file {} twice", desc.id));
+            }
+        }
+        for table in levels.iter().flatten() {
+            for (id, bytes) in &table.desc.values {
+                let file = files.get_mut(id).ok_or_else(|| {
+                    format!(
+                        "table {} points into value file {id}, which is not live",
+                        table.desc.id
+                    )
+                })?;
+                file.live += bytes;
+            }
+        }
+        let wrong = files.values().find(|f| f.live > f.handle.desc.records());
+        if let Some(file) = wrong {
+            return Err(format!("value file {} has less than is live in it", file.handle.desc.id));
+        }
+        Ok(files.into_values().filter(|f| f.live > 0).collect())
     }
 
     /// Returns another version of the same tables.
     pub(crate) fn share(&self) -> Version {
-        Version { levels: self.levels.clone() }
+        Version { levels: self.levels.clone(), values: self.values.clone() }
     }
 
     /// Returns the only table of a level below L0 that may hold `user_key`.
@@ -108,6 +152,12 @@ impl Version {
         let tables = &self.levels[level];
         let at = tables.partition_point(|t| !t.desc.ends_at_or_after(user_key));
         tables.get(at).filter(|t| t.desc.smallest.as_slice() <= user_key)
+    }
+
+    /// Returns the value file of that number.
+    pub(crate) fn value_file(&self, id: u64) -> Option<&LiveFile> {
+        let at = self.values.binary_search_by_key(&id, |f| f.handle.desc.id).ok()?;
+        self.values.get(at)
     }
 
     /// Returns every handle with its level.
@@ -184,16 +234,28 @@ impl Drop for TableHandle {
     }
 }
 
-/// Tables that no version names and no reader holds any more, waiting for their removal.
+/// Tables and value files that no version names and no reader holds any more, waiting for their
+/// removal.
 #[derive(Default)]
 pub(crate) struct Garbage {
     ids: Mutex<Vec<u64>>,
+    values: Mutex<Vec<u64>>,
 }
 
 impl Garbage {
-    /// Takes all of them.
+    /// Takes all tables.
     pub(crate) fn take(&self) -> Vec<u64> {
         std::mem::take(&mut self.ids.lock())
+    }
+
+    /// Adds a value file.
+    pub(crate) fn add_values(&self, id: u64) {
+        self.values.lock().push(id);
+    }
+
+    /// Takes all value files.
+    pub(crate) fn take_values(&self) -> Vec<u64> {
+        std::mem::take(&mut self.values.lock())
     }
 }
 
@@ -227,6 +289,12 @@ impl Paths {
     }
     pub(crate) fn table(&self, id: u64) -> PathBuf {
         self.tables().join(format!("{id:08}.sst"))
+    }
+    pub(crate) fn values(&self) -> PathBuf {
+        self.root.join("values")
+    }
+    pub(crate) fn values_file(&self, id: u64) -> PathBuf {
+        self.values().join(format!("{id:08}.val"))
     }
 }
 

@@ -210,7 +210,8 @@ fn a_store_is_verified_and_repaired_like_a_database() {
         assert!(node.disk().corrupt(&table, 100, 3));
         let report = verify_async(&env, &dir(), &mut |_| {}).await.unwrap();
         assert_eq!(report.problems.len(), 1, "{report}");
-        let options = RepairOptions { drop_corrupt_tables: true, cut_log: true };
+        let options =
+            RepairOptions { drop_corrupt_tables: true, cut_log: true, drop_lost_values: true };
         let report = repair_async(&env, &dir(), options, &mut |_| {}).await.unwrap();
         assert_eq!(report.dropped.len(), 1);
         assert!(report.cut.unwrap().problem.is_none(), "the log is sound and stays");

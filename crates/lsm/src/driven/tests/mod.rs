@@ -34,6 +34,8 @@ fn options(env: &Env) -> Options {
         level0_tables: 2,
         level_base_size: 24 << 10,
         level_ratio: 3,
+        separate_above: Some(48),
+        value_file_size: 8 << 10,
         ..Options::new(env.clone())
     }
 }

@@ -244,3 +244,48 @@ fn versions_that_the_horizon_has_passed_leave_tables_that_nobody_writes_any_more
         owner.driver.close().await.unwrap();
     });
 }
+
+#[test]
+fn versions_in_value_files_are_found_at_their_stamps_and_counted_where_they_lie() {
+    run(9, async |env, _| {
+        let mut owner = Owner::open(&env).await.unwrap();
+        let key = |n: u64| format!("key {n}").into_bytes();
+        let value = |n: u64, stamp: u64| {
+            let mut bytes = vec![0; if n == 0 { 5 } else { 250 }];
+            atoll_env::random::Prng::new(n + 100 * stamp).fill(&mut bytes);
+            bytes
+        };
+        for stamp in 1..=20 {
+            let mut writes = Writes::new();
+            for n in 0..10 {
+                writes.insert_version(&key(n), stamp, &[&value(n, stamp)]);
+            }
+            owner.commit(1, &writes).await.unwrap();
+        }
+        owner.flush().await.unwrap();
+        owner.compact().await.unwrap();
+        for stamp in 1..=20 {
+            for n in 0..10 {
+                let found = owner.tree.get_version(&key(n), stamp).await.unwrap().unwrap();
+                assert_eq!(found.stamp, stamp);
+                assert!(found.value.unwrap() == value(n, stamp)[..], "key {n} at {stamp}");
+            }
+        }
+        let mut surveyed = 0;
+        owner.tree.survey(|_, bytes| surveyed += bytes);
+        assert!(surveyed > 180 * 250, "{surveyed}");
+        owner.tree.set_horizon(20);
+        owner.compact().await.unwrap();
+        let stats = owner.tree.stats();
+        assert!(stats.value_live_bytes < 10 * 300, "{} live", stats.value_live_bytes);
+        let mut cursor = owner.tree.scan_versions(b"", b"z", 25, Direction::Backward);
+        let mut n = 10;
+        while let Some(row) = cursor.next().await.unwrap() {
+            n -= 1;
+            assert_eq!((row.key(), row.stamp()), (&key(n)[..], 20));
+            assert_eq!(row.value_len(), value(n, 20).len());
+            assert!(row.value().await.unwrap().unwrap() == value(n, 20)[..]);
+        }
+        assert_eq!(n, 0);
+    });
+}

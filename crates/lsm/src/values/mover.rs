@@ -1,0 +1,229 @@
+//! The hand of a merge that decides where each value goes: stay, into a value file, to another, or back
+//! into the table.
+//!
+//! | the record comes from | and is | it becomes |
+//! |---|---|---|
+//! | a memtable | longer than the threshold | separated |
+//! | a table | separated, in a file that should go | separated, in a new file |
+//! | a table, merged into the last level | separated, and short enough to be merged back | inline |
+//! | anywhere else | | what it was |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use atoll_env::disk::IoClass;
+
+use super::file::{Stored, ValueWriter};
+use super::{Pointer, ValueDesc, Values};
+use crate::compaction::run::Outcome;
+use crate::error::{Error, Result};
+use crate::key::{InternalKey, Trailer};
+use crate::options::{Compression, Options, ValuePlacement};
+use crate::pieces::Subject;
+use crate::version::manifest::sync_dir;
+use crate::version::{LEVELS, Paths, Version};
+
+/// Where the values of each keyspace go.
+#[derive(Clone)]
+pub(crate) struct ValueRule {
+    /// Of keyspaces that say nothing.
+    pub(crate) usual: Option<u32>,
+    /// By keyspace id, of those that say something.
+    pub(crate) placements: Arc<BTreeMap<u32, ValuePlacement>>,
+}
+
+impl ValueRule {
+    fn placement(&self, user_key: &[u8]) -> ValuePlacement {
+        if self.placements.is_empty() {
+            return ValuePlacement::Usual;
+        }
+        let id = user_key.first_chunk().map(|id| u32::from_be_bytes(*id));
+        id.and_then(|id| self.placements.get(&id).copied()).unwrap_or_default()
+    }
+
+    /// Returns the length above which a value of `user_key` goes into a value file.
+    fn above(&self, user_key: &[u8]) -> usize {
+        let above = match self.placement(user_key) {
+            ValuePlacement::Usual => self.usual,
+            ValuePlacement::Inline => None,
+            ValuePlacement::Separate { above } | ValuePlacement::MergeBack { above, .. } => {
+                Some(above)
+            }
+        };
+        above.map_or(usize::MAX, |above| above as usize)
+    }
+
+    /// Returns whether a value of `len` bytes is in its table again in the last level.
+    fn merges_back(&self, user_key: &[u8], len: u32) -> bool {
+        match self.placement(user_key) {
+            ValuePlacement::MergeBack { up_to, .. } => len <= up_to,
+            _ => false,
+        }
+    }
+}
+
+/// Moves the values of one merge.
+pub(crate) struct Mover<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) paths: &'a Paths,
+    pub(crate) values: &'a Values,
+    pub(crate) version: &'a Version,
+    pub(crate) rule: &'a ValueRule,
+    /// Files that should go.
+    pub(crate) leaving: &'a BTreeSet<u64>,
+    /// Level of the tables that the records go into.
+    pub(crate) level: usize,
+    pub(crate) class: IoClass,
+    /// Draws the number of the next file.
+    pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
+    pub(crate) state: State,
+}
+
+/// What a mover has under way.
+#[derive(Default)]
+pub(crate) struct State {
+    writer: Option<ValueWriter>,
+    /// The changed bytes of a record.
+    bytes: Vec<u8>,
+}
+
+impl Mover<'_> {
+    /// Returns the record as it is to be stored: its trailer and its bytes.
+    pub(crate) async fn place<'v>(
+        &'v mut self,
+        key: InternalKey<'_>,
+        bytes: &'v [u8],
+        outcome: &mut Outcome,
+    ) -> Result<(Trailer, &'v [u8])> {
+        let as_it_is = (key.trailer, bytes);
+        let Some(kind) = key.trailer.kind().filter(|kind| kind.has_value()) else {
+            return Ok(as_it_is);
+        };
+        let head = kind.head_len();
+        if !key.trailer.is_separated() {
+            // Records come from a memtable when they go into level 0, and only then.
+            let separates =
+                self.level == 0 && bytes.len().saturating_sub(head) > self.rule.above(key.user_key);
+            if !separates {
+                return Ok(as_it_is);
+            }
+            let (head, value) = bytes.split_at(head);
+            let writer = self.writer(outcome).await?;
+            let pointer = writer.add(key.user_key, key.trailer.seqno(), value);
+            self.written(outcome).await?;
+            return Ok((key.trailer.separated(), self.point(head, pointer)));
+        }
+        // What cannot be decoded is not touched: who reads the key is told.
+        let Ok(pointer) = Pointer::decode(bytes, head) else { return Ok(as_it_is) };
+        let back = self.level == LEVELS - 1 && self.rule.merges_back(key.user_key, pointer.len);
+        if !back && !self.leaving.contains(&pointer.file) {
+            return Ok(as_it_is);
+        }
+        let Some(stored) = self.fetch(key, pointer, back).await else { return Ok(as_it_is) };
+        match stored {
+            Fetched::Value => {
+                self.state.bytes[..head].copy_from_slice(&bytes[..head]);
+                Ok((key.trailer.inline(), &self.state.bytes))
+            }
+            Fetched::Stored(stored) => {
+                let writer = self.writer(outcome).await?;
+                let pointer = writer.add_stored(key.user_key, key.trailer.seqno(), &stored);
+                outcome.moved_bytes += u64::from(pointer.size);
+                self.written(outcome).await?;
+                Ok((key.trailer, self.point(&bytes[..head], pointer)))
+            }
+        }
+    }
+
+    /// Reads a separated value; one that goes back into its table is put into `state.bytes`, behind
+    /// room for the head. `None` if it cannot be read: its file is left alone from now on.
+    async fn fetch(
+        &mut self,
+        key: InternalKey<'_>,
+        pointer: Pointer,
+        back: bool,
+    ) -> Option<Fetched> {
+        let seqno = key.trailer.seqno();
+        let read = self.values.read_stored(self.version, key.user_key, seqno, pointer).await;
+        let stored = match read {
+            Ok(stored) if !back => return Some(Fetched::Stored(stored)),
+            other => other,
+        };
+        let head = key.trailer.kind().map_or(0, |kind| kind.head_len());
+        let bytes = &mut self.state.bytes;
+        bytes.clear();
+        bytes.resize(head + pointer.len as usize, 0);
+        let unpacked = stored.is_ok_and(|stored| stored.unpack(&mut bytes[head..]).is_ok());
+        if unpacked {
+            return Some(Fetched::Value);
+        }
+        if let Some(file) = self.version.value_file(pointer.file) {
+            file.handle.give_up();
+        }
+        None
+    }
+
+    /// Returns the bytes of a separated record.
+    fn point(&mut self, head: &[u8], pointer: Pointer) -> &[u8] {
+        let bytes = &mut self.state.bytes;
+        bytes.clear();
+        bytes.extend_from_slice(head);
+        bytes.extend_from_slice(&pointer.encode());
+        bytes
+    }
+
+    async fn writer(&mut self, outcome: &mut Outcome) -> Result<&mut ValueWriter> {
+        if self.state.writer.is_none() {
+            let id = (self.next_id)();
+            outcome.begun_values.push(id);
+            let salt = self.options.env.random.next_u64();
+            let path = self.paths.values_file(id);
+            let compress = self.options.compression != Compression::None;
+            let disk = self.options.env.disk.as_ref();
+            let purpose = match self.level {
+                0 => (Subject::Values, self.class),
+                _ => (Subject::MovedValues, IoClass::Collection),
+            };
+            let writer = ValueWriter::create(disk, &path, (id, salt), compress, purpose).await?;
+            self.state.writer = Some(writer);
+        }
+        // It was made above if it was not there.
+        self.state.writer.as_mut().ok_or_else(|| Error::Stopped("no value file".to_owned()))
+    }
+
+    /// Writes out what is complete.
+    async fn written(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let Some(writer) = &mut self.state.writer else { return Ok(()) };
+        if writer.size() >= self.options.value_file_size {
+            return self.finish_file(outcome).await;
+        }
+        if writer.is_full() { writer.write_out().await } else { Ok(()) }
+    }
+
+    async fn finish_file(&mut self, outcome: &mut Outcome) -> Result<()> {
+        if let Some(writer) = self.state.writer.take() {
+            let desc: ValueDesc = writer.finish().await?;
+            outcome.value_bytes += desc.size;
+            outcome.values.push(desc);
+        }
+        Ok(())
+    }
+
+    /// Completes the files; they are synced, their names too.
+    pub(crate) async fn finish(mut self, outcome: &mut Outcome) -> Result<()> {
+        self.finish_file(outcome).await?;
+        if !outcome.values.is_empty() {
+            let tag = atoll_env::IoTag::new(self.class, "value names");
+            sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.values()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A value that was read to be moved.
+enum Fetched {
+    /// It is in the mover's buffer.
+    Value,
+    /// As its file stores it.
+    Stored(Stored),
+}
