@@ -86,6 +86,18 @@ async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
     Ok(id)
 }
 
+/// Makes the folder of value files, which a directory from before there were any does not have.
+async fn make_values_folder(env: &Env, paths: &Paths) -> Result<()> {
+    let folder = paths.values();
+    match env.disk.list(&folder).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        found => return found.map(drop).map_err(|e| Error::io("listing", &folder, e)),
+    }
+    let context = |e| Error::io("making the directory", &folder, e);
+    env.disk.create_dir(&folder).await.map_err(context)?;
+    manifest::sync_dir(env.disk.as_ref(), SWAP, &paths.root).await
+}
+
 /// Rebuilds the store from manifest and log; returns it and the next file number.
 ///
 /// Everything is read and judged before the first change, so that a directory that is refused is
@@ -139,11 +151,7 @@ async fn recover(
     }
     let applied = replay.applied();
 
-    // A directory from before there were value files has no folder for them.
-    let values = paths.values();
-    let context = |e| Error::io("making the directory", &values, e);
-    env.disk.create_dir(&values).await.map_err(context)?;
-    manifest::sync_dir(env.disk.as_ref(), SWAP, &paths.root).await?;
+    make_values_folder(&env, &paths).await?;
     let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
     manifest.replace_above(options.manifest_size);
     let log = replay.finish().await?;

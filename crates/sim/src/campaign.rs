@@ -30,7 +30,8 @@ pub const REQUIRED_SITES: [&str; 12] = [
     "value removal",
 ];
 /// Sites that few operations have: each is crashed at several times, with other draws.
-const DRAWS_OF_RARE: [(&str, u64); 2] = [("rotation", 12), ("range delete", 3)];
+const DRAWS_OF_RARE: [(&str, u64); 4] =
+    [("rotation", 12), ("range delete", 3), ("value move", 20), ("value removal", 2)];
 /// Points of a history that is too long to crash everywhere.
 const POINTS_OF_LONG: usize = 120;
 /// Mutations up to which a history is crashed at each of them.

@@ -106,7 +106,7 @@ impl Tuning {
     pub fn draw(prng: &mut Prng) -> Tuning {
         let mut values = prng.fork("values");
         let mut one_of = |choices: &[u64]| choices[prng.index(choices.len())];
-        Tuning {
+        let drawn = Tuning {
             memtable_size: one_of(&[4, 8, 16, 32, 64]) as usize * 1024,
             sealed_memtables_max: one_of(&[1, 2]) as usize,
             log_segment_size: one_of(&[16, 16, 20, 32, 64]) * 1024,
@@ -123,11 +123,17 @@ impl Tuning {
                 _ => Compression::Lz4ThenZstd,
             },
             filter_bits: one_of(&[0, 4, 10]) as u32,
-            separate_above: [None, Some(0), Some(40), Some(40), Some(512)][values.index(5)],
+            separate_above: [None, Some(0), Some(0), Some(40), Some(512)][values.index(5)],
             value_file_size: [1 << 10, 8 << 10, 128 << 10][values.index(3)],
-            value_garbage_percent: [0, 10, 30, 70][values.index(4)],
+            value_garbage_percent: [0, 0, 10, 40][values.index(4)],
             sync_interval: Duration::from_millis(one_of(&[2, 50, 2000])),
+        };
+        if drawn.separate_above.is_none_or(|above| above > 100) {
+            return drawn;
         }
+        // Tables of pointers are small: only smaller ones share a value file with others.
+        let table_size = [512, 1024, 2048][values.index(3)];
+        Tuning { table_size, level_base_size: 2 * table_size, ..drawn }
     }
 
     /// Returns the engine's options in the world `env`.
