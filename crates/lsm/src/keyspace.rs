@@ -23,6 +23,7 @@ use crate::batch::Batch;
 use crate::database::Inner;
 use crate::error::{Error, Result};
 use crate::iter::scan::Bounds;
+use crate::long::ValueReader;
 use crate::options::{
     KEY_LEN_MAX, KEYSPACE_NAME_LEN_MAX, KeyspaceOptions, ValuePlacement, WriteOptions,
 };
@@ -108,6 +109,18 @@ impl Keyspace {
         self.db.read(&view, self.id(), key.as_ref(), snapshot).await
     }
 
+    /// Returns the value of `key` for reading piece by piece, which takes little memory however
+    /// long it is.
+    pub fn reader(&self, key: impl AsRef<[u8]>) -> Result<Option<ValueReader>> {
+        block_on(self.reader_async(key))
+    }
+
+    /// Async twin of [`Keyspace::reader`].
+    pub async fn reader_async(&self, key: impl AsRef<[u8]>) -> Result<Option<ValueReader>> {
+        self.check_alive()?;
+        ValueReader::open(self.clone(), key.as_ref()).await
+    }
+
     /// Returns whether `key` has a value.
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         block_on(self.contains_key_async(key))
@@ -115,7 +128,9 @@ impl Keyspace {
 
     /// Async twin of [`Keyspace::contains_key`].
     pub async fn contains_key_async(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.record_async(key).await?.is_some())
+        self.check_alive()?;
+        let (view, snapshot) = self.db.store.pin();
+        Ok(self.db.find_stored(&view, self.id(), key.as_ref(), snapshot).await?.is_some())
     }
 
     /// Returns the values of several keys, all as of one moment, in the order asked.

@@ -27,7 +27,7 @@
 //! | what | at most | beyond it |
 //! |---|---|---|
 //! | a key | [`KEY_LEN_MAX`], 64 KiB | `InvalidInput`, also when reading |
-//! | a value | [`VALUE_LEN_MAX`], 512 MiB; above 1 MiB it is stored in chunks and read whole | `InvalidInput` |
+//! | a value | [`VALUE_LEN_MAX`], 512 MiB; above 1 MiB it is stored in chunks, and may be read so ([`ValueReader`]) | `InvalidInput` |
 //! | a batch | half of [`Options::memory`], its keys and values together | `InvalidInput`: write it in parts |
 //! | a keyspace's name | 255 bytes | `InvalidInput` |
 //! | keyspaces, ever | 2^32 - 2 | `InvalidInput` |
@@ -53,6 +53,7 @@ mod iter;
 pub mod key;
 mod keyspace;
 pub mod log;
+mod long;
 pub mod memtable;
 pub mod mutants;
 mod opening;
@@ -78,6 +79,7 @@ pub use batch::Batch;
 pub use database::{Builder, Database, Snapshot};
 pub use error::{Error, Result};
 pub use keyspace::Keyspace;
+pub use long::ValueReader;
 pub use options::{
     Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX,
     ValuePlacement, WriteOptions,

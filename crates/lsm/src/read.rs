@@ -66,6 +66,20 @@ impl Stored {
         }
     }
 
+    /// Returns what the caller sees, if the value is all in the record; else gives it back.
+    #[inline]
+    fn into_record(self) -> Result<Record, Stored> {
+        match key_kind(self.trailer) {
+            _ if self.trailer.is_separated() => Err(self),
+            Kind::Value => Ok(Record { value: self.value, deadline: None }),
+            Kind::ExpiringValue => {
+                let deadline = self.deadline();
+                Ok(Record { value: self.value.after(8), deadline })
+            }
+            _ => Err(self),
+        }
+    }
+
     /// Returns when the value expires, without reading chunks.
     pub(crate) fn deadline(&self) -> Option<u64> {
         match key_kind(self.trailer) {
@@ -91,6 +105,25 @@ impl Inner {
         key: &[u8],
         snapshot: SeqNo,
     ) -> Result<Option<Record>> {
+        let Some(stored) = self.find_stored(view, keyspace, key, snapshot).await? else {
+            return Ok(None);
+        };
+        let stored = match stored.into_record() {
+            Ok(record) => return Ok(Some(record)),
+            Err(stored) => stored,
+        };
+        let user_key = user_key(keyspace, key);
+        self.store.complete(view, &user_key, stored).await.map(Some)
+    }
+
+    /// Returns the record of `key` that `snapshot` sees in `view`, as it is stored.
+    pub(crate) async fn find_stored(
+        &self,
+        view: &View,
+        keyspace: u32,
+        key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<Option<Stored>> {
         self.check_open()?;
         check_key(key)?;
         let _timer = self.store.stats.read(self.store.clock());
@@ -109,12 +142,8 @@ impl Inner {
             }
         };
         let now = self.store.now();
-        match view.get(&self.store.tables, user_key, snapshot, now).await? {
-            None => Ok(None),
-            Some(Hit { trailer, value }) => {
-                self.store.complete(view, user_key, Stored { trailer, value }).await.map(Some)
-            }
-        }
+        let hit = view.get(&self.store.tables, user_key, snapshot, now).await?;
+        Ok(hit.map(|Hit { trailer, value }| Stored { trailer, value }))
     }
 
     /// Returns the values of `keys` that `snapshot` sees in `view`, in the order asked.

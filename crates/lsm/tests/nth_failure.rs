@@ -96,7 +96,9 @@ fn options(env: Env, segment: u64) -> Options {
         log_segment_size: segment,
         manifest_size: 1,
         compression: Compression::Lz4,
-        ..support::separated(env)
+        separate_above: Some(48),
+        value_file_size: 8 << 10,
+        ..support::options(env)
     }
 }
 

@@ -2,6 +2,7 @@
 //! hit and no other, and space comes back.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
+#[expect(dead_code, reason = "this file opens databases in its own way")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use atoll_lsm::{
     Compression, Database, Error, Keyspace, KeyspaceOptions, Options, RepairOptions, Result,
     ValuePlacement, WriteOptions, repair_async, verify_async,
 };
-use support::{Model, dir, run, separated};
+use support::{Model, dir, run};
 
 const SYNCED: WriteOptions = WriteOptions { durability: None };
 
@@ -28,6 +29,11 @@ fn value(seed: u32, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     Prng::new(u64::from(seed)).fill(&mut bytes);
     bytes
+}
+
+/// Options under which most values are in value files.
+fn separated(env: Env) -> Options {
+    Options { separate_above: Some(48), value_file_size: 8 << 10, ..support::options(env) }
 }
 
 async fn open(env: &Env) -> Result<(Database, Keyspace)> {
@@ -134,6 +140,14 @@ fn values_of_every_kind_and_length_are_read_as_they_were_written() {
                 for (key, (value, deadline)) in &expected {
                     let found = ks.record_async(key).await.unwrap().unwrap();
                     assert!(found.value == value[..] && found.deadline == *deadline, "{what}");
+                    let mut reader = ks.reader_async(key).await.unwrap().unwrap();
+                    assert_eq!((reader.len(), reader.deadline()), (value.len(), *deadline));
+                    let mut read = Vec::new();
+                    while let Some(piece) = reader.next_async().await.unwrap() {
+                        assert!(piece.len() <= 1 << 20, "{what}: a piece of {}", piece.len());
+                        read.extend_from_slice(&piece);
+                    }
+                    assert!(read == *value, "{what}");
                 }
                 let snapshot = db.snapshot();
                 for backward in [false, true] {

@@ -31,13 +31,6 @@ pub fn options(env: Env) -> Options {
     }
 }
 
-/// The same with values in value files.
-#[allow(dead_code, reason = "not every test file has use for it")]
-pub fn separated(env: Env) -> Options {
-    Options { separate_above: Some(48), value_file_size: 8 << 10, ..options(env) }
-}
-
-#[allow(dead_code, reason = "not every test file has use for it")]
 pub async fn open(env: &Env) -> Result<(Database, Keyspace)> {
     let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
     let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
@@ -73,7 +66,6 @@ impl Model {
         values.push(value);
     }
 
-    #[allow(dead_code, reason = "not every test file has use for it")]
     /// Takes in the removal of the keys in `[start, end)`.
     pub fn removed(&mut self, start: &[u8], end: &[u8], certain: bool) {
         for (_, values) in self.keys.range_mut(start.to_vec()..end.to_vec()) {
