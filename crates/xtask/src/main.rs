@@ -37,8 +37,15 @@ Recipes:
                                   differential test; needs a redis-server; read the diff";
 
 /// The rules that a build may leave out (`atoll_lsm::mutants`); each absence must be noticed.
-const MUTANTS: [&str; 5] =
-    ["ack-before-sync", "no-synced-to-check", "no-salt", "no-dir-sync", "early-tombstone-drop"];
+const MUTANTS: [&str; 7] = [
+    "ack-before-sync",
+    "no-synced-to-check",
+    "no-salt",
+    "no-dir-sync",
+    "early-tombstone-drop",
+    "pointer-without-checksum",
+    "value-file-removed-early",
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
