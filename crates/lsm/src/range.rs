@@ -12,6 +12,7 @@ use crate::keyspace::Keyspace;
 use crate::read::Stored;
 use crate::slice::Slice;
 use crate::table::PrefixRule;
+use crate::values::Ahead;
 use crate::view::View;
 
 /// An async two-ended iterator over the keys of a range, as of the moment it was made.
@@ -44,6 +45,7 @@ pub struct Cursor {
 struct Pinned {
     keyspace: Keyspace,
     view: Arc<View>,
+    ahead: Ahead,
 }
 
 impl Cursor {
@@ -56,7 +58,7 @@ impl Cursor {
         let now = keyspace.db.store.now();
         let error = keyspace.check_alive().and(keyspace.db.check_open()).err();
         let met = bounds.start >= bounds.end;
-        let pinned = Arc::new(Pinned { keyspace, view });
+        let pinned = Arc::new(Pinned { keyspace, view, ahead: Ahead::default() });
         Cursor {
             pinned,
             snapshot,
@@ -96,7 +98,7 @@ impl Cursor {
         self.steps += 1;
         self.stepping = false;
         if let Err(e) = &step {
-            let Pinned { keyspace, view } = &*self.pinned;
+            let Pinned { keyspace, view, .. } = &*self.pinned;
             keyspace.db.store.tables.confirm(&view.version, e).await;
             self.error = Some(e.clone());
         }
@@ -190,8 +192,9 @@ impl Guard {
 
     /// Returns the value with its deadline.
     pub async fn record_async(&self) -> Result<crate::read::Record> {
-        let Pinned { keyspace, view } = &*self.pinned;
-        keyspace.db.store.complete(view, &self.user_key, self.stored.clone()).await
+        let Pinned { keyspace, view, ahead } = &*self.pinned;
+        let stored = self.stored.clone();
+        keyspace.db.store.complete_with(view, &self.user_key, stored, Some(ahead)).await
     }
 
     /// Returns the key and the value.

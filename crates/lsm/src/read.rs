@@ -9,7 +9,7 @@ use crate::keyspace::{check_key, user_key};
 use crate::slice::Slice;
 use crate::store::Store;
 use crate::tables::Tables;
-use crate::values::Pointer;
+use crate::values::{Ahead, Pointer};
 use crate::version::Version;
 use crate::view::{Hit, View};
 
@@ -170,6 +170,7 @@ impl Tables {
         version: &Version,
         user_key: &[u8],
         stored: &Stored,
+        ahead: Option<&Ahead>,
     ) -> Result<Slice> {
         let seqno = stored.trailer.seqno();
         let Some(pointer) = Pointer::of(stored.trailer, &stored.value) else {
@@ -177,7 +178,10 @@ impl Tables {
             let what = format!("the record of key \"{key}\" has no pointer to its value");
             return Err(Error::corruption(&self.values().folder(), 0, what));
         };
-        self.values().read(version, user_key, seqno, pointer).await
+        match ahead {
+            None => self.values().read(version, user_key, seqno, pointer).await,
+            Some(ahead) => self.values().read_ahead(version, user_key, seqno, pointer, ahead).await,
+        }
     }
 }
 
@@ -189,8 +193,20 @@ impl Store {
         user_key: &[u8],
         stored: Stored,
     ) -> Result<Record> {
+        self.complete_with(view, user_key, stored, None).await
+    }
+
+    /// Does what [`Store::complete`] does, for a scan that may read ahead.
+    pub(crate) async fn complete_with(
+        &self,
+        view: &View,
+        user_key: &[u8],
+        stored: Stored,
+        ahead: Option<&Ahead>,
+    ) -> Result<Record> {
         if stored.trailer.is_separated() {
-            let value = Box::pin(self.tables.separated(&view.version, user_key, &stored)).await?;
+            let read = self.tables.separated(&view.version, user_key, &stored, ahead);
+            let value = Box::pin(read).await?;
             return Ok(Record { value, deadline: stored.deadline() });
         }
         match key_kind(stored.trailer) {

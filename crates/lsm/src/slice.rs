@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use atoll_env::IoBuf;
+
 /// Bytes that somebody owns: a block of the cache, a memtable's arena, the heap.
 pub trait Owner: Send + Sync {
     /// Returns bytes `range` of what is owned. Panics outside of it.
@@ -11,6 +13,12 @@ pub trait Owner: Send + Sync {
 }
 
 impl Owner for Vec<u8> {
+    fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self[range]
+    }
+}
+
+impl Owner for IoBuf {
     fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self[range]
     }

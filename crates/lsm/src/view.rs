@@ -187,7 +187,7 @@ impl View {
         let Some((_, Hit { trailer, value })) = found else { return Ok(None) };
         if trailer.is_separated() && trailer.inline() == wanted {
             let stored = Stored { trailer, value };
-            return tables.separated(&self.version, user_key, &stored).await.map(Some);
+            return tables.separated(&self.version, user_key, &stored, None).await.map(Some);
         }
         Ok((trailer == wanted).then_some(value))
     }

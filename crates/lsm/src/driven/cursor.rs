@@ -9,6 +9,7 @@ use crate::iter::{Direction, Scan};
 use crate::key::{Kind, SeqNo, stamp_of};
 use crate::read::Stored;
 use crate::slice::Slice;
+use crate::values::Ahead;
 use crate::view::View;
 
 /// An iterator over the keys of a range, as of the moment it was made.
@@ -22,6 +23,7 @@ pub struct Cursor {
     direction: Direction,
     wanted: Wanted,
     bounds: Bounds,
+    ahead: Ahead,
     /// Made by the first step.
     scan: Option<Box<Scan>>,
     on_row: bool,
@@ -43,6 +45,7 @@ impl Cursor {
             direction,
             wanted,
             bounds,
+            ahead: Ahead::default(),
             scan: None,
             on_row: false,
             stepping: false,
@@ -135,14 +138,17 @@ impl<'c> Row<'c> {
 
     /// Returns the value; `None` of a tombstone. A long one is read only now.
     pub async fn value(&self) -> Result<Option<Slice>> {
-        let Cursor { tree, view, .. } = self.cursor;
+        let Cursor { tree, view, ahead, .. } = self.cursor;
         let value = match self.kind() {
             Kind::VersionedTombstone => return Ok(None),
             Kind::Value if !self.entry.trailer.is_separated() => self.entry.value.clone(),
             Kind::VersionedValue if !self.entry.trailer.is_separated() => {
                 self.entry.value.clone().after(8)
             }
-            _ => tree.store.complete(view, self.key(), self.stored()).await?.value,
+            _ => {
+                let ahead = Some(ahead);
+                tree.store.complete_with(view, self.key(), self.stored(), ahead).await?.value
+            }
         };
         Ok(Some(value))
     }

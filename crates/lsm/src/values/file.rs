@@ -20,11 +20,12 @@ use atoll_env::disk::IoClass;
 use atoll_env::{Disk, Env, File, FileUse, IoBuf, IoTag, OpenMode};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
-use super::{Pointer, ValueDesc};
+use super::{Ahead, Pointer, ValueDesc};
 use crate::error::{Error, Result};
 use crate::key::SeqNo;
 use crate::mutants;
 use crate::pieces::{Pieces, Subject};
+use crate::slice::Slice;
 use crate::table::VALUE_MAX;
 
 const MAGIC: &[u8; 8] = b"ATOLLVAL";
@@ -155,12 +156,22 @@ pub(crate) struct Stored {
     /// Length of the value.
     len: usize,
     /// The whole record.
-    record: IoBuf,
+    record: Slice,
 }
 
 impl Stored {
     fn bytes(&self) -> &[u8] {
         self.record.get(RECORD_HEADER..).unwrap_or_default()
+    }
+
+    /// Returns the value, without copying it if it is stored as it is, or says what is wrong.
+    pub(crate) fn into_value(self) -> Result<Slice, String> {
+        if self.codec == RAW && self.bytes().len() == self.len {
+            return Ok(self.record.after(RECORD_HEADER));
+        }
+        let mut value = vec![0; self.len];
+        self.unpack(&mut value)?;
+        Ok(Slice::from(value))
     }
 
     /// Fills `value`, which is as long as the value is, or says what is wrong.
@@ -222,14 +233,40 @@ impl ValueFile {
         class: IoClass,
     ) -> Result<Stored> {
         let range = self.range(pointer)?;
-        let id = seqno << 8;
-        let expected = (pointer, id, hash64(user_key));
-        let record = self.read_at(range.clone(), class).await?;
+        let expected = (pointer, seqno << 8, hash64(user_key));
+        let record = whole(self.read_at(range.clone(), class).await?);
         match self.judge(record, expected) {
             Ok(stored) => Ok(stored),
             Err(_) => self
-                .judge(self.read_at(range, class).await?, expected)
+                .judge(whole(self.read_at(range, class).await?), expected)
                 .map_err(|what| self.corruption(pointer.offset, what)),
+        }
+    }
+
+    /// Does what [`ValueFile::read`] does, for a scan.
+    pub(super) async fn read_ahead(
+        &self,
+        user_key: &[u8],
+        seqno: SeqNo,
+        pointer: Pointer,
+        ahead: &Ahead,
+    ) -> Result<Stored> {
+        let range = self.range(pointer)?;
+        let record = match ahead.get(pointer.file, &range) {
+            Some(record) => record,
+            None => {
+                let all = HEADER_LEN as u64..self.desc.size - FOOTER_LEN as u64;
+                let piece = ahead.piece(pointer.file, &range, all);
+                let bytes = self.read_at(piece.clone(), IoClass::Read).await?;
+                let at = (range.start - piece.start) as usize;
+                let len = (range.end - range.start) as usize;
+                Slice::new(ahead.put(pointer.file, range, piece.start, bytes), at..at + len)
+            }
+        };
+        match self.judge(record, (pointer, seqno << 8, hash64(user_key))) {
+            Ok(stored) => Ok(stored),
+            // Read on its own it may verify.
+            Err(_) => self.read(user_key, seqno, pointer, IoClass::Read).await,
         }
     }
 
@@ -237,7 +274,7 @@ impl ValueFile {
     /// of its key.
     fn judge(
         &self,
-        record: IoBuf,
+        record: Slice,
         (pointer, seqno, hash): (Pointer, u64, u64),
     ) -> Result<Stored, String> {
         let place = Place { file: self.desc.id, salt: self.desc.salt, offset: pointer.offset };
@@ -286,6 +323,11 @@ impl ValueFile {
     pub(super) fn corruption(&self, offset: u64, what: impl Into<String>) -> Error {
         Error::corruption(&self.path, offset, what)
     }
+}
+
+fn whole(record: IoBuf) -> Slice {
+    let len = record.len();
+    Slice::new(Arc::new(record), 0..len)
 }
 
 /// A record's header.
@@ -339,7 +381,7 @@ pub(crate) async fn verify(env: &Env, path: PathBuf, desc: ValueDesc) -> Result<
             return Err(file.corruption(at, "checksum mismatch in a value"));
         }
         let stored =
-            Stored { codec: header.tag as u8, len: header.len, record: IoBuf::from(record) };
+            Stored { codec: header.tag as u8, len: header.len, record: Slice::from(record) };
         let mut value = vec![0; header.len];
         stored.unpack(&mut value).map_err(|what| file.corruption(at, what))?;
         at += size as u64;

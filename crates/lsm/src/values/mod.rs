@@ -40,6 +40,7 @@
 //!
 //! The bytes are specified in docs/formats/values.md.
 
+mod ahead;
 pub(crate) mod collect;
 mod file;
 mod mover;
@@ -52,6 +53,7 @@ use std::sync::{Arc, OnceLock};
 use atoll_env::Env;
 use atoll_env::disk::IoClass;
 
+pub(crate) use ahead::Ahead;
 pub(crate) use file::verify;
 pub(crate) use mover::{Mover, ValueRule};
 pub(crate) use pointer::{POINTER_LEN, Pointer};
@@ -163,6 +165,26 @@ impl Values {
         let block = self.pool.insert(key, frame, Admit::Data);
         let len = block.len();
         Ok(block.slice(0..len))
+    }
+
+    /// Returns the value as [`Values::read`] does, for a scan that goes on to the next: what is not in
+    /// memory is read in larger pieces and does not go into the pool.
+    pub(crate) async fn read_ahead(
+        &self,
+        version: &Version,
+        user_key: &[u8],
+        seqno: SeqNo,
+        pointer: Pointer,
+        ahead: &Ahead,
+    ) -> Result<Slice> {
+        let key = BlockKey { file: pointer.file, offset: pointer.offset };
+        if let Some(block) = self.pool.get(key, Admit::No) {
+            let len = block.len();
+            return Ok(block.slice(0..len));
+        }
+        let file = self.file(version, pointer).await?;
+        let stored = file.read_ahead(user_key, seqno, pointer, ahead).await?;
+        stored.into_value().map_err(|what| file.corruption(pointer.offset, what))
     }
 
     /// Returns the value as it is stored, read past the pool.
