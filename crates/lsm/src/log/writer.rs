@@ -372,6 +372,10 @@ impl Writer {
     /// Writes what is staged. With `sync` the last run is written and synced in one step, as far as
     /// the end of its last block: no frame will begin there any more, and whole blocks can go past the
     /// page cache.
+    ///
+    /// Without, a block is written whole when its first byte is: what stands there is the segment's
+    /// former life, and to keep the rest of it the kernel would have to read the block first, while
+    /// the writer waits.
     async fn hand_over(&mut self, site: IoTag, sync: bool) -> Result<()> {
         self.check()?;
         while let Some(number) = self.staged.front().map(|run| run.number) {
@@ -388,6 +392,9 @@ impl Writer {
                 run.bytes.resize((file_end.next_multiple_of(BLOCK) - run.offset) as usize);
                 segment.file.write_sync(site, FRAME_SYNC, run.offset, run.bytes).await
             } else {
+                if file_end > run.offset.next_multiple_of(BLOCK) {
+                    run.bytes.resize((file_end.next_multiple_of(BLOCK) - run.offset) as usize);
+                }
                 segment.file.write_at(site, run.offset, run.bytes).await
             };
             self.failed = None;
