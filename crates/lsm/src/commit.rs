@@ -22,6 +22,8 @@
 //!   anybody else a task leads.
 //! - A store with an owner ([`crate::driven`]) has him for its leader, for good: work waits in the
 //!   queue until he looks, and nobody else ever leads.
+//! - A batch with a condition (an optimistic transaction's) is decided when its turn to be staged
+//!   has come: what is before it in the group counts, what is behind it does not.
 //! - A failed write or sync of the log stops the store: nobody is told that a write succeeded, or
 //!   that it did not, when its fate depends on what the disk kept.
 
@@ -41,12 +43,15 @@ use crate::error::Result;
 use crate::log::Prepared;
 use crate::options::Durability;
 use crate::store::Store;
+use crate::transaction::validation::Condition;
 use crate::version::Applied;
 
 /// What the leader is asked to do.
 pub(crate) enum Work {
-    /// Log, apply and publish a batch.
-    Write { payload: Payload, durability: Durability },
+    /// Log, apply and publish a batch, if the condition holds.
+    Write { payload: Payload, durability: Durability, condition: Option<Arc<Condition>> },
+    /// Nothing: when it is answered, what was queued before is visible.
+    Barrier,
     /// Sync what was logged so far.
     Sync,
     /// Seal the active memtable unless it is empty.

@@ -24,6 +24,8 @@ use crate::read::Record;
 use crate::slice::Slice;
 use crate::stats::{LevelStats, Stats};
 use crate::store::{Chore, Gate, Store};
+use crate::transaction::Transactions;
+use crate::transaction::validation::Condition;
 use crate::view::View;
 
 /// An open database. Cheap to clone; the last clone (keyspaces and snapshots count) closes it.
@@ -61,6 +63,7 @@ pub(crate) struct Inner {
     background: Arc<Background>,
     /// Held while keyspaces are created or dropped, so that names and records agree.
     naming: Gate<()>,
+    pub(crate) transactions: Transactions,
     /// Whether dropping the last handle may wait for background work on the calling thread.
     may_wait: bool,
 }
@@ -129,7 +132,8 @@ impl Database {
         let (store, next_file) = opening::open(path, options, Kind::Database).await?;
         let keyspaces = Arc::new(read_keyspaces(&store).await?);
         let background = Background::start(store.clone(), keyspaces.clone(), next_file);
-        let inner = Inner { store, keyspaces, background, naming: Gate::new(()), may_wait };
+        let (naming, transactions) = (Gate::new(()), Transactions::default());
+        let inner = Inner { store, keyspaces, background, naming, transactions, may_wait };
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -156,7 +160,8 @@ impl Database {
         let record = encode_about(id, &options);
         let mut batch = Batch::new();
         batch.insert_raw(CATALOG, name.as_bytes(), &record, None);
-        inner.write(batch, WriteOptions::default()).await?;
+        // A transaction that is alone may make one, and nobody has read it.
+        inner.write_now(batch, WriteOptions::default(), None).await?;
         let about = decode_about(name.as_bytes(), &record)
             .map_err(|e| Error::Stopped(format!("a keyspace record does not decode: {e}")))?;
         Ok(Keyspace { db: inner.clone(), about: inner.keyspaces.add(about) })
@@ -182,6 +187,8 @@ impl Database {
     /// Async twin of [`Database::drop_keyspace`].
     pub async fn drop_keyspace_async(&self, name: &str) -> Result<()> {
         let inner = &self.inner;
+        // In this order: a transaction that is alone may want to make a keyspace.
+        let _pass = inner.transactions.turnstile.pass().await?;
         let _naming = inner.naming.enter().await;
         let family = inner.keyspaces.family(name);
         if family.is_empty() {
@@ -198,7 +205,7 @@ impl Database {
         // The batch is written even if nobody waits for it any more: then, too, the names must not
         // be used again.
         let mut forgetting = Forgetting { keyspaces: &inner.keyspaces, family };
-        let written = inner.write(batch, WriteOptions::default()).await;
+        let written = inner.write_now(batch, WriteOptions::default(), None).await;
         if written.is_err() {
             forgetting.family.clear();
         }
@@ -219,8 +226,11 @@ impl Database {
 
     /// Returns a view of the present that later writes do not change.
     pub fn snapshot(&self) -> Snapshot {
-        let seqno = self.inner.store.open_snapshot();
-        Snapshot { held: Arc::new(HeldSnapshot { db: self.inner.clone(), seqno }) }
+        self.inner.snapshot()
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// Makes every earlier write durable, in whatever mode it was written.
@@ -312,8 +322,25 @@ impl fmt::Debug for Database {
 }
 
 impl Inner {
-    /// Writes a batch.
+    /// Returns a view of the present.
+    pub(crate) fn snapshot(self: &Arc<Self>) -> Snapshot {
+        let seqno = self.store.open_snapshot();
+        Snapshot { held: Arc::new(HeldSnapshot { db: self.clone(), seqno }) }
+    }
+
+    /// Writes a batch when no transaction is alone.
     pub(crate) async fn write(&self, batch: Batch, options: WriteOptions) -> Result<()> {
+        let _pass = self.transactions.turnstile.pass().await?;
+        self.write_now(batch, options, None).await
+    }
+
+    /// Writes a batch, for somebody who has a pass or is alone; if the condition holds.
+    pub(crate) async fn write_now(
+        &self,
+        batch: Batch,
+        options: WriteOptions,
+        condition: Option<Arc<Condition>>,
+    ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -325,7 +352,7 @@ impl Inner {
         }
         let durability = options.durability.unwrap_or(self.store.options.durability);
         let _timer = self.store.stats.commit(self.store.clock());
-        commit::submit(&self.store, Work::Write { payload, durability }).await
+        commit::submit(&self.store, Work::Write { payload, durability, condition }).await
     }
 
     /// Refuses calls after [`Database::close`].
@@ -337,6 +364,7 @@ impl Inner {
     }
 
     async fn shut_down(&self) {
+        self.transactions.turnstile.close();
         // The log is synced whatever the mode was: an orderly end loses nothing to a power cut.
         let _ = commit::submit(&self.store, Work::Sync).await;
         self.store.begin_shutdown();
@@ -381,6 +409,10 @@ impl Drop for HeldSnapshot {
 }
 
 impl Snapshot {
+    pub(crate) fn seqno(&self) -> SeqNo {
+        self.held.seqno
+    }
+
     /// Returns the value of `key` at that moment.
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Slice>> {
         block_on(self.get_async(keyspace, key))

@@ -23,6 +23,9 @@ pub enum Error {
         /// What was expected and what was found.
         what: String,
     },
+    /// Something that the transaction read was changed before its commit: run it again. Nothing was
+    /// changed.
+    Conflict(String),
     /// The disk is full: the engine is read-only until space returns, then goes on by itself.
     NoSpace(String),
     /// The engine stopped, because a write to stable storage failed and nothing can be promised
@@ -75,6 +78,9 @@ impl fmt::Display for Error {
             Error::InvalidInput(what) => f.write_str(what),
             Error::Corruption { file, offset, what } => {
                 write!(f, "corruption in {} at offset {offset}: {what}", file.display())
+            }
+            Error::Conflict(what) => {
+                write!(f, "the transaction conflicts with another: {what}; run it again")
             }
             Error::NoSpace(what) => write!(
                 f,

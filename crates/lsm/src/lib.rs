@@ -1,7 +1,8 @@
 //! AtollDB's storage engine as a library: an LSM tree whose log is written once.
 //!
 //! ```text
-//!   Database, Keyspace, Snapshot, Batch, Range          the API
+//!   Database, Keyspace, Snapshot, Batch, Range,         the API
+//!   WriteTransaction, OptimisticTransaction
 //!        |                     |
 //!      commit                 view                      one leader writes, anybody reads
 //!        |                     |
@@ -35,7 +36,8 @@
 //! So a value is bounded by the memory budget, too. A batch of very short records counts 128 bytes
 //! more for each, of which seven eighths of the budget may be used. What is refused changes nothing.
 //!
-//! The engine knows nothing of shards, replication, transactions, SQL or any wire protocol.
+//! The engine knows nothing of shards, replication, distributed transactions, SQL or any wire
+//! protocol.
 
 mod background;
 mod batch;
@@ -70,6 +72,7 @@ mod store;
 pub mod table;
 mod tables;
 pub mod tombstone;
+mod transaction;
 mod values;
 mod verify;
 mod version;
@@ -89,4 +92,7 @@ pub use read::Record;
 pub use repair::{DroppedTable, RepairOptions, RepairReport, repair, repair_async};
 pub use slice::{Owner, Slice};
 pub use stats::{Latency, LevelStats, Stats};
+pub use transaction::{
+    Mode, Optimistic, OptimisticTransaction, Savepoint, SingleWriter, Transaction, WriteTransaction,
+};
 pub use verify::{VerifyReport, verify, verify_async};

@@ -24,6 +24,28 @@ pub const ALL: [&str; 7] = [
     "value-file-removed-early",
 ];
 
+/// Rules of the optimistic transactions, which the histories in `transaction/histories.rs` must
+/// miss, and the last one a test in `tests/transactions.rs`.
+///
+/// | name | the rule it removes |
+/// |---|---|
+/// | `keys-not-validated` | a key that was read and changed is a conflict |
+/// | `ranges-not-validated` | a range that was read and changed is one |
+/// | `tree-not-validated` | what was written before the commit counts |
+/// | `recent-not-validated` | what was written while the tree was asked counts |
+/// | `group-not-validated` | earlier members of the same commit group count |
+/// | `empty-ranges-not-noted` | a range in which nothing was found was read, too |
+/// | `expired-dropped-early` | a table of expired records stays while a snapshot is older |
+pub const TRANSACTIONS: [&str; 7] = [
+    "keys-not-validated",
+    "ranges-not-validated",
+    "tree-not-validated",
+    "recent-not-validated",
+    "group-not-validated",
+    "empty-ranges-not-noted",
+    "expired-dropped-early",
+];
+
 #[cfg(feature = "mutants")]
 static CHOSEN: std::sync::OnceLock<&'static str> = std::sync::OnceLock::new();
 

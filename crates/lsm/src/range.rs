@@ -12,6 +12,7 @@ use crate::keyspace::Keyspace;
 use crate::read::Stored;
 use crate::slice::Slice;
 use crate::table::PrefixRule;
+use crate::transaction::overlay::{Next, Overlay};
 use crate::values::Ahead;
 use crate::view::View;
 
@@ -28,6 +29,8 @@ pub struct Cursor {
     snapshot: SeqNo,
     now: u64,
     bounds: Bounds,
+    /// The bounds it was made with, where they may have moved.
+    whole: Bounds,
     /// A key prefix known to the filters that the whole range has.
     filter: Option<(PrefixRule, Vec<u8>)>,
     front: Option<Box<Scan>>,
@@ -39,6 +42,8 @@ pub struct Cursor {
     /// Steps that were begun.
     steps: u64,
     error: Option<Error>,
+    /// What a transaction lays over it.
+    overlay: Option<Box<Overlay>>,
 }
 
 /// What a cursor and its guards keep alive.
@@ -63,6 +68,7 @@ impl Cursor {
             pinned,
             snapshot,
             now,
+            whole: bounds.clone(),
             bounds,
             filter,
             front: None,
@@ -71,7 +77,18 @@ impl Cursor {
             stepping: false,
             steps: 0,
             error,
+            overlay: None,
         }
+    }
+
+    /// Lays a transaction's writes over it, before the first step.
+    pub(crate) fn lay_over(&mut self, overlay: Overlay) {
+        self.overlay = Some(Box::new(overlay));
+    }
+
+    /// Lets every step fail.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.error.get_or_insert(error);
     }
 
     /// Returns the next key from the front.
@@ -93,7 +110,14 @@ impl Cursor {
             return Err(Error::InvalidInput(what.to_owned()));
         }
         let began = self.pinned.keyspace.db.store.begin_step(self.steps);
-        let step = self.try_step(direction).await;
+        let step = match self.overlay.take() {
+            None => self.try_step(direction).await,
+            Some(mut overlay) => {
+                let step = self.step_under(&mut overlay, direction).await;
+                self.overlay = Some(overlay);
+                step
+            }
+        };
         self.pinned.keyspace.db.store.end_step(self.steps, began);
         self.steps += 1;
         self.stepping = false;
@@ -103,6 +127,58 @@ impl Cursor {
             self.error = Some(e.clone());
         }
         step
+    }
+
+    /// Takes a step over what the snapshot sees with the writes of a transaction over it.
+    async fn step_under(
+        &mut self,
+        overlay: &mut Overlay,
+        direction: Direction,
+    ) -> Result<Option<Guard>> {
+        loop {
+            let mut theirs = overlay.take_waiting(direction);
+            if theirs.is_none() {
+                let had_met = self.met;
+                theirs = self.try_step(direction).await?;
+                // A walk that began before the other end went on from elsewhere.
+                let inside = |guard: &Guard| {
+                    *guard.user_key() >= self.bounds.start[..]
+                        && *guard.user_key() < self.bounds.end[..]
+                };
+                theirs = theirs.filter(inside);
+                self.met |= theirs.is_none();
+                if !had_met {
+                    let found = theirs.as_ref().map(Guard::user_key);
+                    overlay.note(direction, (&self.bounds.start, &self.bounds.end), found);
+                }
+                theirs = theirs.or_else(|| overlay.take_last(direction));
+            }
+            let bounds = (&self.whole.start[..], &self.whole.end[..]);
+            match overlay.decide(direction, bounds, theirs, self.now) {
+                Next::Theirs(guard) => return Ok(Some(guard)),
+                Next::Own(user_key, stored) => {
+                    return Ok(Some(Guard { pinned: self.pinned.clone(), user_key, stored }));
+                }
+                Next::Hidden => {}
+                Next::HiddenUpTo(edge) => self.start_anew(direction, edge),
+                Next::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Lets one end go on from `edge`: there is nothing before it.
+    fn start_anew(&mut self, direction: Direction, edge: Vec<u8>) {
+        match direction {
+            Direction::Forward => {
+                self.bounds.start = edge;
+                self.front = None;
+            }
+            Direction::Backward => {
+                self.bounds.end = edge;
+                self.back = None;
+            }
+        }
+        self.met |= self.bounds.start >= self.bounds.end;
     }
 
     async fn try_step(&mut self, direction: Direction) -> Result<Option<Guard>> {
@@ -164,6 +240,11 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Returns the key with the keyspace id before it.
+    pub(crate) fn user_key(&self) -> &[u8] {
+        &self.user_key
+    }
+
     /// Returns the key.
     pub fn key(&self) -> &[u8] {
         &self.user_key[4..]

@@ -36,6 +36,7 @@ use crate::mutants;
 use crate::options::{Durability, Options};
 use crate::stats::Recorder;
 use crate::tables::Tables;
+use crate::transaction::validation::{Committing, Recent};
 use crate::version::manifest::{Manifest, State};
 use crate::version::{Applied, Garbage, Paths, Version};
 use crate::view::View;
@@ -68,6 +69,8 @@ pub(crate) struct Store {
     /// Live snapshots, counted by sequence number.
     snapshots: Mutex<BTreeMap<SeqNo, usize>>,
     pub(crate) queue: Queue,
+    /// Optimistic transactions that are being committed.
+    pub(crate) committing: Committing,
     /// The writing half; the leader takes it out while it works.
     writer: Mutex<Option<Box<Writer>>>,
     /// What memtables and cache may take.
@@ -124,6 +127,8 @@ pub(crate) struct Writer {
     preparing: bool,
     /// Delay that is owed to back-pressure but was too short to sleep yet.
     owed: Duration,
+    /// What optimistic transactions are held against.
+    recent: Recent,
 }
 
 impl Writer {
@@ -133,7 +138,8 @@ impl Writer {
         applied: Applied,
         position: u64,
     ) -> Writer {
-        Writer { log, active, applied, position, preparing: false, owed: Duration::ZERO }
+        let (preparing, owed, recent) = (false, Duration::ZERO, Recent::default());
+        Writer { log, active, applied, position, preparing, owed, recent }
     }
 }
 
@@ -204,6 +210,7 @@ impl Store {
             horizon: AtomicU64::new(0),
             snapshots: Mutex::new(BTreeMap::new()),
             queue: Queue::new(parts.owned),
+            committing: Committing::default(),
             writer: Mutex::new(Some(Box::new(parts.writer))),
             governor,
             sealed: Mutex::new(parts.sealed),
@@ -226,6 +233,11 @@ impl Store {
         let view = self.view.load();
         let visible = self.visible.load(Ordering::Acquire);
         (view, visible)
+    }
+
+    /// Returns the present.
+    pub(crate) fn visible(&self) -> SeqNo {
+        self.visible.load(Ordering::Acquire)
     }
 
     /// Returns the clock.
@@ -427,7 +439,7 @@ impl Store {
         let mut index = writer.applied.get(&GROUP).copied().unwrap_or(0);
         let refusal = self.make_ready(writer, group).await.err();
         for (at, request) in group.iter().enumerate() {
-            let Work::Write { payload, durability } = &request.work else {
+            let Work::Write { payload, durability, condition } = &request.work else {
                 sync |= matches!(request.work, Work::Sync);
                 results.push(Ok(()));
                 continue;
@@ -435,6 +447,13 @@ impl Store {
             if let Some(refusal) = &refusal {
                 results.push(Err(refusal.clone()));
                 continue;
+            }
+            if let Some(condition) = condition {
+                let staged = writes.iter().map(|(_, payload, _)| &payload.bytes[..]);
+                if let Err(conflict) = condition.check(&writer.recent, staged) {
+                    results.push(Err(conflict));
+                    continue;
+                }
             }
             let id = EntryId { group: GROUP, index: index + 1, term: TERM };
             match writer.log.append(id, &[&payload.bytes]) {
@@ -467,6 +486,10 @@ impl Store {
                 results[at] = Err(e);
             }
         }
+        let (last, most) =
+            (writer.position.saturating_sub(1), self.options.memtable_capacity() / 4);
+        let batches = writes.iter().map(|(_, payload, position)| (*position, &payload.bytes[..]));
+        writer.recent.applied(&self.committing, batches, last, most);
         for (at, request) in group.iter().enumerate() {
             if !matches!(request.work, Work::Write { .. } | Work::Sync) {
                 results[at] = self.serve(writer, &request.work).await;
@@ -479,7 +502,7 @@ impl Store {
     pub(crate) async fn serve(&self, writer: &mut Writer, work: &Work) -> Result<()> {
         match work {
             // Writes come in groups, with whatever else is in them synced on the way.
-            Work::Write { .. } | Work::End => Ok(()),
+            Work::Write { .. } | Work::Barrier | Work::End => Ok(()),
             Work::Sync => self.write_log(writer, true).await,
             Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
             Work::Release { applied } => self.release(writer, applied).await,
@@ -765,15 +788,20 @@ impl Store {
     /// Refuses batches that could not be held in memory: short records take far more of it than
     /// their bytes, and what no memtable can take must not get into the log.
     pub(crate) fn check_size(&self, payload: &Payload) -> Result<()> {
+        self.check_bytes(payload.bytes.len())?;
+        self.check_arena(payload.arena)
+    }
+
+    /// Refuses batches of more bytes than a batch may have.
+    pub(crate) fn check_bytes(&self, bytes: usize) -> Result<()> {
         let most = self.options.memory / BATCH_SHARE_MAX;
-        if payload.bytes.len() > most {
+        if bytes > most {
             return Err(Error::InvalidInput(format!(
-                "a batch of {} bytes does not fit: with this memory budget the limit is {most}; \
-                 write it in parts or raise the budget",
-                payload.bytes.len()
+                "a batch of {bytes} bytes does not fit: with this memory budget the limit is \
+                 {most}; write it in parts or raise the budget"
             )));
         }
-        self.check_arena(payload.arena)
+        Ok(())
     }
 
     /// Refuses records that could not be held in memory together.

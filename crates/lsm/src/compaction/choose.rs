@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::key::SeqNo;
+use crate::mutants;
 use crate::tombstone::RangeTombstone;
 use crate::values::collect;
 use crate::version::{LEVELS, TableDesc};
@@ -131,13 +132,18 @@ pub(crate) fn level_targets(view: &View, targets: Targets) -> (usize, [u64; LEVE
 /// snapshot sees, or by the clock with nothing below that could come back.
 fn drop_dead(view: &View) -> Option<Plan> {
     let mut dead = Vec::new();
+    let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
     for (level, tables) in view.levels.iter().enumerate() {
         for (at, table) in tables.iter().enumerate() {
             if table.blocked {
                 continue;
             }
             let desc = &table.desc;
+            // A transaction as old as its snapshot has to find out that a key it read was written,
+            // also if that has expired.
+            let seen = desc.seqnos.1 <= oldest || mutants::is("expired-dropped-early");
             let expired = level == LEVELS - 1
+                && seen
                 && desc.expiring == desc.entries
                 && desc.expiring > 0
                 && desc.deadline_max <= view.expire_before;
