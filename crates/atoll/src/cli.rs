@@ -244,6 +244,10 @@ pub(crate) struct StartArgs {
     /// reads and writes take, `off` for no ceiling [default: off]
     #[arg(long, env = "ATOLL_IO_LIMIT", value_name = "SIZE")]
     pub(crate) io_limit: Option<IoLimit>,
+    /// What is told on standard error of the stores: `warn`, what fails; `debug`, flushes and
+    /// compactions as well; `off`, nothing [default: warn]
+    #[arg(long, env = "ATOLL_LOG_LEVEL", value_name = "LEVEL")]
+    pub(crate) log_level: Option<crate::log::LogLevel>,
     /// The password Redis clients must give with AUTH, and HTTP clients as Authorization. On the command line other users of the
     /// machine can see it; the variable or the file is better
     #[arg(long, env = "ATOLL_REQUIREPASS", value_name = "PASSWORD", hide_env_values = true)]

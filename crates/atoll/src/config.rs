@@ -11,6 +11,7 @@
 //! memory = "2GiB"
 //! io = "threads"
 //! io-limit = "200MiB"
+//! log-level = "debug"
 //! requirepass = "correct horse battery staple"
 //! insecure = false
 //! ```
@@ -28,6 +29,7 @@ use serde::Deserialize;
 
 use crate::cli::StartArgs;
 use crate::failure::{Failure, Result};
+use crate::log::LogLevel;
 use crate::memory;
 use crate::value::{IoLimit, Listen, Size};
 
@@ -61,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) direct: Direct,
     /// Ceiling of background work.
     pub(crate) io_limit: IoLimit,
+    /// What is told of the stores.
+    pub(crate) log_level: LogLevel,
     pub(crate) requirepass: Option<String>,
 }
 
@@ -146,6 +150,7 @@ impl Settings {
             io: args.io.or(file.io).unwrap_or_default(),
             direct: args.direct.or(file.direct).unwrap_or_default(),
             io_limit: args.io_limit.or(file.io_limit.map(|v| v.0)).unwrap_or_default(),
+            log_level: args.log_level.or(file.log_level).unwrap_or_default(),
             requirepass: args.requirepass.or(file.requirepass),
         };
         settings.check(args.insecure.or(file.insecure).unwrap_or(false))?;
@@ -210,7 +215,7 @@ impl fmt::Debug for Settings {
     /// Leaves out the password: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { data, resp, http, durability, memory, cores, stores, pin, .. } = self;
-        let Settings { io, direct, io_limit, requirepass, .. } = self;
+        let Settings { io, direct, io_limit, log_level, requirepass, .. } = self;
         f.debug_struct("Settings")
             .field("data", data)
             .field("resp", resp)
@@ -223,6 +228,7 @@ impl fmt::Debug for Settings {
             .field("io", io)
             .field("direct", direct)
             .field("io_limit", io_limit)
+            .field("log_level", log_level)
             .field("requirepass", &requirepass.as_ref().map(|_| "(set)"))
             .finish()
     }
@@ -244,6 +250,8 @@ struct File {
     direct: Option<Direct>,
     #[serde(rename = "io-limit")]
     io_limit: Option<Parsed<IoLimit>>,
+    #[serde(rename = "log-level")]
+    log_level: Option<LogLevel>,
     requirepass: Option<String>,
     insecure: Option<bool>,
 }

@@ -18,6 +18,7 @@ mod cli;
 mod client;
 mod config;
 mod failure;
+mod log;
 mod memory;
 mod offline;
 mod pages;

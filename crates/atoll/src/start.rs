@@ -35,6 +35,7 @@ use tokio::task::LocalSet;
 use crate::cli::StartArgs;
 use crate::config::{Direct, IoMode, Pin, Settings, processors};
 use crate::failure::{Failure, Result};
+use crate::log::Log;
 use crate::pages::{OfServer, ServerPages};
 use crate::value::Listen;
 
@@ -224,6 +225,7 @@ async fn open(env: &Env, settings: &Settings) -> Result<Engine> {
     let mut options = NodeOptions::new(env.clone(), &settings.data);
     options.memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     options.engine.durability = settings.durability;
+    options.engine.listener = Some(Arc::new(Log::new(settings.log_level)));
     options.cores = settings.cores;
     options.stores = settings.stores;
     options.shards = settings.stores.max(2);

@@ -1,6 +1,6 @@
 //! Background work: flush, compaction, the interval's sync, removal of dead files.
 //!
-//! Three tasks per store. Each runs until the store stops, and none of them is ever waited for
+//! Three tasks per store, and a fourth that tells a listener what happens, if there is one. Each runs until the store stops, and none of them is ever waited for
 //! by a reader.
 //!
 //! # Failures
@@ -26,11 +26,15 @@ use atoll_env::sync::{Notify, select_biased};
 
 use crate::commit::{self, Work};
 use crate::compaction::choose::{
-    Candidate, Plan, Targets, View as LevelsView, choose, collect, leaving,
+    Candidate, Plan, Targets, View as LevelsView, choose, collect, leaving, reason,
 };
 use crate::compaction::run::{Job, Outcome, merged_tombstones};
 use crate::database::closed;
 use crate::error::{Error, Result};
+use crate::events::{
+    BackgroundError, CompactionBegun, CompactionEnded, CompactionKind, CompactionReason, Event,
+    FlushBegun, FlushEnded, JobEnd, TableInfo,
+};
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::Keyspaces;
 use crate::mutants;
@@ -41,7 +45,7 @@ use crate::tombstone::Fragmented;
 use crate::values::ValueRule;
 use crate::values::collect::Candidate as ValueCandidate;
 use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
-use crate::version::{Edit, Flushed, TableHandle, Version};
+use crate::version::{Edit, Flushed, TableDesc, TableHandle, Version};
 use crate::view::View;
 
 /// Between two tries when the disk is full, and between two looks for expired tables.
@@ -71,11 +75,12 @@ impl Background {
         keyspaces: Arc<Keyspaces>,
         next_file: u64,
     ) -> Arc<Background> {
+        let listened = store.events.are_wanted();
         let this = Arc::new(Background {
             store,
             keyspaces,
             next_file: AtomicU64::new(next_file),
-            running: AtomicU64::new(3),
+            running: AtomicU64::new(3 + u64::from(listened)),
             ended: Notify::new(),
             full_compactions: AtomicU64::new(0),
         });
@@ -102,7 +107,29 @@ impl Background {
                 sync.end();
             }),
         );
+        if listened {
+            let tell = this.clone();
+            tasks.spawn(
+                "events",
+                Box::pin(async move {
+                    tell.tell_loop().await;
+                    tell.end();
+                }),
+            );
+        }
         this
+    }
+
+    /// Tells the listener what happens, until everything else has ended.
+    async fn tell_loop(&self) {
+        loop {
+            let ends = self.store.is_closed() && self.running.load(Ordering::Acquire) == 1;
+            self.store.events.deliver();
+            if ends {
+                return;
+            }
+            self.store.events.due.notified().await;
+        }
     }
 
     /// Waits until all tasks have ended after [`Store::begin_shutdown`].
@@ -117,6 +144,7 @@ impl Background {
     fn end(&self) {
         self.running.fetch_sub(1, Ordering::AcqRel);
         self.ended.notify();
+        self.store.events.due.notify();
     }
 
     fn draw_id(&self) -> u64 {
@@ -130,6 +158,13 @@ impl Background {
 
     /// Sorts a failure, see the table above.
     fn sort_out(&self, chore: Chore, error: Error) {
+        self.store.events.tell(|| {
+            let chore = match chore {
+                Chore::Flush => "flush",
+                Chore::Compaction => "compaction",
+            };
+            Event::BackgroundError(BackgroundError { chore, error: error.clone() })
+        });
         match &error {
             Error::NoSpace(_) => self.store.run_out_of_space(&error),
             Error::Corruption { .. } | Error::Io { .. } => {}
@@ -155,20 +190,38 @@ impl Background {
         }
     }
 
-    /// Writes a sealed memtable into L0 and lets the log forget its entries.
+    /// Flushes a sealed memtable, and tells of it.
     async fn flush(&self, sealed: &Sealed) -> Result<()> {
+        let Store { events, options, .. } = &*self.store;
+        let (job, started) = (events.draw_job(), options.env.clock.now());
+        events.tell(|| {
+            let (bytes, entries) = (sealed.memtable.bytes_used(), sealed.memtable.entries());
+            let (bytes, entries) = (bytes as u64, entries as u64);
+            Event::FlushBegun(FlushBegun { job, reason: sealed.reason, bytes, entries })
+        });
+        let mut outcome = Outcome::default();
+        let flushed = self.flush_into(sealed, &mut outcome).await;
+        events.tell(|| {
+            let (outputs, end) = ended(0, &outcome, &flushed);
+            let (bytes, took) = (total(&outputs), options.env.clock.now().since(started));
+            Event::FlushEnded(FlushEnded { job, outputs, bytes, took, end })
+        });
+        flushed
+    }
+
+    /// Writes a sealed memtable into L0 and lets the log forget its entries.
+    async fn flush_into(&self, sealed: &Sealed, outcome: &mut Outcome) -> Result<()> {
         let store = &self.store;
         let started = store.options.env.clock.now();
         let tombstones: Vec<_> = sealed.memtable.range_tombstones().into_iter().collect();
         let newest = sealed.memtable.seqnos().map_or(0, |(_, newest)| newest);
         let source = Source::memtable(sealed.memtable.iter(), newest);
         let version = store.pin().0.version.clone();
-        let mut outcome = Outcome::default();
         let job = self.job(&version, 0, IoClass::Flush, BTreeSet::new());
         let merge = Merge::new(vec![source], Direction::Forward);
-        let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
+        let merged = job.run(merge, &merged_tombstones(&tombstones), outcome).await;
         if merged.is_err() || outcome.cancelled {
-            self.remove_begun(&outcome).await;
+            self.remove_begun(outcome).await;
             return merged;
         }
         let edit = Edit {
@@ -185,7 +238,7 @@ impl Background {
             .await;
         if let Err(e) = installed {
             if matches!(e, Error::NoSpace(_)) {
-                self.remove_begun(&outcome).await;
+                self.remove_begun(outcome).await;
             }
             return Err(e);
         }
@@ -264,9 +317,20 @@ impl Background {
             catalog.state.flushed = flushed;
         }
         catalog.state.version = next.share();
+        for (level, desc) in &edit.added {
+            store.events.tell(|| Event::TableCreated(info(usize::from(*level), desc)));
+        }
         let version = Arc::new(next);
         store.update_view(|view| publish(view, version));
         Ok(())
+    }
+
+    /// Removes the files of tables that nobody needs any more.
+    async fn remove_garbage(&self) {
+        let ids = self.store.garbage.take();
+        self.remove_files(&ids).await;
+        self.remove_value_files(&self.store.garbage.take_values()).await;
+        ids.iter().for_each(|id| self.store.events.tell(|| Event::TableDeleted(*id)));
     }
 
     async fn remove_files(&self, ids: &[u64]) {
@@ -285,12 +349,6 @@ impl Background {
             let path = store.paths.values_file(*id);
             let _ = store.options.env.disk.remove(REMOVE_VALUES, &path).await;
         }
-    }
-
-    /// Removes what no version names and no reader holds any more.
-    async fn remove_garbage(&self) {
-        self.remove_files(&self.store.garbage.take()).await;
-        self.remove_value_files(&self.store.garbage.take_values()).await;
     }
 
     /// Removes the files of a merge that came to nothing.
@@ -330,12 +388,18 @@ impl Background {
         };
         let view = self.levels_view(&version).await;
         let forced = self.full_compactions.load(Ordering::Acquire);
-        let plan =
-            if forced > 0 { everything(&view) } else { None }.or_else(|| choose(&view, targets));
+        let asked = if forced > 0 { everything(&view) } else { None };
+        let asked = asked.map(|plan| (plan, CompactionReason::Asked));
+        let chosen = || {
+            let plan = choose(&view, targets)?;
+            let reason = reason(&view, &plan);
+            Some((plan, reason))
+        };
+        let plan = asked.or_else(chosen);
         let due = plan.is_some();
-        if let Some(plan) = plan {
+        if let Some((plan, reason)) = plan {
             let leaving = leaving(&view, targets);
-            let done = self.carry_out(&version, plan, leaving).await;
+            let done = self.compact(&version, plan, reason, leaving).await;
             if let Err(e) = &done {
                 self.blame(&version, e).await;
             }
@@ -362,7 +426,7 @@ impl Background {
             let view = self.levels_view(&version).await;
             let Some(plan) = collect(&view, targets) else { break };
             let leaving = leaving(&view, targets);
-            let done = self.carry_out(&version, plan, leaving).await;
+            let done = self.compact(&version, plan, CompactionReason::Collection, leaving).await;
             if let Err(e) = &done {
                 self.blame(&version, e).await;
             }
@@ -374,8 +438,46 @@ impl Background {
         Ok(())
     }
 
-    /// Carries a plan out; values in files of `leaving` that it meets are moved.
-    async fn carry_out(&self, version: &Version, plan: Plan, leaving: BTreeSet<u64>) -> Result<()> {
+    /// Carries a plan out, and tells of it; values in files of `leaving` that it meets are moved.
+    async fn compact(
+        &self,
+        version: &Version,
+        plan: Plan,
+        reason: CompactionReason,
+        leaving: BTreeSet<u64>,
+    ) -> Result<()> {
+        let Store { events, options, .. } = &*self.store;
+        let (job, started) = (events.draw_job(), options.env.clock.now());
+        let (kind, to, ids) = match &plan {
+            Plan::Drop { tables } => (CompactionKind::Drop, None, tables.clone()),
+            Plan::Move { table, to } => (CompactionKind::Move, Some(*to), vec![*table]),
+            Plan::Merge { inputs, to } => {
+                (CompactionKind::Merge, Some(*to), inputs.iter().map(|(_, id)| *id).collect())
+            }
+        };
+        let taken = version.tables().filter(|(_, handle)| ids.contains(&handle.desc.id));
+        let inputs: Vec<_> = taken.map(|(level, handle)| info(level, &handle.desc)).collect();
+        let read = if kind == CompactionKind::Merge { total(&inputs) } else { 0 };
+        events.tell(|| Event::CompactionBegun(CompactionBegun { job, reason, kind, inputs, to }));
+        let mut outcome = Outcome::default();
+        let done = self.carry_out(version, plan, leaving, &mut outcome).await;
+        events.tell(|| {
+            let (outputs, end) = ended(to.unwrap_or(0), &outcome, &done);
+            let read = if matches!(end, JobEnd::Done) { read } else { 0 };
+            let (written, took) = (total(&outputs), options.env.clock.now().since(started));
+            let ended = CompactionEnded { job, kind, outputs, read, written, took, end };
+            Event::CompactionEnded(ended)
+        });
+        done
+    }
+
+    async fn carry_out(
+        &self,
+        version: &Version,
+        plan: Plan,
+        leaving: BTreeSet<u64>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let started = self.store.options.env.clock.now();
         let keep_memtables =
             |view: &View, version| View { memtables: view.memtables.clone(), version };
@@ -425,15 +527,14 @@ impl Background {
         if !level_run.is_empty() {
             sources.push(Source::level(tables.clone(), level_run, ReadMode::Bulk));
         }
-        let mut outcome = Outcome::default();
         let merge = Merge::new(sources, Direction::Forward);
         let relieves = handles.iter().any(|(level, _)| *level == 0);
         let class = if relieves { IoClass::Level0 } else { IoClass::Compaction };
         let doomed: Vec<u64> = leaving.iter().copied().collect();
         let job = self.job(version, to, class, leaving);
-        let merged = job.run(merge, &merged_tombstones(&tombstones), &mut outcome).await;
+        let merged = job.run(merge, &merged_tombstones(&tombstones), outcome).await;
         if merged.is_err() || outcome.cancelled {
-            self.remove_begun(&outcome).await;
+            self.remove_begun(outcome).await;
             return merged;
         }
         let edit = Edit {
@@ -444,7 +545,7 @@ impl Background {
         };
         let installed = self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
         if matches!(installed, Err(Error::NoSpace(_))) {
-            self.remove_begun(&outcome).await;
+            self.remove_begun(outcome).await;
         }
         installed?;
         if mutants::is("value-file-removed-early") && outcome.moved_bytes > 0 {
@@ -604,6 +705,24 @@ impl Background {
                 let _ = commit::submit(store, Work::Sync).await;
             }
         }
+    }
+}
+
+/// Returns what is told of a table.
+fn info(level: usize, desc: &TableDesc) -> TableInfo {
+    TableInfo { id: desc.id, level, bytes: desc.size, entries: desc.entries }
+}
+
+fn total(tables: &[TableInfo]) -> u64 {
+    tables.iter().map(|table| table.bytes).sum()
+}
+
+/// Returns the tables that came of a job, and how it ended.
+fn ended(level: usize, outcome: &Outcome, result: &Result<()>) -> (Vec<TableInfo>, JobEnd) {
+    match result {
+        Err(e) => (Vec::new(), JobEnd::Failed(e.clone())),
+        Ok(()) if outcome.cancelled => (Vec::new(), JobEnd::Cancelled),
+        Ok(()) => (outcome.tables.iter().map(|desc| info(level, desc)).collect(), JobEnd::Done),
     }
 }
 

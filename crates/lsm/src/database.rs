@@ -10,6 +10,7 @@ use crate::background::Background;
 use crate::batch::Batch;
 use crate::commit::{self, Work};
 use crate::error::{Error, Result};
+use crate::events::EventListener;
 use crate::identity::Kind;
 use crate::iter::scan::{Bounds, Wanted};
 use crate::key::SeqNo;
@@ -94,6 +95,11 @@ impl Builder {
     /// Sets which kinds of filters tables get.
     pub fn filter_policy(self, policy: FilterPolicy) -> Builder {
         self.change(|options| options.filter_policy = policy)
+    }
+
+    /// Tells `listener` what goes on in the background.
+    pub fn listener(self, listener: Arc<dyn EventListener>) -> Builder {
+        self.change(|options| options.listener = Some(listener))
     }
 
     fn change(mut self, change: impl FnOnce(&mut Options)) -> Builder {

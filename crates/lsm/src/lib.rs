@@ -46,6 +46,7 @@ mod compaction;
 mod database;
 pub mod driven;
 mod error;
+mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -81,6 +82,11 @@ mod view;
 pub use batch::Batch;
 pub use database::{Builder, Database, Snapshot};
 pub use error::{Error, Result};
+pub use events::{
+    BackgroundError, CompactionBegun, CompactionEnded, CompactionKind, CompactionReason,
+    CorruptionFound, EventListener, FlushBegun, FlushEnded, FlushReason, JobEnd, TableInfo,
+    WriteDelayed, WriteStalled,
+};
 pub use keyspace::Keyspace;
 pub use long::ValueReader;
 pub use options::{

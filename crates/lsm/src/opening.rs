@@ -12,6 +12,7 @@ use std::sync::Arc;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
+use crate::events::{Events, FlushReason};
 use crate::identity::{self, FIRST_SEGMENT, Kind};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
@@ -140,7 +141,12 @@ async fn recover(
                     let larger = Memtable::capacity_for(needed).max(capacity);
                     let (next, memtable) = Memtable::new(larger);
                     let full = std::mem::replace(&mut active, next).memtable().clone();
-                    sealed.push_back(Sealed { memtable: full, applied: applied.clone(), position });
+                    sealed.push_back(Sealed {
+                        memtable: full,
+                        applied: applied.clone(),
+                        position,
+                        reason: FlushReason::Recovery,
+                    });
                     memtables.insert(0, memtable);
                 }
                 visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
@@ -167,7 +173,9 @@ async fn recover(
     visible = visible.max(in_tables.unwrap_or(0));
 
     let cache = Arc::new(HeapPool::new(options.cache_capacity()));
-    let tables = Arc::new(Tables::new(env.clone(), paths.clone(), cache));
+    let events = Arc::new(Events::new(options.listener.clone(), &paths.root));
+    let tables = Tables::new(env.clone(), paths.clone(), cache).told_to(events.clone());
+    let tables = Arc::new(tables);
     let next_file = state.next_file;
     let parts = Parts {
         version: Arc::new(state.version.share()),
@@ -177,6 +185,7 @@ async fn recover(
         paths,
         id,
         tables,
+        events,
         garbage,
         memtables,
         sealed,

@@ -1,10 +1,12 @@
 //! Options: what an owner of a database may choose, with the reason for each default.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
+use crate::events::EventListener;
 pub use crate::table::FilterPolicy;
 
 /// Longest key, in bytes.
@@ -122,6 +124,8 @@ pub struct Options {
     pub filter_bits: u32,
     /// Kinds of filters.
     pub filter_policy: FilterPolicy,
+    /// Who is told what goes on in the background.
+    pub listener: Option<Arc<dyn EventListener>>,
 }
 
 impl Options {
@@ -148,6 +152,7 @@ impl Options {
             value_garbage_percent: 30,
             filter_bits: 10,
             filter_policy: FilterPolicy::default(),
+            listener: None,
         }
     }
 

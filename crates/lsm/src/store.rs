@@ -28,6 +28,7 @@ use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records, arena_byt
 use crate::commit::{self, Queue, Request, Work};
 use crate::database::closed;
 use crate::error::{Error, Result};
+use crate::events::{self, Events, FlushReason, WriteDelayed, WriteStalled};
 use crate::governor::Governor;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
 use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
@@ -57,6 +58,8 @@ pub(crate) struct Store {
     /// The number that the directory was given when it was made.
     pub(crate) id: u64,
     pub(crate) tables: Arc<Tables>,
+    /// To whoever wants to know what happens.
+    pub(crate) events: Arc<Events>,
     pub(crate) garbage: Arc<Garbage>,
     /// What readers pin.
     view: ArcSwap<View>,
@@ -129,6 +132,8 @@ pub(crate) struct Writer {
     owed: Duration,
     /// What optimistic transactions are held against.
     recent: Recent,
+    /// Whether the listener was told that writers are slowed down.
+    slowed_down: bool,
 }
 
 impl Writer {
@@ -138,8 +143,9 @@ impl Writer {
         applied: Applied,
         position: u64,
     ) -> Writer {
-        let (preparing, owed, recent) = (false, Duration::ZERO, Recent::default());
-        Writer { log, active, applied, position, preparing, owed, recent }
+        let (preparing, slowed_down) = (false, false);
+        let (owed, recent) = (Duration::ZERO, Recent::default());
+        Writer { log, active, applied, position, preparing, owed, recent, slowed_down }
     }
 }
 
@@ -151,6 +157,8 @@ pub(crate) struct Sealed {
     pub(crate) applied: Applied,
     /// One above the largest sequence number in it or before it.
     pub(crate) position: u64,
+    /// Why it is to be flushed.
+    pub(crate) reason: FlushReason,
 }
 
 /// Whether the store may be written.
@@ -180,6 +188,7 @@ pub(crate) struct Parts {
     pub(crate) paths: Paths,
     pub(crate) id: u64,
     pub(crate) tables: Arc<Tables>,
+    pub(crate) events: Arc<Events>,
     pub(crate) garbage: Arc<Garbage>,
     pub(crate) version: Arc<Version>,
     /// Newest first, the active one first of all.
@@ -203,6 +212,7 @@ impl Store {
             paths: parts.paths,
             id: parts.id,
             tables: parts.tables,
+            events: parts.events,
             garbage: parts.garbage,
             view: ArcSwap::from_pointee(view),
             view_update: Mutex::new(()),
@@ -315,13 +325,22 @@ impl Store {
             Error::Stopped(_) => why.clone(),
             other => Error::Stopped(other.to_string()),
         };
-        self.health.lock().stopped.get_or_insert(error);
+        {
+            let mut health = self.health.lock();
+            if health.stopped.is_none() {
+                let why = error.clone();
+                self.events.tell(|| events::Event::Stopped(why));
+            }
+            health.stopped.get_or_insert(error);
+        }
         self.wake_everybody();
     }
 
     /// Refuses writes until [`Store::space_returned`].
     pub(crate) fn run_out_of_space(&self, why: &Error) {
-        self.health.lock().no_space = Some(why.clone());
+        if self.health.lock().no_space.replace(why.clone()).is_none() {
+            self.events.tell(|| events::Event::ReadOnlyEntered(why.clone()));
+        }
         self.relief.notify(usize::MAX);
     }
 
@@ -333,6 +352,7 @@ impl Store {
     /// Accepts writes again.
     pub(crate) fn space_returned(&self) {
         if self.health.lock().no_space.take().is_some() {
+            self.events.tell(|| events::Event::ReadOnlyLeft);
             self.relief.notify(usize::MAX);
         }
     }
@@ -391,6 +411,7 @@ impl Store {
     fn wake_everybody(&self) {
         self.flush_due.notify();
         self.compaction_due.notify();
+        self.events.due.notify();
         self.relief.notify(usize::MAX);
     }
 
@@ -504,7 +525,9 @@ impl Store {
             // Writes come in groups, with whatever else is in them synced on the way.
             Work::Write { .. } | Work::Barrier | Work::End => Ok(()),
             Work::Sync => self.write_log(writer, true).await,
-            Work::Seal => self.seal(writer, self.options.memtable_capacity()).await,
+            Work::Seal => {
+                self.seal(writer, self.options.memtable_capacity(), FlushReason::Asked).await
+            }
             Work::Release { applied } => self.release(writer, applied).await,
             Work::Probe => {
                 writer.preparing = false;
@@ -583,13 +606,30 @@ impl Store {
     /// Waits until a memtable of `capacity` may be made.
     async fn wait_for_memory(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
         let mut stalled: Option<Instant> = None;
+        let admitted = self.wait_until_admitted(writer, capacity, &mut stalled).await;
+        if let Some(since) = stalled {
+            let waited = self.options.env.clock.now().since(since);
+            self.events.tell(|| events::Event::WriteStallEnded(waited));
+            if admitted.is_ok() {
+                self.stats.stalled(waited);
+            }
+        }
+        admitted
+    }
+
+    async fn wait_until_admitted(
+        &self,
+        writer: &mut Writer,
+        capacity: usize,
+        stalled: &mut Option<Instant>,
+    ) -> Result<()> {
         loop {
             let relief = self.relief.listen();
             if let Some(refusal) = self.refusal() {
                 return Err(refusal);
             }
             if self.governor.admits(capacity) {
-                break;
+                return Ok(());
             }
             // Nobody flushes any more, and whoever closes waits for this leader.
             if self.is_closed() {
@@ -598,17 +638,18 @@ impl Store {
             if let Some(failure) = self.failure(Chore::Flush) {
                 return Err(failure);
             }
-            stalled.get_or_insert_with(|| self.options.env.clock.now());
+            if stalled.is_none() {
+                *stalled = Some(self.options.env.clock.now());
+                let sealed_memtables = self.sealed.lock().len();
+                self.events.tell(|| events::Event::WriteStalled(WriteStalled { sealed_memtables }));
+            }
             if self.sealed.lock().is_empty() {
                 // Only the active one is in the way, and nothing else would seal it.
-                self.seal(writer, self.options.memtable_capacity()).await?;
+                let usual = self.options.memtable_capacity();
+                self.seal(writer, usual, FlushReason::Memory).await?;
             }
             relief.await;
         }
-        if let Some(since) = stalled {
-            self.stats.stalled(self.options.env.clock.now().since(since));
-        }
-        Ok(())
     }
 
     async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
@@ -684,7 +725,7 @@ impl Store {
         if arena_bytes_most(payload.len()) > writer.active.free() {
             let needed = arena_bytes(payload)?;
             if needed > writer.active.free() {
-                self.seal(writer, self.memtable_for(needed)).await?;
+                self.seal(writer, self.memtable_for(needed), FlushReason::Full).await?;
             }
         }
         self.slow_down(writer, payload.len()).await;
@@ -696,7 +737,7 @@ impl Store {
         let usual = self.options.memtable_capacity();
         if writer.active.memtable().capacity() > usual {
             // The cache lacks its memory: it goes as soon as it can.
-            self.seal(writer, usual).await?;
+            self.seal(writer, usual, FlushReason::LargeBatch).await?;
         }
         Ok(())
     }
@@ -706,7 +747,12 @@ impl Store {
     /// The entries of a sealed memtable are durable in the log: what a flush makes of them is never
     /// ahead of the log. (The flush itself must not ask for the sync: a leader that waits for the
     /// flush could not answer it.)
-    pub(crate) async fn seal(&self, writer: &mut Writer, capacity: usize) -> Result<()> {
+    pub(crate) async fn seal(
+        &self,
+        writer: &mut Writer,
+        capacity: usize,
+        reason: FlushReason,
+    ) -> Result<()> {
         if !writer.active.memtable().is_empty() {
             self.persist(writer, FRAME_WRITE, true).await.inspect_err(|e| self.stop(e))?;
         }
@@ -715,7 +761,7 @@ impl Store {
         let was_empty = sealed.is_empty();
         if !was_empty {
             let (applied, position) = (writer.applied.clone(), writer.position);
-            self.sealed.lock().push_back(Sealed { memtable: sealed, applied, position });
+            self.sealed.lock().push_back(Sealed { memtable: sealed, applied, position, reason });
         }
         self.update_view(|view| {
             let keep = view.memtables.iter().skip(usize::from(was_empty)).cloned();
@@ -752,6 +798,13 @@ impl Store {
     async fn slow_down(&self, writer: &mut Writer, bytes: usize) {
         let tables = self.view.load().version.levels[0].len();
         let excess = tables.saturating_sub(self.options.level0_slowdown);
+        if writer.slowed_down != (excess > 0) {
+            writer.slowed_down = excess > 0;
+            self.events.tell(|| match excess {
+                0 => events::Event::WriteDelayEnded,
+                _ => events::Event::WriteDelayed(WriteDelayed { level0_tables: tables }),
+            });
+        }
         if excess == 0 {
             return;
         }

@@ -13,6 +13,7 @@ use atoll_env::Env;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
+use crate::events::{CorruptionFound, Event, Events};
 use crate::key::SeqNo;
 use crate::pool::Pool;
 use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
@@ -40,20 +41,26 @@ pub(crate) struct Tables {
     suspects: Mutex<Vec<u64>>,
     /// Whether what still verifies of a quarantined table is read.
     past_quarantine: bool,
+    events: Arc<Events>,
 }
 
 impl Tables {
     pub(crate) fn new(env: Env, paths: Paths, pool: Arc<dyn Pool>) -> Tables {
         let values = Values::new(env.clone(), paths.clone(), pool.clone());
-        let suspects = Mutex::new(Vec::new());
-        Tables { env, paths, pool, values, suspects, past_quarantine: false }
+        let (suspects, events) = (Mutex::default(), Arc::default());
+        Tables { env, paths, pool, values, suspects, past_quarantine: false, events }
+    }
+
+    /// Returns the same tables with a listener for what is found in them.
+    pub(crate) fn told_to(self, events: Arc<Events>) -> Tables {
+        Tables { events, ..self }
     }
 
     /// Returns the same tables for a reader that takes what still verifies of a quarantined one:
     /// the names of the keyspaces are needed to open a database at all.
     pub(crate) fn past_quarantine(&self) -> Tables {
         let tables = Tables::new(self.env.clone(), self.paths.clone(), self.pool.clone());
-        Tables { past_quarantine: true, ..tables }
+        Tables { past_quarantine: true, events: self.events.clone(), ..tables }
     }
 
     /// Returns the cache that holds their blocks.
@@ -119,6 +126,10 @@ impl Tables {
     pub(crate) fn suspect(&self, handle: &TableHandle, error: &Error) {
         if error.is_corruption() && !handle.quarantined.swap(true, Ordering::AcqRel) {
             self.suspects.lock().push(handle.desc.id);
+            if let Error::Corruption { file, offset, what } = error {
+                let (file, offset, what) = (file.clone(), *offset, what.clone());
+                self.events.tell(|| Event::CorruptionFound(CorruptionFound { file, offset, what }));
+            }
         }
     }
 

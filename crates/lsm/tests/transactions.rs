@@ -432,14 +432,19 @@ fn a_change_that_expired_and_was_dropped_meanwhile_is_still_a_conflict() {
     let node = sim.node("db");
     let env = node.env();
     sim.block_on(&node, async {
-        let options = Options { memory: 4 << 20, ..Options::new(env.clone()) };
+        let options = Options { memory: 4 << 20, level0_tables: 1, ..Options::new(env.clone()) };
         let db = Database::builder("db").options(options).open_async().await.unwrap();
         let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+        // The keyspace's name is in a table of its own.
+        db.compact_async().await.unwrap();
         let mut tx = db.optimistic_transaction();
         assert!(tx.get_async(&ks, "x").await.unwrap().is_none());
-        let ttl = Duration::from_secs(1);
+        let ttl = Duration::from_secs(30);
         ks.insert_for_async("x", "1", ttl, WriteOptions::default()).await.unwrap();
-        db.compact_async().await.unwrap();
+        db.flush_async().await.unwrap();
+        env.clock.sleep(Duration::from_secs(5)).await;
+        let tables = |db: &Database| db.stats().levels.map(|level| level.tables);
+        assert_eq!(tables(&db), [0, 0, 0, 0, 0, 0, 2], "it was moved to the last level");
         env.clock.sleep(Duration::from_secs(60)).await;
         // Whoever looks now finds as little as the transaction did, but in between somebody could
         // have read what the transaction is about to write, and have seen it come after.
@@ -447,9 +452,21 @@ fn a_change_that_expired_and_was_dropped_meanwhile_is_still_a_conflict() {
         tx.insert(&ks, "y", "1").unwrap();
         let answer = tx.commit_async(WriteOptions::default()).await;
         assert!(matches!(answer, Err(Error::Conflict(_))), "{answer:?}");
+        // Without anybody who minds it goes.
+        env.clock.sleep(Duration::from_secs(60)).await;
+        assert_eq!(tables(&db)[6], 1, "it was dropped");
         db.close_async().await.unwrap();
     })
     .done();
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn a_table_that_is_dropped_too_early_is_missed() {
+    let test = "a_change_that_expired_and_was_dropped_meanwhile_is_still_a_conflict";
+    let mut run = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = run.args(["--exact", test]).env("ATOLL_LSM_MUTANT", "1").output().unwrap();
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

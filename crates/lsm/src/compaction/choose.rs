@@ -20,6 +20,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::events::CompactionReason;
 use crate::key::SeqNo;
 use crate::mutants;
 use crate::tombstone::RangeTombstone;
@@ -104,6 +105,24 @@ pub(crate) fn collect(view: &View, targets: Targets) -> Option<Plan> {
         .filter(|(bytes, ..)| *bytes > 0)
         .max_by_key(|(bytes, level, id)| (*bytes, *level, std::cmp::Reverse(*id)))?;
     Some(Plan::Merge { inputs: vec![(level, id)], to: level })
+}
+
+/// Returns why a plan that [`choose`] made was made.
+pub(crate) fn reason(view: &View, plan: &Plan) -> CompactionReason {
+    let level0 = |id: &u64| view.levels[0].iter().any(|c| c.desc.id == *id);
+    match plan {
+        Plan::Drop { .. } => CompactionReason::DeadWeight,
+        Plan::Move { table, .. } if level0(table) => CompactionReason::Level0,
+        Plan::Merge { inputs, .. } if inputs.iter().any(|(level, _)| *level == 0) => {
+            CompactionReason::Level0
+        }
+        _ if rewrite_dead_weight(view).as_ref() == Some(plan) => CompactionReason::DeadWeight,
+        // Nothing else writes a table again in its place.
+        Plan::Merge { inputs, to } if matches!(inputs[..], [(level, _)] if level == *to) => {
+            CompactionReason::Collection
+        }
+        _ => CompactionReason::LevelSize,
+    }
 }
 
 /// Returns the level that L0 merges into and the target size of each level from there on.

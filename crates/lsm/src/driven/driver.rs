@@ -14,6 +14,7 @@ use super::tree::Tree;
 use crate::background::Background;
 use crate::database::closed;
 use crate::error::{Error, Result};
+use crate::events::FlushReason;
 use crate::identity::Kind;
 use crate::keyspace::Keyspaces;
 use crate::log::{Entry, EntryId, GroupId, GroupState, GroupSummary, LogStats, STATE_LEN};
@@ -282,7 +283,8 @@ impl Driver {
         }
         if oldest_in(writer.active.memtable()) {
             // A failure has stopped the store, or lacks space, and then nothing is lost.
-            let _ = store.seal(writer, store.options.memtable_capacity()).await;
+            let usual = store.options.memtable_capacity();
+            let _ = store.seal(writer, usual, FlushReason::LogLength).await;
             return;
         }
         // Room for the copies first: on a full disk they must not stand in front of the writes that
