@@ -64,10 +64,12 @@ impl Failure {
 fn last_resort(file: &Path) -> Option<(&'static str, &'static str)> {
     // A segment that is missing is reported by its name or by its folder's.
     let of_log = file.extension().is_some_and(|ext| ext == "log") || file.ends_with("log");
-    let of_table = file.extension().is_some_and(|ext| ext == "sst");
-    match (of_log, of_table) {
-        (true, _) => Some(("the damaged end of the log", "--cut-log")),
-        (_, true) => Some(("the tables that do not verify", "--drop-corrupt-tables")),
+    if of_log {
+        return Some(("the damaged end of the log", "--cut-log"));
+    }
+    match file.extension()?.to_str()? {
+        "sst" => Some(("the tables that do not verify", "--drop-corrupt-tables")),
+        "val" => Some(("the values of a missing file", "--drop-lost-values")),
         _ => None,
     }
 }

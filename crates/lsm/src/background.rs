@@ -18,7 +18,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_env::disk::{IoClass, IoTag};
@@ -43,7 +43,7 @@ use crate::table::PrefixRule;
 use crate::tables::ReadMode;
 use crate::tombstone::Fragmented;
 use crate::values::ValueRule;
-use crate::values::collect::Candidate as ValueCandidate;
+use crate::values::collect::{Candidate as ValueCandidate, low_water};
 use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
 use crate::version::{Edit, Flushed, TableDesc, TableHandle, Version};
 use crate::view::View;
@@ -66,6 +66,8 @@ pub(crate) struct Background {
     ended: Notify,
     /// Somebody waits for a compaction of everything.
     full_compactions: AtomicU64,
+    /// Value files had too much garbage, and some is still to be collected.
+    collecting: AtomicBool,
 }
 
 impl Background {
@@ -83,6 +85,7 @@ impl Background {
             running: AtomicU64::new(3 + u64::from(listened)),
             ended: Notify::new(),
             full_compactions: AtomicU64::new(0),
+            collecting: AtomicBool::new(false),
         });
         let tasks = &this.store.options.env.tasks;
         let (flush, compact, sync) = (this.clone(), this.clone(), this.clone());
@@ -380,13 +383,18 @@ impl Background {
         self.remove_garbage().await;
         let version = self.store.pin().0.version.clone();
         let options = &self.store.options;
-        let targets = Targets {
+        let mut targets = Targets {
             level0_tables: options.level0_tables,
             level_base_size: options.level_base_size,
             level_ratio: options.level_ratio,
             value_garbage_percent: u64::from(options.value_garbage_percent),
+            value_file_size: options.value_file_size,
         };
         let view = self.levels_view(&version).await;
+        if self.collecting.load(Ordering::Relaxed) {
+            targets.value_garbage_percent = low_water(targets.value_garbage_percent);
+        }
+        self.collecting.store(!leaving(&view, targets).is_empty(), Ordering::Relaxed);
         let forced = self.full_compactions.load(Ordering::Acquire);
         let asked = if forced > 0 { everything(&view) } else { None };
         let asked = asked.map(|plan| (plan, CompactionReason::Asked));
@@ -529,7 +537,12 @@ impl Background {
         }
         let merge = Merge::new(sources, Direction::Forward);
         let relieves = handles.iter().any(|(level, _)| *level == 0);
-        let class = if relieves { IoClass::Level0 } else { IoClass::Compaction };
+        let in_place = handles.iter().all(|(level, _)| *level == to);
+        let class = match (relieves, in_place && !leaving.is_empty()) {
+            (true, _) => IoClass::Level0,
+            (false, true) => IoClass::Collection,
+            (false, false) => IoClass::Compaction,
+        };
         let doomed: Vec<u64> = leaving.iter().copied().collect();
         let job = self.job(version, to, class, leaving);
         let merged = job.run(merge, &merged_tombstones(&tombstones), outcome).await;

@@ -196,6 +196,9 @@ impl Options {
         if self.memtable_capacity() > u32::MAX as usize / 2 {
             return wrong("a memtable can hold at most 2 GiB: lower memtable_size");
         }
+        if self.value_file_size == 0 || self.value_garbage_percent >= 100 {
+            return wrong("value_file_size must not be 0, and value_garbage_percent below 100");
+        }
         if self.level_ratio < 2 || self.level0_tables == 0 || self.sealed_memtables_max == 0 {
             return wrong(
                 "level_ratio must be at least 2, level0_tables and sealed_memtables_max at least 1",

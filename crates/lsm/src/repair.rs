@@ -35,8 +35,8 @@ use crate::pool::{HeapPool, Pool};
 use crate::recovery::Replay;
 use crate::values::{self, ValueDesc};
 use crate::verify::{lock_existing, unfinished, verify_table};
-use crate::version::manifest::{self, Contents, Manifest, State, sync_dir};
-use crate::version::{Edit, Flushed, Garbage, Paths};
+use crate::version::manifest::{self, Manifest, State, sync_dir};
+use crate::version::{Edit, Flushed, Garbage, Paths, Version};
 
 const REPAIR: IoTag = IoTag::new(IoClass::Scrub, "repair");
 
@@ -147,16 +147,23 @@ pub async fn repair_async(
             records: handle.desc.entries,
         });
     }
-    repair_values(env, &paths, &contents, options, &mut report, progress).await?;
+    let version =
+        contents.state.version.after(&edit, &garbage).map_err(|what| {
+            Error::Stopped(format!("an edit of the manifest does not fit: {what}"))
+        })?;
+    repair_values(env, &paths, &version, options, &mut report, progress).await?;
+    // What only dropped tables pointed to is kept with them.
+    for file in &contents.state.version.values {
+        if version.value_file(file.handle.desc.id).is_none() {
+            set_aside(env, paths.values_file(file.handle.desc.id)).await?;
+        }
+    }
     if !report.dropped.is_empty() || !report.released.is_empty() {
         progress("replacing the manifest");
         let released = |id| report.released.contains(&paths.table(id));
         for (_, handle) in contents.state.version.tables().filter(|(_, t)| released(t.desc.id)) {
             handle.release();
         }
-        let version = contents.state.version.after(&edit, &garbage).map_err(|what| {
-            Error::Stopped(format!("an edit of the manifest does not fit: {what}"))
-        })?;
         let (mut manifest, state) = Manifest::resume(env, &paths, contents).await?;
         manifest.replace(&State { version, ..state }).await?;
     }
@@ -166,16 +173,16 @@ pub async fn repair_async(
     Ok(report)
 }
 
-/// Looks at the value files of `contents`.
+/// Looks at the value files of `version`.
 async fn repair_values(
     env: &Env,
     paths: &Paths,
-    contents: &Contents,
+    version: &Version,
     options: RepairOptions,
     report: &mut RepairReport,
     progress: &mut dyn FnMut(&str),
 ) -> Result<()> {
-    for file in &contents.state.version.values {
+    for file in &version.values {
         let desc = file.handle.desc;
         let path = paths.values_file(desc.id);
         progress(&format!("reading {}, {} bytes", path.display(), desc.size));
@@ -194,24 +201,39 @@ async fn repair_values(
     Ok(())
 }
 
-/// Gives a value file that is missing or cut short its length back; returns whether it was.
+/// Gives a value file that is missing or of another length its length back; returns whether it was.
 async fn stand_in(env: &Env, paths: &Paths, desc: ValueDesc) -> Result<bool> {
     let path = paths.values_file(desc.id);
     let context = |e| Error::io("filling up", &path, e);
-    let file = match env.disk.open(&path, OpenMode::ReadWrite).await {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            env.disk.create_dir(&paths.values()).await.map_err(context)?;
-            env.disk.open(&path, OpenMode::CreateNew).await
-        }
-        other => other,
+    let old = match env.disk.open(&path, OpenMode::Read).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(context)?),
     };
-    let file = file.map_err(context)?;
-    if file.len().await.map_err(context)? >= desc.size {
+    let found = match &old {
+        Some(file) => file.len().await.map_err(context)?,
+        None => 0,
+    };
+    if old.is_some() && found == desc.size {
         return Ok(false);
     }
-    let last = desc.size.saturating_sub(1);
-    file.write_at(REPAIR, last, IoBuf::zeroed(1)).await.map_err(context)?;
-    file.sync(REPAIR).await.map_err(context)?;
+    env.disk.create_dir(&paths.values()).await.map_err(context)?;
+    // Made aside, so that an interruption leaves the file as it was found.
+    let aside = path.with_extension("val.new");
+    let _ = env.disk.remove(REPAIR, &aside).await;
+    let new = env.disk.open(&aside, OpenMode::CreateNew).await.map_err(context)?;
+    let kept = found.min(desc.size);
+    let mut at = 0;
+    while let Some(old) = old.as_ref().filter(|_| at < kept) {
+        let len = (kept - at).min(1 << 20);
+        let read = old.read_at(REPAIR, at, IoBuf::zeroed(len as usize)).await.map_err(context)?;
+        new.write_at(REPAIR, at, read).await.map_err(context)?;
+        at += len;
+    }
+    if kept < desc.size {
+        new.write_at(REPAIR, desc.size - 1, IoBuf::zeroed(1)).await.map_err(context)?;
+    }
+    new.sync(REPAIR).await.map_err(context)?;
+    env.disk.rename(REPAIR, &aside, &path).await.map_err(context)?;
     sync_dir(env.disk.as_ref(), REPAIR, &paths.values()).await?;
     Ok(true)
 }

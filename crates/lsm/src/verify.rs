@@ -262,7 +262,7 @@ pub(crate) async fn verify_table(
     if (p.smallest.as_slice(), p.largest.as_slice()) != (&desc.smallest[..], &desc.largest[..])
         || (p.seqno_min, p.seqno_max) != desc.seqnos
         || p.range_tombstones != desc.range_tombstones
-        || verified.values != desc.values
+        || verified.values[..] != desc.values[..]
     {
         let what = "the manifest describes other contents than the table has";
         return Err(Error::corruption(&path, 0, what));

@@ -18,6 +18,8 @@ const MEMORY: usize = 8 << 20;
 /// Opens a database with the usual proportions in a small budget.
 async fn open(env: atoll_env::Env) -> (Database, Keyspace) {
     let options = Options {
+        // It is the cache of blocks that is to be filled.
+        separate_above: None,
         memory: MEMORY,
         durability: Durability::Buffered,
         compression: Compression::None,

@@ -324,14 +324,18 @@ fn a_lost_file_is_named_and_a_repair_serves_what_is_left() {
     let node = sim.node("a");
     node.disk().restore(&disk);
     for file in value_files(&node) {
-        for cut in [None, Some(700)] {
+        for cut in [None, Some(700), Some(1 << 20)] {
             node.crash();
             node.restart();
             node.disk().restore(&disk);
             let bytes = node.disk().read_file(&file).unwrap();
             match cut {
                 None => node.disk().remove_file(&file).unwrap(),
-                Some(len) => node.disk().write_file(&file, &bytes[..len]).unwrap(),
+                Some(len) => {
+                    let mut bytes = bytes;
+                    bytes.resize(len, 9);
+                    node.disk().write_file(&file, &bytes).unwrap();
+                }
             }
             let env = node.env();
             run(&sim, &node, &file, async {

@@ -59,7 +59,11 @@ pub(crate) struct Targets {
     pub(crate) level_ratio: u64,
     /// Share of garbage in value files.
     pub(crate) value_garbage_percent: u64,
+    pub(crate) value_file_size: u64,
 }
+
+/// Tables at most that are written again together for the values they point to.
+const COLLECTED_TOGETHER: usize = 8;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,13 +102,21 @@ pub(crate) fn collect(view: &View, targets: Targets) -> Option<Plan> {
         refs.map(|(_, bytes)| bytes).sum()
     };
     let tables = view.levels.iter().enumerate().skip(1);
-    let (_, level, id) = tables
-        .flat_map(|(level, tables)| tables.iter().map(move |table| (level, table)))
-        .filter(|(_, table)| !table.blocked)
-        .map(|(level, table)| (to_move(table), level, table.desc.id))
+    let (_, level, at) = tables
+        .flat_map(|(level, tables)| tables.iter().enumerate().map(move |(at, t)| (level, at, t)))
+        .filter(|(_, _, table)| !table.blocked)
+        .map(|(level, at, table)| (to_move(table), level, at))
         .filter(|(bytes, ..)| *bytes > 0)
-        .max_by_key(|(bytes, level, id)| (*bytes, *level, std::cmp::Reverse(*id)))?;
-    Some(Plan::Merge { inputs: vec![(level, id)], to: level })
+        .max_by_key(|(bytes, level, at)| (*bytes, *level, std::cmp::Reverse(*at)))?;
+    // Neighbours come along, so that what is moved makes files of a good size.
+    let mut bytes = 0;
+    let together = view.levels[level][at..].iter().take(COLLECTED_TOGETHER).take_while(|table| {
+        let joins = !table.blocked && to_move(table) > 0 && bytes < targets.value_file_size;
+        bytes += to_move(table);
+        joins
+    });
+    let inputs = together.map(|table| (level, table.desc.id)).collect();
+    Some(Plan::Merge { inputs, to: level })
 }
 
 /// Returns why a plan that [`choose`] made was made.
@@ -118,7 +130,7 @@ pub(crate) fn reason(view: &View, plan: &Plan) -> CompactionReason {
         }
         _ if rewrite_dead_weight(view).as_ref() == Some(plan) => CompactionReason::DeadWeight,
         // Nothing else writes a table again in its place.
-        Plan::Merge { inputs, to } if matches!(inputs[..], [(level, _)] if level == *to) => {
+        Plan::Merge { inputs, to } if inputs.iter().all(|(level, _)| level == to) => {
             CompactionReason::Collection
         }
         _ => CompactionReason::LevelSize,
@@ -320,6 +332,7 @@ mod tests {
         level_base_size: 4000,
         level_ratio: 4,
         value_garbage_percent: 30,
+        value_file_size: 1 << 20,
     };
 
     /// Draws levels from text: `L0 5:a-m 4:c-z*` is table 5 from a to m and table 4, quarantined.

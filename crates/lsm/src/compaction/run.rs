@@ -23,6 +23,8 @@ use crate::version::{LEVELS, Paths, TableDesc, Version};
 const ZSTD_LEVEL: i32 = 3;
 /// Records between two looks at whether the work should end, and two chances for others to run.
 const RECORDS_PER_TURN: usize = 1024;
+/// Bytes of values that are moved between two of these.
+const BYTES_PER_TURN: u64 = 1 << 20;
 
 /// What a merge needs to know.
 pub(crate) struct Job<'a> {
@@ -88,11 +90,14 @@ impl Job<'_> {
         // Range tombstones before this key are written.
         let mut ranges_from: Vec<u8> = Vec::new();
         let mut last_user_key: Vec<u8> = Vec::new();
-        let mut records = 0usize;
+        let (mut records, mut moved) = (0usize, 0u64);
         input.seek_start().await?;
         while input.valid() {
             records += 1;
-            if records.is_multiple_of(RECORDS_PER_TURN) {
+            if records.is_multiple_of(RECORDS_PER_TURN)
+                || moved + BYTES_PER_TURN < outcome.moved_bytes
+            {
+                moved = outcome.moved_bytes;
                 if (self.cancelled)() {
                     outcome.cancelled = true;
                     return Ok(());
@@ -245,7 +250,7 @@ impl Job<'_> {
             deadline_max: 0,
             passing: 0,
             passing_stamp: 0,
-            values: Vec::new(),
+            values: Arc::default(),
         };
         let values = BTreeMap::new();
         Ok(Output { writer, desc, newer: None, passing_chunks: false, values })

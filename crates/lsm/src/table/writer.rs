@@ -32,7 +32,6 @@ use crate::error::{Error, Result};
 use crate::key::{InternalKey, Trailer};
 use crate::pieces::{Pieces, Subject};
 use crate::tombstone::RangeTombstone;
-use crate::values::POINTER_LEN;
 
 /// Bytes of a block of range tombstones.
 const RANGE_TOMBSTONE_BLOCK: usize = 64 << 10;
@@ -238,9 +237,6 @@ impl TableWriter {
             return Err(Error::InvalidInput(
                 "a record with a deadline or a stamp starts with it".into(),
             ));
-        }
-        if key.trailer.is_separated() && value.len() != kind.head_len() + POINTER_LEN {
-            return Err(Error::InvalidInput("a separated record ends with its pointer".into()));
         }
         Ok(())
     }

@@ -9,7 +9,8 @@
 //! with the largest share of garbage first, until what would be left is within the share again: moving
 //! as little as possible for the space that is needed (the greedy policy of log-structured stores,
 //! Rosenblum and Ousterhout, TOCS 1992). A file that began to go is emptier from merge to merge, so it
-//! stays first until it is gone.
+//! stays first until it is gone. Once it began, collection goes on somewhat below the share
+//! ([`low_water`]): else each file would be chosen alone, and all tables be written again for it.
 //!
 //! [`Options::value_garbage_percent`]: crate::Options::value_garbage_percent
 
@@ -35,9 +36,10 @@ impl Candidate {
 
 /// Returns the files that should go, so that garbage is at most `percent` of all bytes.
 pub(crate) fn choose(files: &[Candidate], percent: u64) -> BTreeSet<u64> {
-    let mut bytes: u64 = files.iter().map(|f| f.bytes).sum();
-    let mut garbage: u64 = files.iter().map(Candidate::garbage).sum();
-    let mut order: Vec<&Candidate> = files.iter().filter(|f| !f.stuck && f.garbage() > 0).collect();
+    let movable = || files.iter().filter(|f| !f.stuck);
+    let mut bytes: u64 = movable().map(|f| f.bytes).sum();
+    let mut garbage: u64 = movable().map(Candidate::garbage).sum();
+    let mut order: Vec<&Candidate> = movable().filter(|f| f.garbage() > 0).collect();
     order.sort_by(|a, b| {
         let share = |f: &Candidate| f.garbage() as f64 / f.bytes as f64;
         share(b).total_cmp(&share(a)).then(a.id.cmp(&b.id))
@@ -52,6 +54,11 @@ pub(crate) fn choose(files: &[Candidate], percent: u64) -> BTreeSet<u64> {
         chosen.insert(file.id);
     }
     chosen
+}
+
+/// Returns the share, in percent, down to which a collection goes that began at `percent`.
+pub(crate) fn low_water(percent: u64) -> u64 {
+    percent - percent / 4
 }
 
 #[cfg(test)]
@@ -91,5 +98,7 @@ mod tests {
     fn a_file_that_cannot_be_read_stays() {
         let stuck = Candidate { stuck: true, ..file(1, 100, 10) };
         assert_eq!(choose(&[stuck, file(2, 100, 60)], 30), [2].into());
+        let stuck = Candidate { stuck: true, ..file(1, 1000, 50) };
+        assert!(choose(&[stuck, file(2, 2000, 1999)], 30).is_empty(), "its garbage is not theirs");
     }
 }

@@ -250,6 +250,7 @@ impl ValueFile {
         seqno: SeqNo,
         pointer: Pointer,
         ahead: &Ahead,
+        class: IoClass,
     ) -> Result<Stored> {
         let range = self.range(pointer)?;
         let record = match ahead.get(pointer.file, &range) {
@@ -257,7 +258,10 @@ impl ValueFile {
             None => {
                 let all = HEADER_LEN as u64..self.desc.size - FOOTER_LEN as u64;
                 let piece = ahead.piece(pointer.file, &range, all);
-                let bytes = self.read_at(piece.clone(), IoClass::Read).await?;
+                let Ok(bytes) = self.read_at(piece.clone(), class).await else {
+                    // What cannot be read may be a neighbour.
+                    return self.read(user_key, seqno, pointer, class).await;
+                };
                 let at = (range.start - piece.start) as usize;
                 let len = (range.end - range.start) as usize;
                 Slice::new(ahead.put(pointer.file, range, piece.start, bytes), at..at + len)
@@ -266,7 +270,7 @@ impl ValueFile {
         match self.judge(record, (pointer, seqno << 8, hash64(user_key))) {
             Ok(stored) => Ok(stored),
             // Read on its own it may verify.
-            Err(_) => self.read(user_key, seqno, pointer, IoClass::Read).await,
+            Err(_) => self.read(user_key, seqno, pointer, class).await,
         }
     }
 

@@ -47,7 +47,7 @@ mod mover;
 mod pointer;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use atoll_env::Env;
@@ -56,7 +56,7 @@ use atoll_env::disk::IoClass;
 pub(crate) use ahead::Ahead;
 pub(crate) use file::verify;
 pub(crate) use mover::{Mover, ValueRule};
-pub(crate) use pointer::{POINTER_LEN, Pointer};
+pub(crate) use pointer::Pointer;
 
 use crate::error::{Error, Result};
 use crate::key::SeqNo;
@@ -64,6 +64,11 @@ use crate::pool::{Admit, BlockKey, Pool};
 use crate::slice::Slice;
 use crate::values::file::{Stored, ValueFile};
 use crate::version::{Garbage, Paths, Version};
+
+/// Longest value that goes into the pool: chunks of long values pass it by.
+const POOLED_MAX: u32 = 128 << 10;
+/// Reads of a merge that may fail before it leaves a file alone until the next opening.
+const UNREADABLE_MAX: u32 = 3;
 
 /// What the version knows of a value file without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +92,8 @@ impl ValueDesc {
 pub(crate) struct ValueHandle {
     pub(crate) desc: ValueDesc,
     open: OnceLock<Arc<ValueFile>>,
-    /// A merge could not read from it: it is left alone until the next opening.
-    stuck: AtomicBool,
+    /// Reads of merges that failed; more than some, and the file is left alone until the next opening.
+    failures: AtomicU32,
     /// Set when no version after this one names the file.
     obsolete: AtomicBool,
     garbage: Arc<Garbage>,
@@ -96,18 +101,19 @@ pub(crate) struct ValueHandle {
 
 impl ValueHandle {
     pub(crate) fn new(desc: ValueDesc, garbage: &Arc<Garbage>) -> ValueHandle {
-        let (stuck, obsolete) = (AtomicBool::new(false), AtomicBool::new(false));
-        ValueHandle { desc, open: OnceLock::new(), stuck, obsolete, garbage: garbage.clone() }
+        let (failures, obsolete) = (AtomicU32::new(0), AtomicBool::new(false));
+        ValueHandle { desc, open: OnceLock::new(), failures, obsolete, garbage: garbage.clone() }
     }
 
-    /// Returns whether a merge could not read from it.
+    /// Returns whether merges could not read from it.
     pub(crate) fn is_stuck(&self) -> bool {
-        self.stuck.load(Ordering::Relaxed)
+        self.failures.load(Ordering::Relaxed) >= UNREADABLE_MAX
     }
 
-    /// Leaves it alone from now on.
-    pub(crate) fn give_up(&self) {
-        self.stuck.store(true, Ordering::Relaxed);
+    /// Notes that a merge could not read from it. What does not verify will not: then it is left alone
+    /// from now on.
+    pub(crate) fn failed(&self, corrupt: bool) {
+        self.failures.fetch_add(if corrupt { UNREADABLE_MAX } else { 1 }, Ordering::Relaxed);
     }
 
     /// Lets the file be removed once the last reader is gone.
@@ -154,12 +160,16 @@ impl Values {
         pointer: Pointer,
     ) -> Result<Slice> {
         let key = BlockKey { file: pointer.file, offset: pointer.offset };
-        if let Some(block) = self.pool.get(key, Admit::Data) {
-            let len = block.len();
-            return Ok(block.slice(0..len));
+        if let Some(block) = self.pool.get(key, Admit::Data)
+            && block.len() == pointer.len as usize
+        {
+            return Ok(block.slice(0..pointer.len as usize));
         }
         let file = self.file(version, pointer).await?;
         let stored = file.read(user_key, seqno, pointer, IoClass::Read).await?;
+        if pointer.len > POOLED_MAX {
+            return stored.into_value().map_err(|what| file.corruption(pointer.offset, what));
+        }
         let mut frame = self.pool.frame(pointer.len as usize);
         stored.unpack(&mut frame).map_err(|what| file.corruption(pointer.offset, what))?;
         let block = self.pool.insert(key, frame, Admit::Data);
@@ -183,7 +193,7 @@ impl Values {
             return Ok(block.slice(0..len));
         }
         let file = self.file(version, pointer).await?;
-        let stored = file.read_ahead(user_key, seqno, pointer, ahead).await?;
+        let stored = file.read_ahead(user_key, seqno, pointer, ahead, IoClass::Read).await?;
         stored.into_value().map_err(|what| file.corruption(pointer.offset, what))
     }
 
@@ -194,9 +204,10 @@ impl Values {
         user_key: &[u8],
         seqno: SeqNo,
         pointer: Pointer,
+        (ahead, class): (&Ahead, IoClass),
     ) -> Result<Stored> {
         let file = self.file(version, pointer).await?;
-        file.read(user_key, seqno, pointer, IoClass::Collection).await
+        file.read_ahead(user_key, seqno, pointer, ahead, class).await
     }
 
     /// Returns the open file that a pointer of `version` points into.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use atoll_env::disk::IoClass;
 
 use super::file::{Stored, ValueWriter};
-use super::{Pointer, ValueDesc, Values};
+use super::{Ahead, Pointer, ValueDesc, Values};
 use crate::compaction::run::Outcome;
 use crate::error::{Error, Result};
 use crate::key::{InternalKey, Trailer};
@@ -85,6 +85,8 @@ pub(crate) struct State {
     writer: Option<ValueWriter>,
     /// The changed bytes of a record.
     bytes: Vec<u8>,
+    /// Records come in key order, as they stand in files.
+    ahead: Ahead,
 }
 
 impl Mover<'_> {
@@ -144,11 +146,13 @@ impl Mover<'_> {
         back: bool,
     ) -> Option<Fetched> {
         let seqno = key.trailer.seqno();
-        let read = self.values.read_stored(self.version, key.user_key, seqno, pointer).await;
+        let how = (&self.state.ahead, self.class);
+        let read = self.values.read_stored(self.version, key.user_key, seqno, pointer, how).await;
         let stored = match read {
             Ok(stored) if !back => return Some(Fetched::Stored(stored)),
             other => other,
         };
+        let corrupt = stored.as_ref().err().is_none_or(|e| e.is_corruption());
         let head = key.trailer.kind().map_or(0, |kind| kind.head_len());
         let bytes = &mut self.state.bytes;
         bytes.clear();
@@ -158,7 +162,7 @@ impl Mover<'_> {
             return Some(Fetched::Value);
         }
         if let Some(file) = self.version.value_file(pointer.file) {
-            file.handle.give_up();
+            file.handle.failed(corrupt);
         }
         None
     }
@@ -182,7 +186,7 @@ impl Mover<'_> {
             let disk = self.options.env.disk.as_ref();
             let purpose = match self.level {
                 0 => (Subject::Values, self.class),
-                _ => (Subject::MovedValues, IoClass::Collection),
+                _ => (Subject::MovedValues, self.class),
             };
             let writer = ValueWriter::create(disk, &path, (id, salt), compress, purpose).await?;
             self.state.writer = Some(writer);

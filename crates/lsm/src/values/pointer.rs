@@ -5,7 +5,7 @@ use atoll_encoding::{Malformed, Reader};
 use crate::key::Trailer;
 
 /// Bytes of a pointer.
-pub(crate) const POINTER_LEN: usize = 28;
+const POINTER_LEN: usize = 28;
 
 /// Points at a record of a value file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! unknown tag is refused, because a field that is not understood may be a table that is not read.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use atoll_encoding::{Malformed, Reader, varint};
 
@@ -44,7 +45,7 @@ pub(crate) struct TableDesc {
     /// 0 without any.
     pub(crate) passing_stamp: u64,
     /// Bytes of records in value files that the table points to, by file, ascending.
-    pub(crate) values: Vec<(u64, u64)>,
+    pub(crate) values: Arc<[(u64, u64)]>,
 }
 
 impl TableDesc {
@@ -116,7 +117,7 @@ impl TableDesc {
         }
         if !self.values.is_empty() {
             varint::put(out, self.values.len() as u64);
-            for (file, bytes) in &self.values {
+            for (file, bytes) in self.values.iter() {
                 varint::put(out, *file);
                 varint::put(out, *bytes);
             }
@@ -148,16 +149,18 @@ impl TableDesc {
             deadline_max: next()?,
             passing: if passing { next()? } else { 0 },
             passing_stamp: if passing { next()? } else { 0 },
-            values: Vec::new(),
+            values: Arc::default(),
         };
         if tag == ADD_VALUES {
+            let mut values: Vec<(u64, u64)> = Vec::new();
             for _ in 0..next()? {
                 let (file, bytes) = (r.varint("a value file")?, r.varint("a number of bytes")?);
-                if desc.values.last().is_some_and(|(before, _)| *before >= file) {
+                if values.last().is_some_and(|(before, _)| *before >= file) {
                     return Err(r.malformed("value files that ascend"));
                 }
-                desc.values.push((file, bytes));
+                values.push((file, bytes));
             }
+            desc.values = values.into();
         }
         // One description has one encoding.
         if desc.tag() == tag { Ok(desc) } else { Err(r.malformed("a table under its own tag")) }
@@ -308,7 +311,7 @@ pub(crate) mod tests {
             deadline_max: 0,
             passing: 0,
             passing_stamp: 0,
-            values: Vec::new(),
+            values: Arc::default(),
         }
     }
 
@@ -320,7 +323,13 @@ pub(crate) mod tests {
                 (0, desc(5, "a", "m")),
                 (6, desc(6, "", "z")),
                 (6, passing),
-                (6, TableDesc { values: vec![(9, 70), (300, 1 << 33)], ..desc(8, "zzz0", "zzz1") }),
+                (
+                    6,
+                    TableDesc {
+                        values: [(9, 70), (300, 1 << 33)].into(),
+                        ..desc(8, "zzz0", "zzz1")
+                    },
+                ),
             ],
             values: vec![ValueDesc { id: 9, salt: 1 << 63, size: 500 }],
             removed: vec![1, 300],

@@ -21,7 +21,6 @@
 pub(crate) mod edit;
 pub(crate) mod manifest;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -61,14 +60,13 @@ impl Version {
     /// Fails if the edit does not fit: then the manifest is not the history of these files.
     pub(crate) fn after(&self, edit: &Edit, garbage: &Arc<Garbage>) -> Result<Version, String> {
         let mut levels = self.levels.clone();
+        let mut gone = Vec::new();
         for id in &edit.removed {
             let found = levels.iter_mut().find_map(|tables| {
                 let at = tables.iter().position(|t| t.desc.id == *id)?;
                 Some(tables.remove(at))
             });
-            if found.is_none() {
-                return Err(format!("it removes table {id}, which is not live"));
-            }
+            gone.push(found.ok_or_else(|| format!("it removes table {id}, which is not live"))?);
         }
         for (id, to) in &edit.moved {
             let found = levels.iter_mut().find_map(|tables| {
@@ -99,47 +97,49 @@ impl Version {
                 return Err(format!("it makes tables {a} and {b} of one level overlap"));
             }
         }
-        let values = self.live_values(&levels, edit, garbage)?;
+        let values = self.live_values(&gone, edit, garbage)?;
         Ok(Version { levels, values })
     }
 
-    /// Returns the value files after `edit`: those that a table of `levels` points into.
+    /// Returns the value files after `edit`, which takes `gone` away: those that tables point into.
     fn live_values(
         &self,
-        levels: &[Vec<Arc<TableHandle>>; LEVELS],
+        gone: &[Arc<TableHandle>],
         edit: &Edit,
         garbage: &Arc<Garbage>,
     ) -> Result<Vec<LiveFile>, String> {
-        if self.values.is_empty() && edit.values.is_empty() && edit.added.is_empty() {
-            return Ok(Vec::new());
+        let untouched = gone.iter().all(|t| t.desc.values.is_empty())
+            && edit.added.iter().all(|(_, desc)| desc.values.is_empty());
+        if untouched && edit.values.is_empty() {
+            return Ok(self.values.clone());
         }
-        let mut files: BTreeMap<u64, LiveFile> = self
-            .values
-            .iter()
-            .map(|f| (f.handle.desc.id, LiveFile { live: 0, ..f.clone() }))
-            .collect();
+        let mut files = self.values.clone();
         for desc in &edit.values {
-            let handle = Arc::new(ValueHandle::new(*desc, garbage));
-            if files.insert(desc.id, LiveFile { handle, live: 0 }).is_some() {
-                return Err(format!("it adds value file {} twice", desc.id));
+            match files.binary_search_by_key(&desc.id, |f| f.handle.desc.id) {
+                Ok(_) => return Err(format!("it adds value file {} twice", desc.id)),
+                Err(at) => {
+                    let handle = Arc::new(ValueHandle::new(*desc, garbage));
+                    files.insert(at, LiveFile { handle, live: 0 });
+                }
             }
         }
-        for table in levels.iter().flatten() {
-            for (id, bytes) in &table.desc.values {
-                let file = files.get_mut(id).ok_or_else(|| {
-                    format!(
-                        "table {} points into value file {id}, which is not live",
-                        table.desc.id
-                    )
+        let mut count = |desc: &TableDesc, change: fn(u64, u64) -> Option<u64>| {
+            for (id, bytes) in desc.values.iter() {
+                let at = files.binary_search_by_key(id, |f| f.handle.desc.id).map_err(|_| {
+                    format!("table {} points into value file {id}, which is not live", desc.id)
                 })?;
-                file.live += bytes;
+                let file = &mut files[at];
+                file.live = change(file.live, *bytes)
+                    .filter(|live| *live <= file.handle.desc.records())
+                    .ok_or_else(|| format!("value file {id} has less than is live in it"))?;
             }
-        }
-        let wrong = files.values().find(|f| f.live > f.handle.desc.records());
-        if let Some(file) = wrong {
-            return Err(format!("value file {} has less than is live in it", file.handle.desc.id));
-        }
-        Ok(files.into_values().filter(|f| f.live > 0).collect())
+            Ok::<(), String>(())
+        };
+        // What a merge moved stays live in between.
+        gone.iter().try_for_each(|table| count(&table.desc, u64::checked_sub))?;
+        edit.added.iter().try_for_each(|(_, desc)| count(desc, u64::checked_add))?;
+        files.retain(|f| f.live > 0);
+        Ok(files)
     }
 
     /// Returns another version of the same tables.
