@@ -22,12 +22,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_env::disk::{IoClass, IoTag};
-use atoll_env::sync::{Notify, select_biased};
+use atoll_env::sync::{Notify, oneshot, select_biased};
 
 use crate::commit::{self, Work};
 use crate::compaction::choose::{
     Candidate, Plan, Targets, View as LevelsView, choose, collect, leaving, reason,
 };
+use crate::compaction::parts::{self, Inputs};
 use crate::compaction::run::{Job, Outcome, merged_tombstones};
 use crate::database::closed;
 use crate::error::{Error, Result};
@@ -38,6 +39,9 @@ use crate::events::{
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::Keyspaces;
 use crate::mutants;
+use crate::options::Options;
+use crate::pacer;
+use crate::pacing;
 use crate::store::{Chore, Sealed, Store};
 use crate::table::PrefixRule;
 use crate::tables::ReadMode;
@@ -50,6 +54,10 @@ use crate::view::View;
 
 /// Between two tries when the disk is full, and between two looks for expired tables.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A merge of so many tables is worth a second thread, if it is urgent.
+const PARTS_FROM: u64 = 3;
+/// Smaller tables are not worth their files.
+const TABLE_SIZE_MIN: u64 = 4 << 20;
 const REMOVE: IoTag = IoTag::new(IoClass::Compaction, "table removal");
 const REMOVE_VALUES: IoTag = IoTag::new(IoClass::Collection, "value removal");
 /// Share of garbage in value files, in percent, that a compaction of everything leaves.
@@ -87,6 +95,7 @@ impl Background {
             full_compactions: AtomicU64::new(0),
             collecting: AtomicBool::new(false),
         });
+        this.store.pace_levels(&this.store.pin().0.version, None);
         let tasks = &this.store.options.env.tasks;
         let (flush, compact, sync) = (this.clone(), this.clone(), this.clone());
         tasks.spawn(
@@ -216,13 +225,23 @@ impl Background {
     async fn flush_into(&self, sealed: &Sealed, outcome: &mut Outcome) -> Result<()> {
         let store = &self.store;
         let started = store.options.env.clock.now();
-        let tombstones: Vec<_> = sealed.memtable.range_tombstones().into_iter().collect();
+        let tombstones: Vec<Arc<Fragmented>> =
+            sealed.memtable.range_tombstones().into_iter().collect();
         let newest = sealed.memtable.seqnos().map_or(0, |(_, newest)| newest);
         let source = Source::memtable(sealed.memtable.iter(), newest);
         let version = store.pin().0.version.clone();
-        let job = self.job(&version, 0, IoClass::Flush, BTreeSet::new());
+        let underway = store.begin_job(pacer::Job {
+            memory: store.pacing.memory(&sealed.memtable).max(1),
+            records: sealed.memtable.entries() as u64,
+            ..pacer::Job::default()
+        });
+        let table_size = store.options.table_size;
+        let nothing = BTreeSet::new();
+        let class = IoClass::Flush;
+        let terms = self.terms(&version, 0, class, table_size, underway.id, nothing);
         let merge = Merge::new(vec![source], Direction::Forward);
-        let merged = job.run(merge, &merged_tombstones(&tombstones), outcome).await;
+        let all = KeyRange::default();
+        let merged = self.run(&terms, merge, &tombstones, &all, outcome).await;
         if merged.is_err() || outcome.cancelled {
             self.remove_begun(outcome).await;
             return merged;
@@ -234,10 +253,15 @@ impl Background {
             ..Edit::default()
         };
         let installed = self
-            .install(FLUSH_INSTALL, edit, |view, version| {
-                let keep = view.memtables.iter().filter(|m| !Arc::ptr_eq(m, &sealed.memtable));
-                View { memtables: keep.cloned().collect(), version }
-            })
+            .install(
+                FLUSH_INSTALL,
+                edit,
+                Some((underway.id, outcome.bytes_written)),
+                |view, version| {
+                    let keep = view.memtables.iter().filter(|m| !Arc::ptr_eq(m, &sealed.memtable));
+                    View { memtables: keep.cloned().collect(), version }
+                },
+            )
             .await;
         if let Err(e) = installed {
             if matches!(e, Error::NoSpace(_)) {
@@ -257,19 +281,22 @@ impl Background {
         Ok(())
     }
 
-    fn job<'a>(
-        &'a self,
-        version: &'a Version,
+    fn terms(
+        &self,
+        version: &Arc<Version>,
         level: usize,
         class: IoClass,
+        table_size: u64,
+        job: u64,
         leaving: BTreeSet<u64>,
-    ) -> JobParts<'a> {
+    ) -> Terms {
         let store = &self.store;
-        JobParts {
-            background: self,
-            version,
+        Terms {
+            version: version.clone(),
             level,
             class,
+            table_size,
+            job,
             snapshots: store.live_snapshots(),
             expire_before: store.now(),
             horizon: store.horizon.load(Ordering::Acquire),
@@ -279,13 +306,49 @@ impl Background {
         }
     }
 
+    async fn run(
+        &self,
+        terms: &Terms,
+        input: Merge,
+        tombstones: &[Arc<Fragmented>],
+        keys: &KeyRange,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let store = &self.store;
+        let next_id = || self.draw_id();
+        let cancelled = || store.is_stopping();
+        let job = Job {
+            options: &store.options,
+            paths: &store.paths,
+            level: terms.level,
+            class: terms.class,
+            snapshots: terms.snapshots.clone(),
+            expire_before: terms.expire_before,
+            horizon: terms.horizon,
+            version: &terms.version,
+            keys: (&keys.start, keys.end.as_deref()),
+            table_size: terms.table_size,
+            store,
+            job: terms.job,
+            prefix_rule: terms.prefix_rule.clone(),
+            values: store.tables.values(),
+            value_rule: terms.value_rule.clone(),
+            leaving: &terms.leaving,
+            next_id: &next_id,
+            cancelled: &cancelled,
+        };
+        job.run(input, &merged_tombstones(tombstones), outcome).await
+    }
+
     // ---- the manifest ----
 
-    /// Writes `edit` to the manifest and then publishes what follows from it.
+    /// Writes `edit` to the manifest and then publishes what follows from it. `ended` is the job whose
+    /// end it is, for the pacer, and what it wrote.
     async fn install(
         &self,
         tag: IoTag,
         mut edit: Edit,
+        ended: Option<(u64, u64)>,
         publish: impl FnOnce(&View, Arc<Version>) -> View,
     ) -> Result<()> {
         let store = &self.store;
@@ -324,7 +387,8 @@ impl Background {
             store.events.tell(|| Event::TableCreated(info(usize::from(*level), desc)));
         }
         let version = Arc::new(next);
-        store.update_view(|view| publish(view, version));
+        store.update_view(|view| publish(view, version.clone()));
+        store.pace_levels(&version, ended);
         Ok(())
     }
 
@@ -362,7 +426,7 @@ impl Background {
 
     // ---- compaction ----
 
-    async fn compaction_loop(&self) {
+    async fn compaction_loop(self: &Arc<Self>) {
         while !self.store.is_stopping() {
             match self.compact_once().await {
                 Ok(true) => {}
@@ -378,18 +442,11 @@ impl Background {
     }
 
     /// Does the most useful thing; returns whether there was one.
-    async fn compact_once(&self) -> Result<bool> {
+    async fn compact_once(self: &Arc<Self>) -> Result<bool> {
         self.record_suspects().await?;
         self.remove_garbage().await;
         let version = self.store.pin().0.version.clone();
-        let options = &self.store.options;
-        let mut targets = Targets {
-            level0_tables: options.level0_tables,
-            level_base_size: options.level_base_size,
-            level_ratio: options.level_ratio,
-            value_garbage_percent: u64::from(options.value_garbage_percent),
-            value_file_size: options.value_file_size,
-        };
+        let mut targets = pacing::targets(&self.store.options);
         let view = self.levels_view(&version).await;
         if self.collecting.load(Ordering::Relaxed) {
             targets.value_garbage_percent = low_water(targets.value_garbage_percent);
@@ -427,7 +484,7 @@ impl Background {
     }
 
     /// Gives back nearly all space that values which were overwritten take.
-    async fn collect_all(&self, targets: Targets) -> Result<()> {
+    async fn collect_all(self: &Arc<Self>, targets: Targets) -> Result<()> {
         let targets = Targets { value_garbage_percent: GARBAGE_LEFT_PERCENT, ..targets };
         while !self.store.is_stopping() {
             let version = self.store.pin().0.version.clone();
@@ -448,8 +505,8 @@ impl Background {
 
     /// Carries a plan out, and tells of it; values in files of `leaving` that it meets are moved.
     async fn compact(
-        &self,
-        version: &Version,
+        self: &Arc<Self>,
+        version: &Arc<Version>,
         plan: Plan,
         reason: CompactionReason,
         leaving: BTreeSet<u64>,
@@ -480,40 +537,133 @@ impl Background {
     }
 
     async fn carry_out(
-        &self,
-        version: &Version,
+        self: &Arc<Self>,
+        version: &Arc<Version>,
         plan: Plan,
         leaving: BTreeSet<u64>,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let started = self.store.options.env.clock.now();
         let keep_memtables =
             |view: &View, version| View { memtables: view.memtables.clone(), version };
-        let (inputs, to) = match plan {
-            Plan::Drop { tables } => {
-                let edit = Edit { removed: tables, ..Edit::default() };
-                return self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
+        let edit = match plan {
+            Plan::Drop { tables } => Edit { removed: tables, ..Edit::default() },
+            Plan::Move { table, to } => Edit { moved: vec![(table, to as u8)], ..Edit::default() },
+            Plan::Merge { inputs, to } => {
+                return self.merge(version, (inputs, to), leaving, outcome).await;
             }
-            Plan::Move { table, to } => {
-                let edit = Edit { moved: vec![(table, to as u8)], ..Edit::default() };
-                return self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
-            }
-            Plan::Merge { inputs, to } => (inputs, to),
         };
-        let handles: Vec<(usize, Arc<TableHandle>)> = inputs
-            .iter()
-            .filter_map(|(level, id)| {
-                version.levels[*level]
-                    .iter()
-                    .find(|t| t.desc.id == *id)
-                    .map(|t| (*level, t.clone()))
-            })
-            .collect();
+        self.install(COMPACTION_INSTALL, edit, None, keep_memtables).await
+    }
+
+    /// Merges tables into new ones of a level.
+    async fn merge(
+        self: &Arc<Self>,
+        version: &Arc<Version>,
+        (inputs, to): (Vec<(usize, u64)>, usize),
+        leaving: BTreeSet<u64>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let started = self.store.options.env.clock.now();
+        let handle = |(level, id): (usize, u64)| {
+            let table = version.levels[level].iter().find(|t| t.desc.id == id);
+            table.map(|table| (level, table.clone()))
+        };
+        let inputs: Inputs = inputs.into_iter().filter_map(handle).collect();
+        let job = pacing::merge_job(&inputs, to);
+        let relieves = job.tables > 0;
+        let read: u64 = job.from.iter().sum();
+        let underway = self.store.begin_job(job);
+        let in_place = inputs.iter().all(|(level, _)| *level == to);
+        let class = match (relieves, in_place && !leaving.is_empty()) {
+            (true, _) => IoClass::Level0,
+            (false, true) => IoClass::Collection,
+            (false, false) => IoClass::Compaction,
+        };
+        let table_size = table_size(version, &self.store.options);
+        let doomed: Vec<u64> = leaving.iter().copied().collect();
+        let terms = self.terms(version, to, class, table_size, underway.id, leaving);
+        let split = match read >= PARTS_FROM * table_size && self.store.pacing.hurries() {
+            true => parts::middle(&self.store.tables, &inputs).await?,
+            false => None,
+        };
+        let merged = match split {
+            None => self.merge_range(&terms, &inputs, &KeyRange::default(), outcome).await,
+            Some(middle) => self.merge_halves(terms, &inputs, middle, outcome).await,
+        };
+        if merged.is_err() || outcome.cancelled {
+            self.remove_begun(outcome).await;
+            return merged;
+        }
+        let edit = Edit {
+            added: outcome.tables.iter().map(|desc| (to as u8, desc.clone())).collect(),
+            values: outcome.values.clone(),
+            removed: inputs.iter().map(|(_, h)| h.desc.id).collect(),
+            ..Edit::default()
+        };
+        let ended = Some((underway.id, outcome.bytes_written));
+        let keep = |view: &View, version| View { memtables: view.memtables.clone(), version };
+        let installed = self.install(COMPACTION_INSTALL, edit, ended, keep).await;
+        if matches!(installed, Err(Error::NoSpace(_))) {
+            self.remove_begun(outcome).await;
+        }
+        installed?;
+        if mutants::is("value-file-removed-early") && outcome.moved_bytes > 0 {
+            self.remove_value_files(&doomed).await;
+        }
+        self.store.stats.wrote_values(outcome.value_bytes, outcome.moved_bytes);
+        let took = self.store.options.env.clock.now().since(started);
+        self.store.stats.compacted(read, outcome.bytes_written, took);
+        Ok(())
+    }
+
+    /// Merges what lies before `middle` and what lies behind it at the same time.
+    async fn merge_halves(
+        self: &Arc<Self>,
+        terms: Terms,
+        inputs: &Inputs,
+        middle: Vec<u8>,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let terms = Arc::new(terms);
+        let lower = KeyRange { start: Vec::new(), end: Some(middle.clone()) };
+        let upper = KeyRange { start: middle, end: None };
+        let (done, of_upper) = oneshot::channel();
+        let (this, its_terms, its_inputs) = (self.clone(), terms.clone(), inputs.clone());
+        self.store.options.env.tasks.spawn(
+            "upper half of a merge",
+            Box::pin(async move {
+                let mut outcome = Outcome::default();
+                let merged = this.merge_range(&its_terms, &its_inputs, &upper, &mut outcome).await;
+                // Who started it waits.
+                let _ = done.send((merged, outcome));
+            }),
+        );
+        let merged = self.merge_range(&terms, inputs, &lower, outcome).await;
+        let Ok((of_upper, upper)) = of_upper.await else {
+            return merged.and(Err(Error::Stopped("half of a merge was torn down".to_owned())));
+        };
+        outcome.add(upper);
+        merged.and(of_upper)
+    }
+
+    /// Merges the records of a range of keys.
+    async fn merge_range(
+        &self,
+        terms: &Terms,
+        inputs: &Inputs,
+        keys: &KeyRange,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let tables = &self.store.tables;
         let mut sources = Vec::new();
         let mut tombstones = Vec::new();
-        let mut level_run: Vec<Arc<TableHandle>> = Vec::new();
-        for (level, handle) in &handles {
+        let mut run: (usize, Vec<Arc<TableHandle>>) = (0, Vec::new());
+        let end_run = |run: &mut Vec<Arc<TableHandle>>, sources: &mut Vec<Source>| {
+            if !run.is_empty() {
+                sources.push(Source::level(tables.clone(), std::mem::take(run), ReadMode::Bulk));
+            }
+        };
+        for (level, handle) in inputs {
             if handle.desc.range_tombstones > 0 {
                 tombstones.push(tables.open(handle).await?.range_tombstones.clone());
             }
@@ -523,52 +673,15 @@ impl Background {
                 continue;
             }
             // Tables of one level are one run.
-            let same_level = level_run.first().is_some_and(|first| {
-                version.levels[*level].iter().any(|t| t.desc.id == first.desc.id)
-            });
-            if !same_level && !level_run.is_empty() {
-                let run = std::mem::take(&mut level_run);
-                sources.push(Source::level(tables.clone(), run, ReadMode::Bulk));
+            if run.0 != *level {
+                end_run(&mut run.1, &mut sources);
+                run.0 = *level;
             }
-            level_run.push(handle.clone());
+            run.1.push(handle.clone());
         }
-        if !level_run.is_empty() {
-            sources.push(Source::level(tables.clone(), level_run, ReadMode::Bulk));
-        }
+        end_run(&mut run.1, &mut sources);
         let merge = Merge::new(sources, Direction::Forward);
-        let relieves = handles.iter().any(|(level, _)| *level == 0);
-        let in_place = handles.iter().all(|(level, _)| *level == to);
-        let class = match (relieves, in_place && !leaving.is_empty()) {
-            (true, _) => IoClass::Level0,
-            (false, true) => IoClass::Collection,
-            (false, false) => IoClass::Compaction,
-        };
-        let doomed: Vec<u64> = leaving.iter().copied().collect();
-        let job = self.job(version, to, class, leaving);
-        let merged = job.run(merge, &merged_tombstones(&tombstones), outcome).await;
-        if merged.is_err() || outcome.cancelled {
-            self.remove_begun(outcome).await;
-            return merged;
-        }
-        let edit = Edit {
-            added: outcome.tables.iter().map(|desc| (to as u8, desc.clone())).collect(),
-            values: outcome.values.clone(),
-            removed: handles.iter().map(|(_, h)| h.desc.id).collect(),
-            ..Edit::default()
-        };
-        let installed = self.install(COMPACTION_INSTALL, edit, keep_memtables).await;
-        if matches!(installed, Err(Error::NoSpace(_))) {
-            self.remove_begun(outcome).await;
-        }
-        installed?;
-        if mutants::is("value-file-removed-early") && outcome.moved_bytes > 0 {
-            self.remove_value_files(&doomed).await;
-        }
-        self.store.stats.wrote_values(outcome.value_bytes, outcome.moved_bytes);
-        let read = handles.iter().map(|(_, h)| h.desc.size).sum();
-        let took = self.store.options.env.clock.now().since(started);
-        self.store.stats.compacted(read, outcome.bytes_written, took);
-        Ok(())
+        self.run(terms, merge, &tombstones, keys, outcome).await
     }
 
     /// Finds out which table a failed merge could not read.
@@ -628,7 +741,7 @@ impl Background {
         }
         let edit = Edit { quarantined: suspects, ..Edit::default() };
         let keep = |view: &View, version| View { memtables: view.memtables.clone(), version };
-        self.install(COMPACTION_INSTALL, edit, keep).await
+        self.install(COMPACTION_INSTALL, edit, None, keep).await
     }
 
     /// Compacts everything into the last level and waits for it.
@@ -739,12 +852,14 @@ fn ended(level: usize, outcome: &Outcome, result: &Result<()>) -> (Vec<TableInfo
     }
 }
 
-/// A [`Job`] that owns what it borrows from nobody else.
-struct JobParts<'a> {
-    background: &'a Background,
-    version: &'a Version,
+/// What the parts of a job have in common.
+struct Terms {
+    version: Arc<Version>,
     level: usize,
     class: IoClass,
+    table_size: u64,
+    /// Its number at the pacer.
+    job: u64,
     snapshots: Vec<u64>,
     expire_before: u64,
     horizon: u64,
@@ -753,29 +868,20 @@ struct JobParts<'a> {
     leaving: BTreeSet<u64>,
 }
 
-impl JobParts<'_> {
-    async fn run(self, input: Merge, covering: &Fragmented, outcome: &mut Outcome) -> Result<()> {
-        let store = &self.background.store;
-        let next_id = || self.background.draw_id();
-        let cancelled = || store.is_stopping();
-        let job = Job {
-            options: &store.options,
-            paths: &store.paths,
-            level: self.level,
-            class: self.class,
-            snapshots: self.snapshots,
-            expire_before: self.expire_before,
-            horizon: self.horizon,
-            version: self.version,
-            prefix_rule: self.prefix_rule,
-            values: store.tables.values(),
-            value_rule: self.value_rule,
-            leaving: self.leaving,
-            next_id: &next_id,
-            cancelled: &cancelled,
-        };
-        job.run(input, covering, outcome).await
-    }
+/// The keys of a part: from `start` to before `end`, all by default.
+#[derive(Default)]
+struct KeyRange {
+    start: Vec<u8>,
+    end: Option<Vec<u8>>,
+}
+
+/// Returns the size of a merge's outputs. A level of few tables is merged in large steps, and a table
+/// that is lowered meets a large part of the next level: in a small database tables are smaller, down
+/// to a part of 32 of its largest level.
+fn table_size(version: &Version, options: &Options) -> u64 {
+    let bytes = |tables: &Vec<Arc<TableHandle>>| tables.iter().map(|t| t.desc.size).sum::<u64>();
+    let largest = version.levels[1..].iter().map(bytes).max().unwrap_or(0);
+    (largest / 32).max(TABLE_SIZE_MIN).min(options.table_size)
 }
 
 /// Returns the plan that merges every table into the last level, or `None` if there is nothing to

@@ -20,6 +20,7 @@ use crate::keyspace::{
 };
 use crate::opening;
 use crate::options::{Durability, FilterPolicy, KeyspaceOptions, Options, WriteOptions};
+use crate::pacer::nanos_per_byte;
 use crate::range::Cursor;
 use crate::read::Record;
 use crate::slice::Slice;
@@ -100,6 +101,11 @@ impl Builder {
     /// Tells `listener` what goes on in the background.
     pub fn listener(self, listener: Arc<dyn EventListener>) -> Builder {
         self.change(|options| options.listener = Some(listener))
+    }
+
+    /// Sets whether writers are slowed down in time, see [`Options::pacing`].
+    pub fn pacing(self, pacing: bool) -> Builder {
+        self.change(|options| options.pacing = pacing)
     }
 
     fn change(mut self, change: impl FnOnce(&mut Options)) -> Builder {
@@ -554,6 +560,11 @@ impl Store {
             };
             stats.quarantined += usize::from(handle.is_quarantined());
         }
+        let pressure = self.pacing.pressure();
+        stats.compaction_debt = pressure.debt as u64;
+        stats.pressure = pressure.of;
+        stats.delay_nanos = (nanos_per_byte(pressure.of) * 1024.0) as u64;
+        stats.delay_reason = (stats.delay_nanos > 0).then(|| pressure.reason.name());
         stats.cache = self.tables.pool().stats();
         stats.refusal = self.refusal().map(|e| e.to_string());
         let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));

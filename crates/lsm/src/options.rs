@@ -103,8 +103,12 @@ pub struct Options {
     pub table_size: u64,
     /// Tables in level 0 that trigger a compaction.
     pub level0_tables: usize,
-    /// Tables in level 0 from which writers are slowed down, ever more.
+    /// Tables in level 0, what is in memory included, from which writers are slowed down, ever more;
+    /// or merges behind by the work of about so many.
     pub level0_slowdown: usize,
+    /// Whether writers are slowed down in time and merges rest when nothing is urgent. Without it
+    /// writers are stopped when memory or level 0 is full: for measurements.
+    pub pacing: bool,
     /// Size ratio of adjacent levels.
     pub level_ratio: u64,
     /// Target size of the smallest level below level 0, in bytes.
@@ -144,6 +148,7 @@ impl Options {
             table_size: 32 << 20,
             level0_tables: 4,
             level0_slowdown: 12,
+            pacing: true,
             level_ratio: 10,
             level_base_size: 128 << 20,
             compression: Compression::default(),

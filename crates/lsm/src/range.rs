@@ -202,7 +202,8 @@ impl Cursor {
                         Wanted::Live(self.now),
                         self.filter.as_ref().map(|(rule, prefix)| (rule, &prefix[..])),
                     )
-                    .await?,
+                    .await?
+                    .with_stretches(self.pinned.keyspace.db.store.stretches.clone()),
             )),
         };
         let Some(entry) = scan.next().await? else {

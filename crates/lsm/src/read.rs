@@ -126,7 +126,7 @@ impl Inner {
     ) -> Result<Option<Stored>> {
         self.check_open()?;
         check_key(key)?;
-        let _timer = self.store.stats.read(self.store.clock());
+        let _timer = self.store.time_read();
         // Keys are short: most fit a buffer on the stack.
         let mut short = [0; 64];
         let long;

@@ -116,12 +116,12 @@ impl Recorder {
         add(&self.batches, 1);
         add(&self.batch_bytes, bytes as u64);
     }
-    /// Counts a point read. What is returned, if it is one to be timed, is to be kept to its end.
-    #[must_use]
-    pub(crate) fn read<'s>(&'s self, clock: &'s dyn Clock) -> Option<Timer<'s>> {
-        sample(self.gets.fetch_add(1, Ordering::Relaxed), &self.get_nanos, clock)
+    /// Counts a point read; returns whether it is to be timed.
+    #[inline]
+    pub(crate) fn times_read(&self) -> bool {
+        self.gets.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLED)
     }
-    /// Counts a commit, as [`Recorder::read`] does a read.
+    /// Counts a commit. What is returned, if it is one to be timed, is to be kept to its end.
     #[must_use]
     pub(crate) fn commit<'s>(&'s self, clock: &'s dyn Clock) -> Option<Timer<'s>> {
         sample(self.commits.fetch_add(1, Ordering::Relaxed), &self.commit_nanos, clock)
@@ -159,6 +159,11 @@ impl Recorder {
     }
     pub(crate) fn delayed(&self, took: Duration) {
         add(&self.delay_micros, took.as_micros() as u64);
+    }
+
+    /// Takes in how long a read took that was timed.
+    pub(crate) fn read_took(&self, took: Duration) {
+        record_nanos(&self.get_nanos, took);
     }
 
     pub(crate) fn snapshot(&self) -> Stats {
@@ -274,6 +279,14 @@ pub struct Stats {
     pub stall_seconds: f64,
     /// How long writers were slowed down in all.
     pub delay_seconds: f64,
+    /// Bytes that merges have to rewrite until every level is within its target.
+    pub compaction_debt: u64,
+    /// How much is behind, of what may be: from one half on writers are slowed down.
+    pub pressure: f64,
+    /// By how much a written KiB is delayed now, in nanoseconds.
+    pub delay_nanos: u64,
+    /// What for: `memory`, `level 0` or `debt`.
+    pub delay_reason: Option<&'static str>,
     /// Bytes in memtables, those that only readers still hold included.
     pub memtable_bytes: u64,
     /// Sealed memtables that wait for their flush.
@@ -325,6 +338,11 @@ impl Stats {
         self.stalls += other.stalls;
         self.stall_seconds += other.stall_seconds;
         self.delay_seconds += other.delay_seconds;
+        self.compaction_debt += other.compaction_debt;
+        self.pressure = self.pressure.max(other.pressure);
+        if other.delay_nanos > self.delay_nanos {
+            (self.delay_nanos, self.delay_reason) = (other.delay_nanos, other.delay_reason);
+        }
         self.memtable_bytes += other.memtable_bytes;
         self.sealed_memtables += other.sealed_memtables;
         self.snapshots += other.snapshots;

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use atoll_env::disk::{IoClass, IoTag};
@@ -28,14 +27,16 @@ use crate::batch::{CHUNK_LEN, CHUNKED_ABOVE, Payload, Record, Records, arena_byt
 use crate::commit::{self, Queue, Request, Work};
 use crate::database::closed;
 use crate::error::{Error, Result};
-use crate::events::{self, Events, FlushReason, WriteDelayed, WriteStalled};
+use crate::events::{self, Events, FlushReason, WriteStalled};
 use crate::governor::Governor;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
 use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
 use crate::memtable::{self, Full, Memtable};
 use crate::mutants;
 use crate::options::{Durability, Options};
+use crate::pacing::{Owed, Pacing};
 use crate::stats::Recorder;
+use crate::stretches::Stretches;
 use crate::tables::Tables;
 use crate::transaction::validation::{Committing, Recent};
 use crate::version::manifest::{Manifest, State};
@@ -78,6 +79,10 @@ pub(crate) struct Store {
     writer: Mutex<Option<Box<Writer>>>,
     /// What memtables and cache may take.
     pub(crate) governor: Governor,
+    /// How fast writers and merges may go.
+    pub(crate) pacing: Pacing,
+    /// Where scans find nothing.
+    pub(crate) stretches: Arc<Stretches>,
     /// Sealed memtables, oldest first, waiting for their flush.
     pub(crate) sealed: Mutex<VecDeque<Sealed>>,
     pub(crate) catalog: Gate<Catalog>,
@@ -128,12 +133,12 @@ pub(crate) struct Writer {
     pub(crate) position: u64,
     /// The next segment is being made aside, or could not be.
     preparing: bool,
-    /// Delay that is owed to back-pressure but was too short to sleep yet.
-    owed: Duration,
+    /// Delay that is owed to back-pressure.
+    pub(crate) owed: Owed,
     /// What optimistic transactions are held against.
     recent: Recent,
     /// Whether the listener was told that writers are slowed down.
-    slowed_down: bool,
+    pub(crate) slowed_down: bool,
 }
 
 impl Writer {
@@ -144,7 +149,7 @@ impl Writer {
         position: u64,
     ) -> Writer {
         let (preparing, slowed_down) = (false, false);
-        let (owed, recent) = (Duration::ZERO, Recent::default());
+        let (owed, recent) = (Owed::default(), Recent::default());
         Writer { log, active, applied, position, preparing, owed, recent, slowed_down }
     }
 }
@@ -206,6 +211,7 @@ impl Store {
     pub(crate) fn new(parts: Parts) -> Arc<Store> {
         let pool = parts.tables.pool().clone();
         let governor = Governor::new(&parts.options, pool, &parts.memtables);
+        let pacing = Pacing::new(&parts.options);
         let view = View { memtables: parts.memtables, version: parts.version };
         Arc::new(Store {
             options: parts.options,
@@ -223,6 +229,8 @@ impl Store {
             committing: Committing::default(),
             writer: Mutex::new(Some(Box::new(parts.writer))),
             governor,
+            pacing,
+            stretches: Arc::default(),
             sealed: Mutex::new(parts.sealed),
             catalog: Gate::new(parts.catalog),
             flush_due: Notify::new(),
@@ -576,6 +584,7 @@ impl Store {
         if payload_lens.is_empty() {
             return Ok(());
         }
+        self.slow_down(writer, payload_lens.iter().sum()).await?;
         self.make_room(writer, arena, payload_lens).await
     }
 
@@ -728,7 +737,7 @@ impl Store {
                 self.seal(writer, self.memtable_for(needed), FlushReason::Full).await?;
             }
         }
-        self.slow_down(writer, payload.len()).await;
+        self.stretches.wrote(stamp.position, payload);
         let last = insert(&mut writer.active, payload, stamp.position)?;
         writer.applied.insert(stamp.group, stamp.index);
         writer.position = writer.position.max(last + 1);
@@ -791,31 +800,6 @@ impl Store {
     pub(crate) fn lane_bytes_max(&self) -> u64 {
         let memtables = self.options.memtable_capacity() * (self.options.sealed_memtables_max + 1);
         memtables as u64 + 3 * self.options.segment_capacity()
-    }
-
-    /// Delays the writer when compaction falls behind: smoothly, so that writers feel a slope and
-    /// not a wall.
-    async fn slow_down(&self, writer: &mut Writer, bytes: usize) {
-        let tables = self.view.load().version.levels[0].len();
-        let excess = tables.saturating_sub(self.options.level0_slowdown);
-        if writer.slowed_down != (excess > 0) {
-            writer.slowed_down = excess > 0;
-            self.events.tell(|| match excess {
-                0 => events::Event::WriteDelayEnded,
-                _ => events::Event::WriteDelayed(WriteDelayed { level0_tables: tables }),
-            });
-        }
-        if excess == 0 {
-            return;
-        }
-        // 64 MiB/s at the threshold, a quarter less with every further table.
-        let nanos_per_byte = 15.0 * 1.25f64.powi(excess.min(40) as i32);
-        writer.owed += Duration::from_nanos((bytes as f64 * nanos_per_byte) as u64);
-        if writer.owed >= Duration::from_millis(1) {
-            let delay = std::mem::take(&mut writer.owed).min(Duration::from_millis(100));
-            self.stats.delayed(delay);
-            self.options.env.clock.sleep(delay).await;
-        }
     }
 
     /// Lets the log forget entries that are in tables, and recycles its segments.

@@ -25,6 +25,8 @@ pub enum Name {
     AtollBloom,
     /// The same by blocking calls through the page cache, whatever `--io` and `--direct` say.
     AtollThreads,
+    /// The same without pacing.
+    AtollUnpaced,
     /// An LSM tree.
     Fjall,
     /// A copy-on-write B-tree.
@@ -44,6 +46,7 @@ impl Name {
             Name::Atoll => "atoll",
             Name::AtollBloom => "atoll-bloom",
             Name::AtollThreads => "atoll-threads",
+            Name::AtollUnpaced => "atoll-unpaced",
             Name::Fjall => "fjall",
             Name::Redb => "redb",
             Name::Rocksdb => "rocksdb",
@@ -64,7 +67,7 @@ impl Name {
     /// Returns the feature that builds it in, if it is not always there.
     fn feature(self) -> Option<&'static str> {
         match self {
-            Name::Atoll | Name::AtollBloom | Name::AtollThreads => None,
+            Name::Atoll | Name::AtollBloom | Name::AtollThreads | Name::AtollUnpaced => None,
             Name::Fjall | Name::Redb => Some("peers-rust"),
             Name::Rocksdb | Name::RocksdbBlob | Name::Lmdb => Some("peers"),
         }
@@ -179,6 +182,7 @@ pub fn open(name: Name, config: &Config) -> Result<Box<dyn Engine>, Failure> {
         Name::AtollBloom => {
             atoll::open(config, |builder| builder.filter_policy(atoll_lsm::FilterPolicy::Bloom))
         }
+        Name::AtollUnpaced => atoll::open(config, |builder| builder.pacing(false)),
         #[cfg(feature = "peers-rust")]
         Name::Fjall => fjall::open(config),
         #[cfg(feature = "peers-rust")]

@@ -51,6 +51,13 @@ pub(crate) struct View {
     pub(crate) values: Vec<collect::Candidate>,
 }
 
+impl View {
+    /// Returns the bytes of each level.
+    pub(crate) fn bytes(&self) -> [u64; LEVELS] {
+        std::array::from_fn(|level| self.levels[level].iter().map(|c| c.desc.size).sum())
+    }
+}
+
 /// The sizes at which compaction starts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Targets {
@@ -139,10 +146,14 @@ pub(crate) fn reason(view: &View, plan: &Plan) -> CompactionReason {
 
 /// Returns the level that L0 merges into and the target size of each level from there on.
 pub(crate) fn level_targets(view: &View, targets: Targets) -> (usize, [u64; LEVELS]) {
-    let bytes = |level: usize| view.levels[level].iter().map(|c| c.desc.size).sum::<u64>();
+    targets_of(&view.bytes(), targets)
+}
+
+/// Returns the same of levels that hold so many bytes.
+pub(crate) fn targets_of(bytes: &[u64; LEVELS], targets: Targets) -> (usize, [u64; LEVELS]) {
     let last = LEVELS - 1;
-    let first = (1..LEVELS).find(|&l| !view.levels[l].is_empty()).unwrap_or(last);
-    let biggest = (1..LEVELS).map(bytes).max().unwrap_or(0);
+    let first = (1..LEVELS).find(|&l| bytes[l] > 0).unwrap_or(last);
+    let biggest = bytes[1..].iter().copied().max().unwrap_or(0);
     let mut size = (first..last).fold(biggest, |size, _| size / targets.level_ratio);
     let mut base = first;
     while base > 1 && size > targets.level_base_size {

@@ -1,7 +1,9 @@
 //! Compaction: merging sorted tables so that reads consult few of them and dead bytes go.
 //!
-//! Leveled, in three parts that know nothing of each other:
+//! Leveled, in parts that know nothing of each other:
 //! - [`choose`]: a pure function from a view of the levels to a [`choose::Plan`].
+//! - [`debt`]: how much of it is due, as a number that does not jump.
+//! - [`parts`]: where a large merge is cut in two.
 //! - [`stream`]: which records of a merged run survive: the newest one that each snapshot can see.
 //! - [`run`]: reads the inputs, feeds the stream, writes the outputs.
 //!
@@ -14,5 +16,7 @@
 //!   in it is unknown, so its place in the order must not change.
 
 pub(crate) mod choose;
+pub(crate) mod debt;
+pub(crate) mod parts;
 pub(crate) mod run;
 pub(crate) mod stream;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use atoll_env::WallTime;
 use atoll_env::disk::IoClass;
-use atoll_env::{WallTime, task};
 
 use crate::compaction::stream::{Fate, Survivors, deadline_of, stripe_of};
 use crate::error::Result;
@@ -13,6 +13,8 @@ use crate::iter::scan::key_kind;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
 use crate::mutants;
 use crate::options::{Compression, Options};
+use crate::pacing::Rhythm;
+use crate::store::Store;
 use crate::table::{Codec, Filter, PrefixRule, TableOptions, TableWriter};
 use crate::tombstone::{Fragmented, RangeTombstone};
 use crate::values::{Mover, Pointer, ValueDesc, ValueRule, Values};
@@ -41,12 +43,19 @@ pub(crate) struct Job<'a> {
     pub(crate) horizon: u64,
     /// The levels below the output, to know where nothing older lies.
     pub(crate) version: &'a Version,
+    /// The user keys that it merges: from here, and to before here.
+    pub(crate) keys: (&'a [u8], Option<&'a [u8]>),
+    /// Bytes from which on a new output is begun.
+    pub(crate) table_size: u64,
+    /// Whose beats it keeps.
+    pub(crate) store: &'a Store,
+    pub(crate) job: u64,
     pub(crate) prefix_rule: PrefixRule,
     /// The value files of `version`.
     pub(crate) values: &'a Values,
     pub(crate) value_rule: ValueRule,
     /// Value files that should go.
-    pub(crate) leaving: BTreeSet<u64>,
+    pub(crate) leaving: &'a BTreeSet<u64>,
     /// Draws the number of the next output.
     pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
     /// Whether to give up.
@@ -71,6 +80,20 @@ pub(crate) struct Outcome {
     pub(crate) cancelled: bool,
 }
 
+impl Outcome {
+    /// Takes in what another part of the merge made, of larger keys.
+    pub(crate) fn add(&mut self, other: Outcome) {
+        self.tables.extend(other.tables);
+        self.values.extend(other.values);
+        self.bytes_written += other.bytes_written;
+        self.value_bytes += other.value_bytes;
+        self.moved_bytes += other.moved_bytes;
+        self.begun.extend(other.begun);
+        self.begun_values.extend(other.begun_values);
+        self.cancelled |= other.cancelled;
+    }
+}
+
 impl Job<'_> {
     /// Merges `input`, with the range tombstones `covering` of the same sources, into tables.
     ///
@@ -88,11 +111,20 @@ impl Job<'_> {
         let mut output: Option<Output> = None;
         let mut mover = self.mover();
         // Range tombstones before this key are written.
-        let mut ranges_from: Vec<u8> = Vec::new();
+        let (start, end) = self.keys;
+        let mut ranges_from = start.to_vec();
         let mut last_user_key: Vec<u8> = Vec::new();
         let (mut records, mut moved) = (0usize, 0u64);
-        input.seek_start().await?;
+        let mut rhythm = Rhythm::new(self.store, self.job);
+        if start.is_empty() {
+            input.seek_start().await?;
+        } else {
+            input.seek(InternalKey::new(start, Trailer::NEWEST)).await?;
+        }
         while input.valid() {
+            if end.is_some_and(|end| input.key().user_key >= end) {
+                break;
+            }
             records += 1;
             if records.is_multiple_of(RECORDS_PER_TURN)
                 || moved + BYTES_PER_TURN < outcome.moved_bytes
@@ -102,7 +134,7 @@ impl Job<'_> {
                     outcome.cancelled = true;
                     return Ok(());
                 }
-                task::yield_now().await;
+                rhythm.beat(RECORDS_PER_TURN as u64).await;
             }
             let key = input.key();
             let kind = key_kind(key.trailer);
@@ -113,8 +145,7 @@ impl Job<'_> {
             }
             // All records of a user key stay in one table.
             let full = output.as_ref().is_some_and(|o| {
-                o.writer.estimated_size() >= self.options.table_size
-                    && last_user_key != key.user_key
+                o.writer.estimated_size() >= self.table_size && last_user_key != key.user_key
             });
             if full && let Some(output) = output.take() {
                 let cut = key.user_key.to_vec();
@@ -148,12 +179,15 @@ impl Job<'_> {
             input.step().await?;
         }
         // An iterator that failed is not one that ended.
-        input.step().await?;
-        if output.is_none() && kept_ranges.clipped(&ranges_from, None).next().is_some() {
+        if !input.valid() {
+            input.step().await?;
+        }
+        rhythm.beat((records % RECORDS_PER_TURN) as u64).await;
+        if output.is_none() && kept_ranges.clipped(&ranges_from, end).next().is_some() {
             output = Some(self.begin(outcome).await?);
         }
         if let Some(output) = output.take() {
-            output.finish(kept_ranges.clipped(&ranges_from, None), outcome).await?;
+            output.finish(kept_ranges.clipped(&ranges_from, end), outcome).await?;
         }
         mover.finish(outcome).await?;
         if !outcome.tables.is_empty() {
@@ -170,7 +204,7 @@ impl Job<'_> {
             values: self.values,
             version: self.version,
             rule: &self.value_rule,
-            leaving: &self.leaving,
+            leaving: self.leaving,
             level: self.level,
             class: self.class,
             next_id: self.next_id,

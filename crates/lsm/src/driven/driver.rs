@@ -132,8 +132,8 @@ impl Driver {
     // ---- a turn ----
 
     /// Makes sure that entries of these payload lengths can be staged, with as many states, and their
-    /// writes applied, which take `arena_bytes` ([`Writes::arena_bytes`], all together). Waits for
-    /// memory if flushes lag behind.
+    /// writes applied, which take `arena_bytes` ([`Writes::arena_bytes`], all together). Slower the
+    /// more flushes and merges lag behind; waits for memory when there is none.
     ///
     /// # Errors
     /// `NoSpace`: the disk is full; try again later, when [`Tree::refusal`] is `None`. `Stopped`. `Io`
@@ -143,6 +143,7 @@ impl Driver {
     /// [`Writes::arena_bytes`]: super::Writes::arena_bytes
     pub async fn reserve(&mut self, arena_bytes: usize, payload_lens: &[usize]) -> Result<()> {
         self.store.check_arena(arena_bytes)?;
+        self.store.slow_down(&mut self.writer, payload_lens.iter().sum()).await?;
         let states = iter::repeat_n(STATE_LEN, payload_lens.len());
         let lens = payload_lens.iter().copied().chain(states);
         self.store.make_room(&mut self.writer, arena_bytes, lens).await

@@ -42,7 +42,7 @@ impl Tree {
     /// Returns the newest plain record of `key`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Slice>> {
         self.check_open()?;
-        let _timer = self.store.stats.read(self.store.clock());
+        let _timer = self.store.time_read();
         let (view, snapshot) = self.store.pin();
         // No record of a store has a deadline.
         let Some(Hit { trailer, value }) = view.get(&self.store.tables, key, snapshot, 0).await?
@@ -61,7 +61,7 @@ impl Tree {
     /// well. `at` must not be below the horizon: what was there may have been compacted away.
     pub async fn get_version(&self, key: &[u8], at: u64) -> Result<Option<Version>> {
         self.check_open()?;
-        let _timer = self.store.stats.read(self.store.clock());
+        let _timer = self.store.time_read();
         let (view, snapshot) = self.store.pin();
         let Some(Hit { trailer, value }) =
             view.get_version(&self.store.tables, key, snapshot, at).await?

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::iter::{Direction, Merge};
 use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
 use crate::slice::Slice;
+use crate::stretches::{LONG, Stretches};
 use crate::tombstone::Fragmented;
 
 /// Records in a row that do not count, after which the sources are moved past all of their kind: what
@@ -72,6 +73,17 @@ pub(crate) struct Scan {
     has_entry: bool,
     covered_in_row: usize,
     older_in_row: usize,
+    stretches: Option<Arc<Stretches>>,
+    run: Run,
+}
+
+/// Deleted keys in a row.
+#[derive(Default)]
+struct Run {
+    first: Vec<u8>,
+    len: usize,
+    /// A note led over a part of it.
+    jumped: bool,
 }
 
 /// A live record.
@@ -109,7 +121,15 @@ impl Scan {
             has_entry: false,
             covered_in_row: 0,
             older_in_row: 0,
+            stretches: None,
+            run: Run::default(),
         }
+    }
+
+    /// Lets the scan use the notes of those before it and leave its own.
+    pub(crate) fn with_stretches(mut self, stretches: Arc<Stretches>) -> Scan {
+        self.stretches = Some(stretches);
+        self
     }
 
     /// Moves to the next entry; `None` at the end.
@@ -144,6 +164,7 @@ impl Scan {
             if !self.merge.valid() {
                 // An error is repeated, the end is the end.
                 self.merge.step().await?;
+                self.end_run(None);
                 return Ok(false);
             }
             let key = self.merge.key();
@@ -159,6 +180,7 @@ impl Scan {
             }
             self.older_in_row = 0;
             if key.user_key >= self.bounds.end.as_slice() {
+                self.end_run(None);
                 return Ok(false);
             }
             let kind = key_kind(key.trailer);
@@ -172,10 +194,20 @@ impl Scan {
             self.entry.user_key.extend_from_slice(key.user_key);
             self.entry.trailer = key.trailer;
             if self.pass_if_hidden().await? {
+                self.pass_deleted().await?;
                 continue;
             }
             if self.wanted.passes(kind, self.merge.value()) {
+                if kind == Kind::Tombstone {
+                    self.pass_deleted().await?;
+                } else if self.run.len > 0 {
+                    // What has expired may come back with the wall clock.
+                    self.end_run_at_entry();
+                }
                 continue;
+            }
+            if self.run.len > 0 {
+                self.end_run_at_entry();
             }
             self.entry.value = self.merge.value_slice();
             return Ok(true);
@@ -222,6 +254,42 @@ impl Scan {
             }
             self.merge.step().await?;
         }
+    }
+
+    /// Takes in that the entry is deleted, and moves on to where a note of another scan leads.
+    async fn pass_deleted(&mut self) -> Result<()> {
+        let Some(stretches) = &self.stretches else { return Ok(()) };
+        if self.run.len == 0 {
+            self.run.first.clear();
+            self.run.first.extend_from_slice(&self.entry.user_key);
+        }
+        self.run.len += 1;
+        if (self.run.len == 1 || self.run.len.is_multiple_of(LONG))
+            && stretches.is_active()
+            && let Some(end) = stretches.end_of(&self.entry.user_key, self.snapshot)
+        {
+            self.run.jumped = true;
+            self.merge.skip_to(&end, SeqNo::MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a note of the keys that were passed before the entry, if they were many.
+    fn end_run_at_entry(&mut self) {
+        let end = std::mem::take(&mut self.entry.user_key);
+        self.end_run(Some(&end));
+        self.entry.user_key = end;
+    }
+
+    /// Leaves a note of the keys that were passed before `end`, the bound of the scan if it has none.
+    fn end_run(&mut self, end: Option<&[u8]>) {
+        let Run { first, len, jumped } = &mut self.run;
+        if let Some(stretches) = &self.stretches
+            && (*len >= LONG || *jumped && *len > 1)
+        {
+            stretches.note(first, end.unwrap_or(&self.bounds.end), self.snapshot);
+        }
+        (*len, *jumped) = (0, false);
     }
 
     /// Moves forward past every record of the entry's key.
