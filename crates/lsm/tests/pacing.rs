@@ -28,6 +28,8 @@ fn overwrite(seed: u64, pacing: bool) -> Seen {
     let us = Duration::from_micros;
     let node = sim.node("a");
     node.disk().set_options(DiskOptions {
+        // What merges have to do is what is tried.
+        separate_above: None,
         latency: us(500)..us(1500),
         sync_latency: us(1000)..us(3000),
         ..DiskOptions::default()
