@@ -41,8 +41,9 @@ use parking_lot::Mutex;
 use crate::batch::{Record, Records};
 use crate::key::SeqNo;
 
-/// Dead records in a row that are worth a note.
-pub(crate) const LONG: usize = 64;
+/// Deleted keys in a row that are worth a note. A jump looks blocks up again and ends reading ahead: for a
+/// hundred keys, some blocks, it costs more than the steps.
+pub(crate) const LONG: usize = 512;
 /// Notes that are kept.
 const NOTES_MAX: usize = 1024;
 /// Batches whose keys are kept.
