@@ -1,7 +1,7 @@
 //! Background work: flush, compaction, the interval's sync, removal of dead files.
 //!
-//! Three tasks per store, and a fourth that tells a listener what happens, if there is one. Each runs until the store stops, and none of them is ever waited for
-//! by a reader.
+//! Three tasks per store, and a fourth that tells a listener what happens, if there is one. Each runs
+//! until the store stops, and none of them is ever waited for by a reader.
 //!
 //! # Failures
 //! A flush or a compaction that fails is undone and tried again: until its edit is in the manifest
@@ -17,6 +17,7 @@
 //! | the manifest or the log | the store stops |
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use atoll_env::sync::{Notify, oneshot, select_biased};
 
 use crate::commit::{self, Work};
 use crate::compaction::choose::{
-    Candidate, Plan, Targets, View as LevelsView, choose, collect, leaving, reason,
+    Candidate, Plan, Targets, View as LevelsView, choose, collect as collect_values, reason,
 };
 use crate::compaction::parts::{self, Inputs};
 use crate::compaction::run::{Job, Outcome, merged_tombstones};
@@ -47,9 +48,9 @@ use crate::table::PrefixRule;
 use crate::tables::ReadMode;
 use crate::tombstone::Fragmented;
 use crate::values::ValueRule;
-use crate::values::collect::{Candidate as ValueCandidate, low_water};
+use crate::values::collect::{self, Candidate as ValueCandidate, low_water};
 use crate::version::manifest::{COMPACTION_INSTALL, FLUSH_INSTALL};
-use crate::version::{Edit, Flushed, TableDesc, TableHandle, Version};
+use crate::version::{Edit, Flushed, Paths, TableDesc, TableHandle, Version};
 use crate::view::View;
 
 /// Between two tries when the disk is full, and between two looks for expired tables.
@@ -392,35 +393,34 @@ impl Background {
         Ok(())
     }
 
-    /// Removes the files of tables that nobody needs any more.
+    /// Removes the files that nobody needs any more.
     async fn remove_garbage(&self) {
         let ids = self.store.garbage.take();
-        self.remove_files(&ids).await;
+        self.remove_tables(&ids).await;
         self.remove_value_files(&self.store.garbage.take_values()).await;
         ids.iter().for_each(|id| self.store.events.tell(|| Event::TableDeleted(*id)));
     }
 
-    async fn remove_files(&self, ids: &[u64]) {
+    async fn remove_tables(&self, ids: &[u64]) {
+        self.remove_files(REMOVE, ids, Paths::table).await;
+    }
+
+    async fn remove_value_files(&self, ids: &[u64]) {
+        self.remove_files(REMOVE_VALUES, ids, Paths::values_file).await;
+    }
+
+    async fn remove_files(&self, tag: IoTag, ids: &[u64], path: fn(&Paths, u64) -> PathBuf) {
         let store = &self.store;
         for id in ids {
             store.tables.pool().forget(*id);
             // A file that stays behind is removed at the next open: it is in no manifest.
-            let _ = store.options.env.disk.remove(REMOVE, &store.paths.table(*id)).await;
-        }
-    }
-
-    async fn remove_value_files(&self, ids: &[u64]) {
-        let store = &self.store;
-        for id in ids {
-            store.tables.pool().forget(*id);
-            let path = store.paths.values_file(*id);
-            let _ = store.options.env.disk.remove(REMOVE_VALUES, &path).await;
+            let _ = store.options.env.disk.remove(tag, &path(&store.paths, *id)).await;
         }
     }
 
     /// Removes the files of a merge that came to nothing.
     async fn remove_begun(&self, outcome: &Outcome) {
-        self.remove_files(&outcome.begun).await;
+        self.remove_tables(&outcome.begun).await;
         self.remove_value_files(&outcome.begun_values).await;
     }
 
@@ -446,12 +446,12 @@ impl Background {
         self.record_suspects().await?;
         self.remove_garbage().await;
         let version = self.store.pin().0.version.clone();
-        let mut targets = pacing::targets(&self.store.options);
-        let view = self.levels_view(&version).await;
-        if self.collecting.load(Ordering::Relaxed) {
-            targets.value_garbage_percent = low_water(targets.value_garbage_percent);
-        }
-        self.collecting.store(!leaving(&view, targets).is_empty(), Ordering::Relaxed);
+        let targets = pacing::targets(&self.store.options);
+        let percent = u64::from(self.store.options.value_garbage_percent);
+        let collecting = self.collecting.load(Ordering::Relaxed);
+        let percent = if collecting { low_water(percent) } else { percent };
+        let view = self.levels_view(&version, percent).await;
+        self.collecting.store(!view.leaving.is_empty(), Ordering::Relaxed);
         let forced = self.full_compactions.load(Ordering::Acquire);
         let asked = if forced > 0 { everything(&view) } else { None };
         let asked = asked.map(|plan| (plan, CompactionReason::Asked));
@@ -463,15 +463,7 @@ impl Background {
         let plan = asked.or_else(chosen);
         let due = plan.is_some();
         if let Some((plan, reason)) = plan {
-            let leaving = leaving(&view, targets);
-            let done = self.compact(&version, plan, reason, leaving).await;
-            if let Err(e) = &done {
-                self.blame(&version, e).await;
-            }
-            done?;
-            // It keeps the files that the merge replaced.
-            drop(version);
-            self.remove_garbage().await;
+            self.compact(version, plan, reason, view.leaving).await?;
             self.store.space_returned();
         }
         if forced > 0 {
@@ -485,28 +477,20 @@ impl Background {
 
     /// Gives back nearly all space that values which were overwritten take.
     async fn collect_all(self: &Arc<Self>, targets: Targets) -> Result<()> {
-        let targets = Targets { value_garbage_percent: GARBAGE_LEFT_PERCENT, ..targets };
         while !self.store.is_stopping() {
             let version = self.store.pin().0.version.clone();
-            let view = self.levels_view(&version).await;
-            let Some(plan) = collect(&view, targets) else { break };
-            let leaving = leaving(&view, targets);
-            let done = self.compact(&version, plan, CompactionReason::Collection, leaving).await;
-            if let Err(e) = &done {
-                self.blame(&version, e).await;
-            }
-            done?;
-            // It keeps the files that the merge replaced.
-            drop(version);
-            self.remove_garbage().await;
+            let view = self.levels_view(&version, GARBAGE_LEFT_PERCENT).await;
+            let Some(plan) = collect_values(&view, targets) else { break };
+            self.compact(version, plan, CompactionReason::Collection, view.leaving).await?;
         }
         Ok(())
     }
 
-    /// Carries a plan out, and tells of it; values in files of `leaving` that it meets are moved.
+    /// Carries a plan of `version` out, tells of it and removes what it made superfluous; values in files
+    /// of `leaving` that it meets are moved.
     async fn compact(
         self: &Arc<Self>,
-        version: &Arc<Version>,
+        version: Arc<Version>,
         plan: Plan,
         reason: CompactionReason,
         leaving: BTreeSet<u64>,
@@ -525,7 +509,7 @@ impl Background {
         let read = if kind == CompactionKind::Merge { total(&inputs) } else { 0 };
         events.tell(|| Event::CompactionBegun(CompactionBegun { job, reason, kind, inputs, to }));
         let mut outcome = Outcome::default();
-        let done = self.carry_out(version, plan, leaving, &mut outcome).await;
+        let done = self.carry_out(&version, plan, leaving, &mut outcome).await;
         events.tell(|| {
             let (outputs, end) = ended(to.unwrap_or(0), &outcome, &done);
             let read = if matches!(end, JobEnd::Done) { read } else { 0 };
@@ -533,7 +517,14 @@ impl Background {
             let ended = CompactionEnded { job, kind, outputs, read, written, took, end };
             Event::CompactionEnded(ended)
         });
-        done
+        if let Err(e) = &done {
+            self.blame(&version, e).await;
+        }
+        done?;
+        // It keeps the files that the merge replaced.
+        drop(version);
+        self.remove_garbage().await;
+        Ok(())
     }
 
     async fn carry_out(
@@ -543,8 +534,6 @@ impl Background {
         leaving: BTreeSet<u64>,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let keep_memtables =
-            |view: &View, version| View { memtables: view.memtables.clone(), version };
         let edit = match plan {
             Plan::Drop { tables } => Edit { removed: tables, ..Edit::default() },
             Plan::Move { table, to } => Edit { moved: vec![(table, to as u8)], ..Edit::default() },
@@ -552,7 +541,7 @@ impl Background {
                 return self.merge(version, (inputs, to), leaving, outcome).await;
             }
         };
-        self.install(COMPACTION_INSTALL, edit, None, keep_memtables).await
+        self.install(COMPACTION_INSTALL, edit, None, View::at).await
     }
 
     /// Merges tables into new ones of a level.
@@ -601,8 +590,7 @@ impl Background {
             ..Edit::default()
         };
         let ended = Some((underway.id, outcome.bytes_written));
-        let keep = |view: &View, version| View { memtables: view.memtables.clone(), version };
-        let installed = self.install(COMPACTION_INSTALL, edit, ended, keep).await;
+        let installed = self.install(COMPACTION_INSTALL, edit, ended, View::at).await;
         if matches!(installed, Err(Error::NoSpace(_))) {
             self.remove_begun(outcome).await;
         }
@@ -699,22 +687,25 @@ impl Background {
         }
     }
 
-    async fn levels_view(&self, version: &Version) -> LevelsView {
+    /// Returns what a choice is made from, where value files with more garbage than so many percent of
+    /// all should go.
+    async fn levels_view(&self, version: &Version, garbage_percent: u64) -> LevelsView {
+        let files: Vec<ValueCandidate> = version
+            .values
+            .iter()
+            .map(|file| ValueCandidate {
+                id: file.handle.desc.id,
+                bytes: file.handle.desc.records(),
+                live: file.live,
+                stuck: file.handle.is_stuck(),
+            })
+            .collect();
         let mut view = LevelsView {
             levels: Default::default(),
             snapshots: self.store.live_snapshots(),
             expire_before: self.store.now(),
             horizon: self.store.horizon.load(Ordering::Acquire),
-            values: version
-                .values
-                .iter()
-                .map(|file| ValueCandidate {
-                    id: file.handle.desc.id,
-                    bytes: file.handle.desc.records(),
-                    live: file.live,
-                    stuck: file.handle.is_stuck(),
-                })
-                .collect(),
+            leaving: collect::choose(&files, garbage_percent),
         };
         for (level, handle) in version.tables() {
             let mut range_tombstones = Vec::new();
@@ -740,8 +731,7 @@ impl Background {
             return Ok(());
         }
         let edit = Edit { quarantined: suspects, ..Edit::default() };
-        let keep = |view: &View, version| View { memtables: view.memtables.clone(), version };
-        self.install(COMPACTION_INSTALL, edit, None, keep).await
+        self.install(COMPACTION_INSTALL, edit, None, View::at).await
     }
 
     /// Compacts everything into the last level and waits for it.

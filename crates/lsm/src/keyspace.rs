@@ -118,6 +118,7 @@ impl Keyspace {
     /// Async twin of [`Keyspace::reader`].
     pub async fn reader_async(&self, key: impl AsRef<[u8]>) -> Result<Option<ValueReader>> {
         self.check_alive()?;
+        let _timer = self.db.begin_read(key.as_ref())?;
         ValueReader::open(self.clone(), key.as_ref()).await
     }
 
@@ -129,6 +130,7 @@ impl Keyspace {
     /// Async twin of [`Keyspace::contains_key`].
     pub async fn contains_key_async(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.check_alive()?;
+        let _timer = self.db.begin_read(key.as_ref())?;
         let (view, snapshot) = self.db.store.pin();
         Ok(self.db.find_stored(&view, self.id(), key.as_ref(), snapshot).await?.is_some())
     }
@@ -382,6 +384,12 @@ struct Names {
     last_id: u32,
 }
 
+impl Names {
+    fn place(&mut self, id: u32, values: ValuePlacement) {
+        Arc::make_mut(&mut self.placements).insert(id, values);
+    }
+}
+
 impl Keyspaces {
     pub(crate) fn find(&self, name: &str) -> Option<Arc<About>> {
         self.names.read().by_name.get(name).cloned()
@@ -431,9 +439,7 @@ impl Keyspaces {
             names.prefix_lens = Arc::new(lens);
         }
         if about.options.values != ValuePlacement::Usual {
-            let mut placements = (*names.placements).clone();
-            placements.insert(about.id, about.options.values);
-            names.placements = Arc::new(placements);
+            names.place(about.id, about.options.values);
         }
         names.by_name.insert(about.name.clone(), about.clone());
         about
@@ -461,10 +467,7 @@ impl Keyspaces {
     /// Keeps the values of keyspace `id` in tables. The catalog's are: they are needed to open a
     /// database at all, also a damaged one.
     pub(crate) fn keep_inline(&self, id: u32) {
-        let mut names = self.names.write();
-        let mut placements = (*names.placements).clone();
-        placements.insert(id, ValuePlacement::Inline);
-        names.placements = Arc::new(placements);
+        self.names.write().place(id, ValuePlacement::Inline);
     }
 
     /// Returns where values go in the tables written now, `usual` if a keyspace says nothing.

@@ -51,6 +51,7 @@ mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 mod governor;
+mod header;
 mod identity;
 mod iter;
 pub mod key;

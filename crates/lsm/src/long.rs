@@ -56,13 +56,7 @@ impl ValueReader {
         let (len, deadline) = (stored.len(), stored.deadline());
         let rest = match key_kind(stored.trailer) {
             Kind::ChunkedValue => {
-                let broken = || {
-                    let what = format!(
-                        "the long value of key \"{}\" has a head that makes no sense",
-                        user_key.escape_ascii()
-                    );
-                    Error::corruption(&keyspace.db.store.paths.root, 0, what)
-                };
+                let broken = || db.store.broken_value(&user_key, "has a head that makes no sense");
                 Chunked::decode(&stored.value).ok_or_else(broken)?;
                 let first = stored.trailer.seqno().checked_sub(1).ok_or_else(broken)?;
                 Rest::Chunks(first)
@@ -111,11 +105,7 @@ impl ValueReader {
 
     async fn fetch(&mut self) -> Result<Slice> {
         let store = &self.keyspace.db.store;
-        let broken = |what: &str| {
-            let key = self.user_key.escape_ascii();
-            let what = format!("the long value of key \"{key}\" {what}");
-            Error::corruption(&store.paths.root, 0, what)
-        };
+        let broken = |what: &str| store.broken_value(&self.user_key, what);
         let piece = match &mut self.rest {
             Rest::Failed(e) => return Err(e.clone()),
             Rest::Whole(stored) => {

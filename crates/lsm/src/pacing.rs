@@ -105,7 +105,6 @@ pub(crate) fn targets(options: &Options) -> Targets {
         level0_tables: options.level0_tables,
         level_base_size: options.level_base_size,
         level_ratio: options.level_ratio,
-        value_garbage_percent: u64::from(options.value_garbage_percent),
         value_file_size: options.value_file_size,
     }
 }

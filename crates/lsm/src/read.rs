@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::iter::scan::key_kind;
 use crate::key::{Kind, SeqNo, Trailer};
 use crate::keyspace::{check_key, user_key};
+use crate::pacing::ReadTimer;
 use crate::slice::Slice;
 use crate::store::Store;
 use crate::tables::Tables;
@@ -68,16 +69,14 @@ impl Stored {
 
     /// Returns what the caller sees, if the value is all in the record; else gives it back.
     #[inline]
-    fn into_record(self) -> Result<Record, Stored> {
-        match key_kind(self.trailer) {
-            _ if self.trailer.is_separated() => Err(self),
-            Kind::Value => Ok(Record { value: self.value, deadline: None }),
-            Kind::ExpiringValue => {
-                let deadline = self.deadline();
-                Ok(Record { value: self.value.after(8), deadline })
-            }
-            _ => Err(self),
+    pub(crate) fn into_record(self) -> Result<Record, Stored> {
+        let kind = key_kind(self.trailer);
+        let in_chunks = matches!(kind, Kind::ChunkedValue | Kind::VersionedChunked);
+        if in_chunks || self.trailer.is_separated() {
+            return Err(self);
         }
+        let deadline = self.deadline();
+        Ok(Record { value: self.value.after(kind.head_len()), deadline })
     }
 
     /// Returns when the value expires, without reading chunks.
@@ -105,6 +104,7 @@ impl Inner {
         key: &[u8],
         snapshot: SeqNo,
     ) -> Result<Option<Record>> {
+        let _timer = self.begin_read(key)?;
         let Some(stored) = self.find_stored(view, keyspace, key, snapshot).await? else {
             return Ok(None);
         };
@@ -116,7 +116,16 @@ impl Inner {
         self.store.complete(view, &user_key, stored).await.map(Some)
     }
 
-    /// Returns the record of `key` that `snapshot` sees in `view`, as it is stored.
+    /// Begins a read of `key`. What is returned, if the read is one to be timed, is to be kept to its
+    /// end.
+    pub(crate) fn begin_read(&self, key: &[u8]) -> Result<Option<ReadTimer<'_>>> {
+        self.check_open()?;
+        check_key(key)?;
+        Ok(self.store.time_read())
+    }
+
+    /// Returns the record of `key`, whose read was begun, that `snapshot` sees in `view`, as it is
+    /// stored.
     pub(crate) async fn find_stored(
         &self,
         view: &View,
@@ -124,9 +133,6 @@ impl Inner {
         key: &[u8],
         snapshot: SeqNo,
     ) -> Result<Option<Stored>> {
-        self.check_open()?;
-        check_key(key)?;
-        let _timer = self.store.time_read();
         // Keys are short: most fit a buffer on the stack.
         let mut short = [0; 64];
         let long;
@@ -204,31 +210,25 @@ impl Store {
         stored: Stored,
         ahead: Option<&Ahead>,
     ) -> Result<Record> {
+        let stored = match stored.into_record() {
+            Ok(record) => return Ok(record),
+            Err(stored) => stored,
+        };
         if stored.trailer.is_separated() {
             let read = self.tables.separated(&view.version, user_key, &stored, ahead);
             let value = Box::pin(read).await?;
             return Ok(Record { value, deadline: stored.deadline() });
         }
-        match key_kind(stored.trailer) {
-            Kind::Value | Kind::Tombstone | Kind::Chunk => {
-                Ok(Record { value: stored.value, deadline: None })
-            }
-            Kind::ExpiringValue => {
-                let deadline = crate::compaction::stream::deadline_of(&stored.value);
-                Ok(Record { value: stored.value.after(8), deadline })
-            }
-            Kind::VersionedValue | Kind::VersionedTombstone => {
-                Ok(Record { value: stored.value.after(8), deadline: None })
-            }
-            Kind::ChunkedValue => {
-                let (value, head) = self.long_value(view, user_key, &stored).await?;
-                Ok(Record { value, deadline: Some(head.first).filter(|d| *d != 0) })
-            }
-            Kind::VersionedChunked => {
-                let (value, _) = self.long_value(view, user_key, &stored).await?;
-                Ok(Record { value, deadline: None })
-            }
-        }
+        let (value, head) = self.long_value(view, user_key, &stored).await?;
+        // A version has a stamp in the deadline's place.
+        let expires = key_kind(stored.trailer) == Kind::ChunkedValue && head.first != 0;
+        Ok(Record { value, deadline: expires.then_some(head.first) })
+    }
+
+    /// Names what is wrong with a long value.
+    pub(crate) fn broken_value(&self, user_key: &[u8], what: &str) -> Error {
+        let what = format!("the long value of key \"{}\" {what}", user_key.escape_ascii());
+        Error::corruption(&self.paths.root, 0, what)
     }
 
     /// Puts a long value together; returns it with its head.
@@ -238,11 +238,7 @@ impl Store {
         user_key: &[u8],
         stored: &Stored,
     ) -> Result<(Slice, Chunked)> {
-        let broken = |what: &str| {
-            let key = user_key.escape_ascii();
-            let what = format!("the long value of key \"{key}\" {what}");
-            Error::corruption(&self.paths.root, 0, what)
-        };
+        let broken = |what: &str| self.broken_value(user_key, what);
         let head = Chunked::decode(&stored.value);
         let head = head.ok_or_else(|| broken("has a head that makes no sense"))?;
         let mut value = Vec::new();

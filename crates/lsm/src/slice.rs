@@ -76,6 +76,13 @@ impl From<Vec<u8>> for Slice {
     }
 }
 
+impl From<IoBuf> for Slice {
+    fn from(bytes: IoBuf) -> Slice {
+        let len = bytes.len();
+        Slice::new(Arc::new(bytes), 0..len)
+    }
+}
+
 impl From<&[u8]> for Slice {
     fn from(bytes: &[u8]) -> Slice {
         Slice::from(bytes.to_vec())

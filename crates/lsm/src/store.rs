@@ -336,10 +336,9 @@ impl Store {
         {
             let mut health = self.health.lock();
             if health.stopped.is_none() {
-                let why = error.clone();
-                self.events.tell(|| events::Event::Stopped(why));
+                health.stopped = Some(error.clone());
+                self.events.tell(|| events::Event::Stopped(error));
             }
-            health.stopped.get_or_insert(error);
         }
         self.wake_everybody();
     }

@@ -144,6 +144,11 @@ fn before(hit: &Hit) -> Option<SeqNo> {
 }
 
 impl View {
+    /// Returns the view with the same memtables and another version.
+    pub(crate) fn at(&self, version: Arc<Version>) -> View {
+        View { memtables: self.memtables.clone(), version }
+    }
+
     /// Returns the live record of `user_key` that `snapshot` sees at time `now`.
     pub(crate) async fn get(
         &self,

@@ -24,7 +24,6 @@ use crate::events::CompactionReason;
 use crate::key::SeqNo;
 use crate::mutants;
 use crate::tombstone::RangeTombstone;
-use crate::values::collect;
 use crate::version::{LEVELS, TableDesc};
 
 /// A table as the choice sees it.
@@ -47,8 +46,8 @@ pub(crate) struct View {
     pub(crate) expire_before: u64,
     /// Nobody reads versions at a stamp below it.
     pub(crate) horizon: u64,
-    /// The value files.
-    pub(crate) values: Vec<collect::Candidate>,
+    /// Value files that should go.
+    pub(crate) leaving: BTreeSet<u64>,
 }
 
 impl View {
@@ -64,8 +63,6 @@ pub(crate) struct Targets {
     pub(crate) level0_tables: usize,
     pub(crate) level_base_size: u64,
     pub(crate) level_ratio: u64,
-    /// Share of garbage in value files.
-    pub(crate) value_garbage_percent: u64,
     pub(crate) value_file_size: u64,
 }
 
@@ -91,21 +88,12 @@ pub(crate) fn choose(view: &View, targets: Targets) -> Option<Plan> {
         .or_else(|| collect(view, targets))
 }
 
-/// Returns the value files that should go.
-pub(crate) fn leaving(view: &View, targets: Targets) -> BTreeSet<u64> {
-    collect::choose(&view.values, targets.value_garbage_percent)
-}
-
 /// Returns the rewrite of the table that has most to move out of value files that should go.
 ///
 /// Those of L0 wait until they are merged: written again they would take a newer table's place.
 pub(crate) fn collect(view: &View, targets: Targets) -> Option<Plan> {
-    let leaving = leaving(view, targets);
-    if leaving.is_empty() {
-        return None;
-    }
     let to_move = |c: &Candidate| -> u64 {
-        let refs = c.desc.values.iter().filter(|(file, _)| leaving.contains(file));
+        let refs = c.desc.values.iter().filter(|(file, _)| view.leaving.contains(file));
         refs.map(|(_, bytes)| bytes).sum()
     };
     let tables = view.levels.iter().enumerate().skip(1);
@@ -342,7 +330,6 @@ mod tests {
         level0_tables: 2,
         level_base_size: 4000,
         level_ratio: 4,
-        value_garbage_percent: 30,
         value_file_size: 1 << 20,
     };
 
@@ -383,7 +370,13 @@ mod tests {
                 levels[level].push(Candidate { desc, blocked, range_tombstones });
             }
         }
-        View { levels, snapshots: vec![100], expire_before: 0, horizon: 0, values: Vec::new() }
+        View {
+            levels,
+            snapshots: vec![100],
+            expire_before: 0,
+            horizon: 0,
+            leaving: BTreeSet::new(),
+        }
     }
 
     fn merge(inputs: &[(usize, u64)], to: usize) -> Option<Plan> {

@@ -70,7 +70,6 @@ mod tests {
         level0_tables: 4,
         level_base_size: 4000,
         level_ratio: 10,
-        value_garbage_percent: 30,
         value_file_size: 1 << 20,
     };
     const TRIGGER: f64 = 400.0;

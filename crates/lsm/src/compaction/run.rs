@@ -109,11 +109,12 @@ impl Job<'_> {
         let snapshots = self.snapshots.clone();
         let mut survivors = Survivors::new(snapshots, self.expire_before, self.horizon, covering);
         let mut output: Option<Output> = None;
-        let mut mover = self.mover();
+        let mut mover = Mover::new(self);
         // Range tombstones before this key are written.
         let (start, end) = self.keys;
         let mut ranges_from = start.to_vec();
         let mut last_user_key: Vec<u8> = Vec::new();
+        // Of this turn.
         let (mut records, mut moved) = (0usize, 0u64);
         let mut rhythm = Rhythm::new(self.store, self.job);
         if start.is_empty() {
@@ -126,15 +127,13 @@ impl Job<'_> {
                 break;
             }
             records += 1;
-            if records.is_multiple_of(RECORDS_PER_TURN)
-                || moved + BYTES_PER_TURN < outcome.moved_bytes
-            {
-                moved = outcome.moved_bytes;
+            if records == RECORDS_PER_TURN || moved + BYTES_PER_TURN < outcome.moved_bytes {
                 if (self.cancelled)() {
                     outcome.cancelled = true;
                     return Ok(());
                 }
-                rhythm.beat(RECORDS_PER_TURN as u64).await;
+                rhythm.beat(records as u64).await;
+                (records, moved) = (0, outcome.moved_bytes);
             }
             let key = input.key();
             let kind = key_kind(key.trailer);
@@ -195,21 +194,6 @@ impl Job<'_> {
             sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.tables()).await?;
         }
         Ok(())
-    }
-
-    fn mover(&self) -> Mover<'_> {
-        Mover {
-            options: self.options,
-            paths: self.paths,
-            values: self.values,
-            version: self.version,
-            rule: &self.value_rule,
-            leaving: self.leaving,
-            level: self.level,
-            class: self.class,
-            next_id: self.next_id,
-            state: Default::default(),
-        }
     }
 
     /// Returns whether no table below the output level can hold `user_key`.

@@ -139,18 +139,12 @@ impl<'c> Row<'c> {
     /// Returns the value; `None` of a tombstone. A long one is read only now.
     pub async fn value(&self) -> Result<Option<Slice>> {
         let Cursor { tree, view, ahead, .. } = self.cursor;
-        let value = match self.kind() {
-            Kind::VersionedTombstone => return Ok(None),
-            Kind::Value if !self.entry.trailer.is_separated() => self.entry.value.clone(),
-            Kind::VersionedValue if !self.entry.trailer.is_separated() => {
-                self.entry.value.clone().after(8)
-            }
-            _ => {
-                let ahead = Some(ahead);
-                tree.store.complete_with(view, self.key(), self.stored(), ahead).await?.value
-            }
-        };
-        Ok(Some(value))
+        if self.is_tombstone() {
+            return Ok(None);
+        }
+        let stored = self.stored();
+        let record = tree.store.complete_with(view, self.key(), stored, Some(ahead)).await?;
+        Ok(Some(record.value))
     }
 
     fn kind(&self) -> Kind {

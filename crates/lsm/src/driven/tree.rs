@@ -49,11 +49,10 @@ impl Tree {
         else {
             return Ok(None);
         };
-        if key_kind(trailer) == Kind::Value && !trailer.is_separated() {
-            return Ok(Some(value));
-        }
-        let stored = Stored { trailer, value };
-        let record = Box::pin(self.store.complete(&view, key, stored)).await?;
+        let record = match (Stored { trailer, value }).into_record() {
+            Ok(record) => record,
+            Err(stored) => Box::pin(self.store.complete(&view, key, stored)).await?,
+        };
         Ok(Some(record.value))
     }
 
@@ -69,15 +68,14 @@ impl Tree {
             return Ok(None);
         };
         let stamp = stamp_of(&value);
-        let value = match key_kind(trailer) {
-            Kind::VersionedValue if !trailer.is_separated() => Some(value.after(8)),
-            Kind::VersionedTombstone => None,
-            _ => {
-                let stored = Stored { trailer, value };
-                Some(Box::pin(self.store.complete(&view, key, stored)).await?.value)
-            }
+        if key_kind(trailer) == Kind::VersionedTombstone {
+            return Ok(Some(Version { stamp, value: None }));
+        }
+        let record = match (Stored { trailer, value }).into_record() {
+            Ok(record) => record,
+            Err(stored) => Box::pin(self.store.complete(&view, key, stored)).await?,
         };
-        Ok(Some(Version { stamp, value }))
+        Ok(Some(Version { stamp, value: Some(record.value) }))
     }
 
     /// Walks over the plain records of the keys from `start` to before `end`.

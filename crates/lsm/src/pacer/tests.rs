@@ -14,7 +14,6 @@ fn limits() -> Limits {
         level0_tables: 4,
         level_base_size: 64 * MIB,
         level_ratio: 10,
-        value_garbage_percent: 30,
         value_file_size: 128 * MIB,
     };
     Limits { memtable: 8 * MIB, memory: 24 * MIB, level0_slowdown: 12, targets }

@@ -24,7 +24,7 @@ use crate::pool::{Frame, Pool};
 pub(super) const SEAL_LEN: usize = 10;
 /// A block never unpacks to more than this many times its stored size: a bound on what one read
 /// can allocate, and just above the best LZ4 can do.
-const RATIO_MAX: usize = 256;
+pub(crate) const RATIO_MAX: usize = 256;
 
 /// Compression of a table's blocks. A block that shrinks by less than an eighth is stored as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +37,9 @@ pub enum Codec {
     Zstd(i32),
 }
 
-/// Codec numbers on disk.
-const RAW: u8 = 0;
-const LZ4: u8 = 1;
+/// Codec numbers on disk, of blocks and of values in value files (which know the first two).
+pub(crate) const RAW: u8 = 0;
+pub(crate) const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
 
 /// What a block is. The numbers are on disk: never change one.
@@ -115,7 +115,6 @@ impl Sealer {
 
     /// Packs `raw` into `self.packed` and returns the codec used.
     fn pack(&mut self, raw: &[u8]) -> u8 {
-        let good_enough = |len: usize| len <= raw.len() - raw.len() / 8;
         if let Some(zstd) = &mut self.zstd {
             self.packed.resize(raw.len() - raw.len() / 8, 0);
             // An error means that the result does not fit, hence does not pay.
@@ -132,14 +131,21 @@ impl Sealer {
         if self.codec == Codec::None {
             return RAW;
         }
-        self.packed.resize(get_maximum_output_size(raw.len()), 0);
-        match compress_into_with_table(raw, &mut self.packed, &mut self.lz4) {
-            Ok(len) if good_enough(len) && len.saturating_mul(RATIO_MAX) >= raw.len() => {
-                self.packed.truncate(len);
-                LZ4
-            }
-            _ => RAW,
+        pack_lz4(raw, &mut self.packed, &mut self.lz4)
+    }
+}
+
+/// Packs `raw` into `packed` if that saves an eighth; returns the codec used.
+pub(crate) fn pack_lz4(raw: &[u8], packed: &mut Vec<u8>, table: &mut CompressTable) -> u8 {
+    packed.resize(get_maximum_output_size(raw.len()), 0);
+    let pays =
+        |len: usize| len <= raw.len() - raw.len() / 8 && len.saturating_mul(RATIO_MAX) >= raw.len();
+    match compress_into_with_table(raw, packed, table) {
+        Ok(len) if pays(len) => {
+            packed.truncate(len);
+            LZ4
         }
+        _ => RAW,
     }
 }
 

@@ -38,7 +38,7 @@
 //!   (`block.rs`): going back costs what going forward costs.
 
 mod block;
-mod codec;
+pub(crate) mod codec;
 mod filter;
 mod footer;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -302,17 +302,7 @@ async fn judge(db: &Database, ks: &Keyspace, own: &Keyspace, log: &Log) -> Resul
 }
 
 fn tune(prng: &mut Prng, env: Env) -> Options {
-    Options {
-        memory: 4 << 20,
-        memtable_size: [4 << 10, 16 << 10][prng.index(2)],
-        log_segment_size: 16 << 10,
-        block_size: 256,
-        table_size: 4 << 10,
-        level0_tables: 2,
-        level_base_size: 8 << 10,
-        level_ratio: 3,
-        ..Options::new(env)
-    }
+    Options { memtable_size: [4 << 10, 16 << 10][prng.index(2)], ..super::tests::options(env) }
 }
 
 /// Returns what was committed and what conflicted, or what is wrong.

@@ -11,7 +11,8 @@ use crate::{Database, Error, Keyspace, KeyspaceOptions, Options, Savepoint, Writ
 
 type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn options(env: atoll_env::Env) -> Options {
+/// Options under which a few hundred writes reach every path.
+pub(super) fn options(env: atoll_env::Env) -> Options {
     Options {
         memory: 4 << 20,
         memtable_size: 8 << 10,

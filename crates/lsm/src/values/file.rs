@@ -18,27 +18,23 @@ use atoll_encoding::checksum::{Place, seeded};
 use atoll_encoding::hash::hash64;
 use atoll_env::disk::IoClass;
 use atoll_env::{Disk, Env, File, FileUse, IoBuf, IoTag, OpenMode};
-use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
+use lz4_flex::block::CompressTable;
 
 use super::{Ahead, Pointer, ValueDesc};
 use crate::error::{Error, Result};
+use crate::header::FileKind;
 use crate::key::SeqNo;
 use crate::mutants;
 use crate::pieces::{Pieces, Subject};
 use crate::slice::Slice;
 use crate::table::VALUE_MAX;
+use crate::table::codec::{LZ4, RATIO_MAX, RAW, pack_lz4};
 
-const MAGIC: &[u8; 8] = b"ATOLLVAL";
+const HEADER: FileKind = FileKind { magic: b"ATOLLVAL", version: 1, name: "value file" };
 const END: &[u8; 8] = b"ATOLLEND";
-const VERSION: u32 = 1;
-pub(super) const HEADER_LEN: usize = 32;
+pub(super) const HEADER_LEN: usize = crate::header::LEN;
 pub(super) const FOOTER_LEN: usize = 28;
 const RECORD_HEADER: usize = 28;
-/// Codec numbers on disk.
-const RAW: u8 = 0;
-const LZ4: u8 = 1;
-/// A packed value never unpacks to more than this many times its stored size.
-const RATIO_MAX: usize = 256;
 /// Bytes that a verification reads at once.
 const WINDOW: usize = 1 << 20;
 
@@ -65,15 +61,15 @@ impl ValueWriter {
         let file = disk.open_for(path, OpenMode::CreateNew, FileUse::Table).await;
         let file = file.map_err(|e| Error::io("creating value file", path, e))?;
         let mut output = Pieces::new(file, path, subject, class);
-        output.append(&encode_header(id, salt));
+        output.append(&HEADER.encode(id, salt));
         let (lz4, packed) = (CompressTable::default(), Vec::new());
         Ok(ValueWriter { output, id, salt, records: 0, compress, lz4, packed })
     }
 
     /// Adds a value and returns where it is. Fills memory only.
     pub(super) fn add(&mut self, user_key: &[u8], seqno: SeqNo, value: &[u8]) -> Pointer {
-        let codec = if self.compress && self.pack(value) { LZ4 } else { RAW };
-        let packed = std::mem::take(&mut self.packed);
+        let mut packed = std::mem::take(&mut self.packed);
+        let codec = if self.compress { pack_lz4(value, &mut packed, &mut self.lz4) } else { RAW };
         let bytes = if codec == LZ4 { &packed[..] } else { value };
         let pointer = self.put(user_key, seqno, codec, bytes, value.len());
         self.packed = packed;
@@ -107,22 +103,6 @@ impl ValueWriter {
         self.records += 1;
         let size = (RECORD_HEADER + bytes.len()) as u32;
         Pointer { file: self.id, offset, size, len: len as u32, check }
-    }
-
-    /// Packs `value` into `self.packed`; returns whether that pays.
-    fn pack(&mut self, value: &[u8]) -> bool {
-        self.packed.resize(get_maximum_output_size(value.len()), 0);
-        let packed = compress_into_with_table(value, &mut self.packed, &mut self.lz4);
-        let pays = |len: usize| {
-            len <= value.len() - value.len() / 8 && len.saturating_mul(RATIO_MAX) >= value.len()
-        };
-        match packed {
-            Ok(len) if pays(len) => {
-                self.packed.truncate(len);
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Returns the bytes that are in the file, or will be.
@@ -219,7 +199,9 @@ impl ValueFile {
         }
         let this = ValueFile { path, desc, file };
         let header = this.read_at(0..HEADER_LEN as u64, IoClass::Read).await?;
-        decode_header(&this.path, desc, &header)?;
+        if HEADER.decode(&this.path, desc.id, &header)? != desc.salt {
+            return Err(this.corruption(0, "the header is that of another value file"));
+        }
         Ok(this)
     }
 
@@ -234,11 +216,11 @@ impl ValueFile {
     ) -> Result<Stored> {
         let range = self.range(pointer)?;
         let expected = (pointer, seqno << 8, hash64(user_key));
-        let record = whole(self.read_at(range.clone(), class).await?);
+        let record = Slice::from(self.read_at(range.clone(), class).await?);
         match self.judge(record, expected) {
             Ok(stored) => Ok(stored),
             Err(_) => self
-                .judge(whole(self.read_at(range, class).await?), expected)
+                .judge(self.read_at(range, class).await?.into(), expected)
                 .map_err(|what| self.corruption(pointer.offset, what)),
         }
     }
@@ -329,11 +311,6 @@ impl ValueFile {
     }
 }
 
-fn whole(record: IoBuf) -> Slice {
-    let len = record.len();
-    Slice::new(Arc::new(record), 0..len)
-}
-
 /// A record's header.
 struct Header {
     check: u32,
@@ -417,38 +394,6 @@ impl ValueFile {
         }
         let from = (at - window.0) as usize;
         Ok(window.1.get(from..from + len))
-    }
-}
-
-fn encode_header(id: u64, salt: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER_LEN);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&id.to_le_bytes());
-    bytes.extend_from_slice(&salt.to_le_bytes());
-    let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes]);
-    bytes.extend_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-fn decode_header(path: &Path, desc: ValueDesc, bytes: &[u8]) -> Result<()> {
-    if bytes == encode_header(desc.id, desc.salt) {
-        return Ok(());
-    }
-    let version = bytes.get(8..12).and_then(|b| b.first_chunk()).map(|b| u32::from_le_bytes(*b));
-    let verifies = bytes.len() == HEADER_LEN && {
-        let (start, sum) = bytes.split_at(HEADER_LEN - 4);
-        sum == seeded(Place { file: desc.id, salt: 0, offset: 0 }, &[start]).to_le_bytes()
-    };
-    match version {
-        Some(version) if verifies && version > VERSION => Err(Error::Foreign {
-            path: path.to_owned(),
-            what: format!(
-                "the value file has format version {version}, this program reads {VERSION}: use a \
-                 newer one"
-            ),
-        }),
-        _ => Err(Error::corruption(path, 0, "the header is not that of this value file")),
     }
 }
 

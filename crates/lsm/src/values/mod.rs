@@ -63,12 +63,10 @@ use crate::key::SeqNo;
 use crate::pool::{Admit, BlockKey, Pool};
 use crate::slice::Slice;
 use crate::values::file::{Stored, ValueFile};
-use crate::version::{Garbage, Paths, Version};
+use crate::version::{Garbage, Paths, UNREADABLE_MAX, Version};
 
 /// Longest value that goes into the pool: chunks of long values pass it by.
 const POOLED_MAX: u32 = 128 << 10;
-/// Reads of a merge that may fail before it leaves a file alone until the next opening.
-const UNREADABLE_MAX: u32 = 3;
 
 /// What the version knows of a value file without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +89,7 @@ impl ValueDesc {
 /// A live value file: its description, and the open file once somebody read from it.
 pub(crate) struct ValueHandle {
     pub(crate) desc: ValueDesc,
-    open: OnceLock<Arc<ValueFile>>,
+    open: OnceLock<ValueFile>,
     /// Reads of merges that failed; more than some, and the file is left alone until the next opening.
     failures: AtomicU32,
     /// Set when no version after this one names the file.
@@ -159,11 +157,8 @@ impl Values {
         seqno: SeqNo,
         pointer: Pointer,
     ) -> Result<Slice> {
-        let key = BlockKey { file: pointer.file, offset: pointer.offset };
-        if let Some(block) = self.pool.get(key, Admit::Data)
-            && block.len() == pointer.len as usize
-        {
-            return Ok(block.slice(0..pointer.len as usize));
+        if let Some(value) = self.cached(pointer, Admit::Data) {
+            return Ok(value);
         }
         let file = self.file(version, pointer).await?;
         let stored = file.read(user_key, seqno, pointer, IoClass::Read).await?;
@@ -172,9 +167,16 @@ impl Values {
         }
         let mut frame = self.pool.frame(pointer.len as usize);
         stored.unpack(&mut frame).map_err(|what| file.corruption(pointer.offset, what))?;
-        let block = self.pool.insert(key, frame, Admit::Data);
+        let block = self.pool.insert(key_of(pointer), frame, Admit::Data);
         let len = block.len();
         Ok(block.slice(0..len))
+    }
+
+    /// Returns a value that is in memory.
+    fn cached(&self, pointer: Pointer, admit: Admit) -> Option<Slice> {
+        let block = self.pool.get(key_of(pointer), admit)?;
+        let len = pointer.len as usize;
+        (block.len() == len).then(|| block.slice(0..len))
     }
 
     /// Returns the value as [`Values::read`] does, for a scan that goes on to the next: what is not in
@@ -187,10 +189,8 @@ impl Values {
         pointer: Pointer,
         ahead: &Ahead,
     ) -> Result<Slice> {
-        let key = BlockKey { file: pointer.file, offset: pointer.offset };
-        if let Some(block) = self.pool.get(key, Admit::No) {
-            let len = block.len();
-            return Ok(block.slice(0..len));
+        if let Some(value) = self.cached(pointer, Admit::No) {
+            return Ok(value);
         }
         let file = self.file(version, pointer).await?;
         let stored = file.read_ahead(user_key, seqno, pointer, ahead, IoClass::Read).await?;
@@ -211,7 +211,7 @@ impl Values {
     }
 
     /// Returns the open file that a pointer of `version` points into.
-    async fn file<'v>(&self, version: &'v Version, pointer: Pointer) -> Result<&'v Arc<ValueFile>> {
+    async fn file<'v>(&self, version: &'v Version, pointer: Pointer) -> Result<&'v ValueFile> {
         let path = self.paths.values_file(pointer.file);
         let Some(live) = version.value_file(pointer.file) else {
             let what = "a table points into this file, which is not part of the database";
@@ -221,11 +221,16 @@ impl Values {
             return Ok(file);
         }
         let file = ValueFile::open(&self.env, path, live.handle.desc).await?;
-        Ok(live.handle.open.get_or_init(|| Arc::new(file)))
+        Ok(live.handle.open.get_or_init(|| file))
     }
 
     /// Returns the directory they are in.
     pub(crate) fn folder(&self) -> PathBuf {
         self.paths.values()
     }
+}
+
+/// Returns the name under which a value is in the pool.
+fn key_of(pointer: Pointer) -> BlockKey {
+    BlockKey { file: pointer.file, offset: pointer.offset }
 }

@@ -8,20 +8,18 @@
 //! | a table, merged into the last level | separated, and short enough to be merged back | inline |
 //! | anywhere else | | what it was |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use atoll_env::disk::IoClass;
-
 use super::file::{Stored, ValueWriter};
-use super::{Ahead, Pointer, ValueDesc, Values};
-use crate::compaction::run::Outcome;
-use crate::error::{Error, Result};
+use super::{Ahead, Pointer, ValueDesc};
+use crate::compaction::run::{Job, Outcome};
+use crate::error::Result;
 use crate::key::{InternalKey, Trailer};
-use crate::options::{Compression, Options, ValuePlacement};
+use crate::options::{Compression, ValuePlacement};
 use crate::pieces::Subject;
+use crate::version::LEVELS;
 use crate::version::manifest::sync_dir;
-use crate::version::{LEVELS, Paths, Version};
 
 /// Where the values of each keyspace go.
 #[derive(Clone)]
@@ -64,29 +62,18 @@ impl ValueRule {
 
 /// Moves the values of one merge.
 pub(crate) struct Mover<'a> {
-    pub(crate) options: &'a Options,
-    pub(crate) paths: &'a Paths,
-    pub(crate) values: &'a Values,
-    pub(crate) version: &'a Version,
-    pub(crate) rule: &'a ValueRule,
-    /// Files that should go.
-    pub(crate) leaving: &'a BTreeSet<u64>,
-    /// Level of the tables that the records go into.
-    pub(crate) level: usize,
-    pub(crate) class: IoClass,
-    /// Draws the number of the next file.
-    pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
-    pub(crate) state: State,
-}
-
-/// What a mover has under way.
-#[derive(Default)]
-pub(crate) struct State {
+    job: &'a Job<'a>,
     writer: Option<ValueWriter>,
     /// The changed bytes of a record.
     bytes: Vec<u8>,
     /// Records come in key order, as they stand in files.
     ahead: Ahead,
+}
+
+impl<'a> Mover<'a> {
+    pub(crate) fn new(job: &'a Job<'a>) -> Mover<'a> {
+        Mover { job, writer: None, bytes: Vec::new(), ahead: Ahead::default() }
+    }
 }
 
 impl Mover<'_> {
@@ -104,8 +91,8 @@ impl Mover<'_> {
         let head = kind.head_len();
         if !key.trailer.is_separated() {
             // Records come from a memtable when they go into level 0, and only then.
-            let separates =
-                self.level == 0 && bytes.len().saturating_sub(head) > self.rule.above(key.user_key);
+            let separates = self.job.level == 0
+                && bytes.len().saturating_sub(head) > self.job.value_rule.above(key.user_key);
             if !separates {
                 return Ok(as_it_is);
             }
@@ -117,15 +104,16 @@ impl Mover<'_> {
         }
         // What cannot be decoded is not touched: who reads the key is told.
         let Ok(pointer) = Pointer::decode(bytes, head) else { return Ok(as_it_is) };
-        let back = self.level == LEVELS - 1 && self.rule.merges_back(key.user_key, pointer.len);
-        if !back && !self.leaving.contains(&pointer.file) {
+        let back = self.job.level == LEVELS - 1
+            && self.job.value_rule.merges_back(key.user_key, pointer.len);
+        if !back && !self.job.leaving.contains(&pointer.file) {
             return Ok(as_it_is);
         }
         let Some(stored) = self.fetch(key, pointer, back).await else { return Ok(as_it_is) };
         match stored {
             Fetched::Value => {
-                self.state.bytes[..head].copy_from_slice(&bytes[..head]);
-                Ok((key.trailer.inline(), &self.state.bytes))
+                self.bytes[..head].copy_from_slice(&bytes[..head]);
+                Ok((key.trailer.inline(), &self.bytes))
             }
             Fetched::Stored(stored) => {
                 let writer = self.writer(outcome).await?;
@@ -146,22 +134,23 @@ impl Mover<'_> {
         back: bool,
     ) -> Option<Fetched> {
         let seqno = key.trailer.seqno();
-        let how = (&self.state.ahead, self.class);
-        let read = self.values.read_stored(self.version, key.user_key, seqno, pointer, how).await;
+        let how = (&self.ahead, self.job.class);
+        let read =
+            self.job.values.read_stored(self.job.version, key.user_key, seqno, pointer, how).await;
         let stored = match read {
             Ok(stored) if !back => return Some(Fetched::Stored(stored)),
             other => other,
         };
         let corrupt = stored.as_ref().err().is_none_or(|e| e.is_corruption());
         let head = key.trailer.kind().map_or(0, |kind| kind.head_len());
-        let bytes = &mut self.state.bytes;
+        let bytes = &mut self.bytes;
         bytes.clear();
         bytes.resize(head + pointer.len as usize, 0);
         let unpacked = stored.is_ok_and(|stored| stored.unpack(&mut bytes[head..]).is_ok());
         if unpacked {
             return Some(Fetched::Value);
         }
-        if let Some(file) = self.version.value_file(pointer.file) {
+        if let Some(file) = self.job.version.value_file(pointer.file) {
             file.handle.failed(corrupt);
         }
         None
@@ -169,7 +158,7 @@ impl Mover<'_> {
 
     /// Returns the bytes of a separated record.
     fn point(&mut self, head: &[u8], pointer: Pointer) -> &[u8] {
-        let bytes = &mut self.state.bytes;
+        let bytes = &mut self.bytes;
         bytes.clear();
         bytes.extend_from_slice(head);
         bytes.extend_from_slice(&pointer.encode());
@@ -177,35 +166,34 @@ impl Mover<'_> {
     }
 
     async fn writer(&mut self, outcome: &mut Outcome) -> Result<&mut ValueWriter> {
-        if self.state.writer.is_none() {
-            let id = (self.next_id)();
-            outcome.begun_values.push(id);
-            let salt = self.options.env.random.next_u64();
-            let path = self.paths.values_file(id);
-            let compress = self.options.compression != Compression::None;
-            let disk = self.options.env.disk.as_ref();
-            let purpose = match self.level {
-                0 => (Subject::Values, self.class),
-                _ => (Subject::MovedValues, self.class),
-            };
-            let writer = ValueWriter::create(disk, &path, (id, salt), compress, purpose).await?;
-            self.state.writer = Some(writer);
-        }
-        // It was made above if it was not there.
-        self.state.writer.as_mut().ok_or_else(|| Error::Stopped("no value file".to_owned()))
+        Ok(match &mut self.writer {
+            Some(writer) => writer,
+            none => {
+                let Job { options, class, .. } = self.job;
+                let id = (self.job.next_id)();
+                outcome.begun_values.push(id);
+                let salt = options.env.random.next_u64();
+                let path = self.job.paths.values_file(id);
+                let compress = options.compression != Compression::None;
+                let subject =
+                    if self.job.level == 0 { Subject::Values } else { Subject::MovedValues };
+                let (disk, purpose) = (options.env.disk.as_ref(), (subject, *class));
+                none.insert(ValueWriter::create(disk, &path, (id, salt), compress, purpose).await?)
+            }
+        })
     }
 
     /// Writes out what is complete.
     async fn written(&mut self, outcome: &mut Outcome) -> Result<()> {
-        let Some(writer) = &mut self.state.writer else { return Ok(()) };
-        if writer.size() >= self.options.value_file_size {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        if writer.size() >= self.job.options.value_file_size {
             return self.finish_file(outcome).await;
         }
         if writer.is_full() { writer.write_out().await } else { Ok(()) }
     }
 
     async fn finish_file(&mut self, outcome: &mut Outcome) -> Result<()> {
-        if let Some(writer) = self.state.writer.take() {
+        if let Some(writer) = self.writer.take() {
             let desc: ValueDesc = writer.finish().await?;
             outcome.value_bytes += desc.size;
             outcome.values.push(desc);
@@ -217,8 +205,8 @@ impl Mover<'_> {
     pub(crate) async fn finish(mut self, outcome: &mut Outcome) -> Result<()> {
         self.finish_file(outcome).await?;
         if !outcome.values.is_empty() {
-            let tag = atoll_env::IoTag::new(self.class, "value names");
-            sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.values()).await?;
+            let tag = atoll_env::IoTag::new(self.job.class, "value names");
+            sync_dir(self.job.options.env.disk.as_ref(), tag, &self.job.paths.values()).await?;
         }
         Ok(())
     }

@@ -28,12 +28,12 @@ use atoll_env::disk::{IoClass, IoTag};
 use atoll_env::{Disk, Env, File, IoBuf, OpenMode};
 
 use crate::error::{Error, Result};
+use crate::header::FileKind;
 use crate::mutants;
 use crate::version::{Edit, Flushed, Garbage, Paths, Version, misfit};
 
-const MAGIC: &[u8; 8] = b"ATOLLMAN";
-const VERSION: u32 = 1;
-const HEADER_LEN: usize = 32;
+const HEADER: FileKind = FileKind { magic: b"ATOLLMAN", version: 1, name: "manifest" };
+const HEADER_LEN: usize = crate::header::LEN;
 const EDIT_MAGIC: u32 = 0x7469_6445;
 /// Length below which a manifest is not replaced, if nothing else is said.
 const REPLACE_ABOVE: u64 = 1 << 20;
@@ -120,7 +120,7 @@ pub(crate) async fn read(env: &Env, paths: &Paths, garbage: &Arc<Garbage>) -> Re
         other => other?,
     };
     let (state, edits, end) = replay(&path, id, &bytes, garbage)?;
-    let salt = decode_header(&path, id, &bytes)?;
+    let salt = HEADER.decode(&path, id, &bytes)?;
     Ok(Contents { path, state, edits, id, salt, bytes, end })
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn replay(
     bytes: &[u8],
     garbage: &Arc<Garbage>,
 ) -> Result<(State, u64, usize)> {
-    let salt = decode_header(path, id, bytes)?;
+    let salt = HEADER.decode(path, id, bytes)?;
     let (mut state, mut edits, mut end) = (State::empty(), 0, HEADER_LEN);
     while let Some((payload, next)) = edit_at(bytes, id, salt, end) {
         let edit = Edit::decode(payload)
@@ -251,7 +251,7 @@ impl Manifest {
         let salt = env.random.next_u64();
         let mut payload = Vec::new();
         first.encode(&mut payload);
-        let mut bytes = encode_header(id, salt);
+        let mut bytes = HEADER.encode(id, salt);
         bytes.extend_from_slice(&encode_edit(id, salt, HEADER_LEN as u64, &payload));
 
         let disk = &env.disk;
@@ -292,44 +292,6 @@ fn snapshot_edit(state: &State) -> Edit {
     }
 }
 
-fn encode_header(id: u64, salt: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER_LEN);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&id.to_le_bytes());
-    bytes.extend_from_slice(&salt.to_le_bytes());
-    let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes]);
-    bytes.extend_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-fn decode_header(path: &Path, id: u64, bytes: &[u8]) -> Result<u64> {
-    if bytes.len() < HEADER_LEN {
-        return Err(Error::corruption(path, 0, "the header is cut short"));
-    }
-    if &bytes[..8] != MAGIC {
-        return Err(Error::corruption(path, 0, "this is no manifest: the magic bytes differ"));
-    }
-    let u32_at =
-        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let sum = seeded(Place { file: id, salt: 0, offset: 0 }, &[&bytes[..HEADER_LEN - 4]]);
-    if u32_at(HEADER_LEN - 4) != sum {
-        return Err(Error::corruption(path, 0, "the header does not verify"));
-    }
-    if u32_at(8) != VERSION {
-        return Err(Error::Foreign {
-            path: path.to_owned(),
-            what: format!(
-                "the manifest has format version {}, this program reads {VERSION}: use a newer one",
-                u32_at(8)
-            ),
-        });
-    }
-    let mut salt = [0; 8];
-    salt.copy_from_slice(&bytes[20..28]);
-    Ok(u64::from_le_bytes(salt))
-}
-
 fn encode_edit(id: u64, salt: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(EDIT_HEADER_LEN + payload.len());
     bytes.extend_from_slice(&EDIT_MAGIC.to_le_bytes());
@@ -343,7 +305,7 @@ fn encode_edit(id: u64, salt: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
 /// Returns manifest `id` with edits whose payloads are pieces of `bytes`, each behind its length.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn frame(id: u64, mut bytes: &[u8]) -> Vec<u8> {
-    let mut file = encode_header(id, 77);
+    let mut file = HEADER.encode(id, 77);
     while let Some((&len, rest)) = bytes.split_first() {
         let (payload, rest) = rest.split_at(usize::from(len).min(rest.len()));
         let edit = encode_edit(id, 77, file.len() as u64, payload);

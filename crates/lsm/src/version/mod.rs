@@ -37,9 +37,9 @@ use crate::values::{LiveFile, ValueHandle};
 /// Number of levels. Six levels below L0 at a ratio of ten hold a million times the base level.
 pub(crate) const LEVELS: usize = 7;
 
-/// Merges that may fail on a table that the disk cannot read, before compaction goes around it
-/// until the next opening.
-const UNREADABLE_MAX: u32 = 3;
+/// Merges that may fail on a table, or reads of them on a value file, that the disk cannot read, before
+/// compaction goes around it until the next opening.
+pub(crate) const UNREADABLE_MAX: u32 = 3;
 
 /// The live tables.
 pub(crate) struct Version {
@@ -108,11 +108,6 @@ impl Version {
         edit: &Edit,
         garbage: &Arc<Garbage>,
     ) -> Result<Vec<LiveFile>, String> {
-        let untouched = gone.iter().all(|t| t.desc.values.is_empty())
-            && edit.added.iter().all(|(_, desc)| desc.values.is_empty());
-        if untouched && edit.values.is_empty() {
-            return Ok(self.values.clone());
-        }
         let mut files = self.values.clone();
         for desc in &edit.values {
             match files.binary_search_by_key(&desc.id, |f| f.handle.desc.id) {
