@@ -68,7 +68,7 @@ fn what_a_turn_gathered_is_handed_over_together_however_much_it_is() {
     const COUNT: u64 = 1_000;
     let (dir, env) = (tempfile::tempdir().unwrap(), env(Backend::Auto, DirectIo::Off));
     let path = dir.path().join("file");
-    on_core(&env, move |env| async move {
+    let calls = on_core(&env, move |env| async move {
         let file = new_file(&env, &path, FileUse::Plain).await;
         let class = |n| if n % 2 == 0 { IoClass::Log } else { IoClass::Compaction };
         let writes = (0..COUNT).map(|n| {
@@ -76,16 +76,20 @@ fn what_a_turn_gathered_is_handed_over_together_however_much_it_is() {
             file.write_at(tag, n * 8, IoBuf::from(&n.to_le_bytes()[..]))
         });
         assert!(all(writes.collect()).await.iter().all(Result::is_ok));
+        // Only the reads are counted: what is in the page cache is there as soon as it is handed
+        // over, whereas the kernel's workers finish a file's first writes when they are scheduled,
+        // and each of them may make room for one more.
+        let written = env.disk.status().ring_submissions;
         let reads = (0..COUNT).map(|n| file.read_at(TAG, n * 8, IoBuf::zeroed(8)));
         for (n, read) in (0..).zip(all(reads.collect()).await) {
             assert_eq!(read.unwrap()[..], u64::to_le_bytes(n));
         }
+        env.disk.status().ring_submissions - written
     });
     let status = env.disk.status();
     if rings(&status) {
         assert_eq!((status.ring_transfers, status.thread_transfers), (2 * COUNT, 0));
-        let calls = status.ring_submissions;
-        assert!(calls < COUNT / 4, "{calls} calls for {} transfers", 2 * COUNT);
+        assert!(calls < COUNT / 8, "{calls} calls for {COUNT} transfers");
     }
     assert_eq!(status.bytes[IoClass::Compaction as usize], COUNT / 2 * 8);
 }
