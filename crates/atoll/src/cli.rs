@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use atoll_lsm::Durability;
+use atoll_lsm::{Durability, PoolStrategy};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
@@ -220,6 +220,11 @@ pub(crate) struct StartArgs {
     /// cgroup's limit]
     #[arg(long, env = "ATOLL_MEMORY", value_name = "SIZE")]
     pub(crate) memory: Option<Size>,
+    /// Where the block cache has its memory: `auto`, a region of huge pages that grows as it is used;
+    /// `pinned`, all of it from the start and locked; `vm`, small pages that go back to the machine when
+    /// they are free; `heap`, the allocator [default: auto]
+    #[arg(long, env = "ATOLL_POOL", value_name = "STRATEGY")]
+    pub(crate) pool: Option<PoolStrategy>,
     /// Threads that serve, each with stores of its own; at most as many as the directory has stores
     /// [default: half of the processors]
     #[arg(long, env = "ATOLL_CORES", value_name = "N")]

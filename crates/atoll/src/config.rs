@@ -9,6 +9,7 @@
 //! http = "off"
 //! durability = "interval"
 //! memory = "2GiB"
+//! pool = "pinned"
 //! io = "threads"
 //! io-limit = "200MiB"
 //! log-level = "debug"
@@ -24,7 +25,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use atoll_lsm::Durability;
+use atoll_lsm::{Durability, PoolStrategy};
 use serde::Deserialize;
 
 use crate::cli::StartArgs;
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) http: Listen,
     pub(crate) durability: Durability,
     pub(crate) memory: Size,
+    /// Where the block cache has its memory.
+    pub(crate) pool: PoolStrategy,
     /// Cores that serve.
     pub(crate) cores: usize,
     /// Stores of a new data directory.
@@ -144,6 +147,7 @@ impl Settings {
             http: args.http.or(file.http.map(|v| v.0)).unwrap_or(loopback(HTTP_PORT)),
             durability: args.durability.or(file.durability.map(|v| v.0)).unwrap_or_default(),
             memory,
+            pool: args.pool.or(file.pool.map(|v| v.0)).unwrap_or_default(),
             cores,
             stores,
             pin: args.pin.or(file.pin).unwrap_or_default(),
@@ -215,13 +219,14 @@ impl fmt::Debug for Settings {
     /// Leaves out the password: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Settings { data, resp, http, durability, memory, cores, stores, pin, .. } = self;
-        let Settings { io, direct, io_limit, log_level, requirepass, .. } = self;
+        let Settings { pool, io, direct, io_limit, log_level, requirepass, .. } = self;
         f.debug_struct("Settings")
             .field("data", data)
             .field("resp", resp)
             .field("http", http)
             .field("durability", durability)
             .field("memory", memory)
+            .field("pool", pool)
             .field("cores", cores)
             .field("stores", stores)
             .field("pin", pin)
@@ -243,6 +248,7 @@ struct File {
     http: Option<Parsed<Listen>>,
     durability: Option<Parsed<Durability>>,
     memory: Option<Parsed<Size>>,
+    pool: Option<Parsed<PoolStrategy>>,
     cores: Option<usize>,
     stores: Option<u16>,
     pin: Option<Pin>,
@@ -346,6 +352,7 @@ mod tests {
             ("data = \"d\"\n\nmemroy = \"1GiB\"\n", "line 3: unknown field `memroy`, expected one"),
             ("memory = \"lots\"", "line 1: invalid value 'lots': expected a size like"),
             ("memory = 5", "line 1: invalid type: integer `5`, expected a string"),
+            ("pool = \"fixed\"", "line 1: invalid value 'fixed': 'fixed' is no pool strategy"),
             (
                 "durability = \"never\"",
                 "line 1: invalid value 'never': 'never' is no durability mode",

@@ -23,7 +23,8 @@ use atoll_env::Env;
 use atoll_env::os::{Backend, DirectIo, IoOptions};
 use atoll_http::Api;
 use atoll_kv::NodeOptions;
-use atoll_lsm::Durability;
+use atoll_lsm::pool::Placement;
+use atoll_lsm::{Durability, Stats};
 use atoll_redis::{Config, Identity, Usage};
 use atoll_server::{Engine, Server, ServerError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -85,6 +86,13 @@ impl Running {
         }
     }
 
+    /// Returns what the block caches are made of.
+    fn pool(&self) -> Placement {
+        let mut sum = Stats::default();
+        self.engine.trees().iter().for_each(|(_, tree)| sum.add(&tree.stats()));
+        sum.pool
+    }
+
     /// Tells what runs where, and a first command to try.
     fn announce(&self, settings: &Settings, out: &mut dyn Write) {
         let Settings { data, durability, memory, .. } = settings;
@@ -96,6 +104,8 @@ impl Running {
         );
         let disk = self.env.disk.status();
         banner.push_str(&format!("  disk   {}\n", disk.backend));
+        let pool = self.pool();
+        banner.push_str(&format!("  pool   {}\n", pool.strategy));
         if let Some(server) = &self.resp {
             banner.push_str(&format!("  redis  {}\n", server.local_addr()));
         }
@@ -111,6 +121,9 @@ impl Running {
             (None, None) => String::new(),
         };
         banner.push_str(&format!("  try    {first}\n"));
+        for refusal in pool.refusals() {
+            eprintln!("atoll: pool: not granted, going on without: {refusal}");
+        }
         // A server whose output nobody reads is still a server.
         let _ = out.write_all(banner.as_bytes()).and_then(|()| out.flush());
     }
@@ -226,6 +239,7 @@ async fn open(env: &Env, settings: &Settings) -> Result<Engine> {
     options.memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     options.engine.durability = settings.durability;
     options.engine.listener = Some(Arc::new(Log::new(settings.log_level)));
+    options.engine.pool = settings.pool;
     options.cores = settings.cores;
     options.stores = settings.stores;
     options.shards = settings.stores.max(2);

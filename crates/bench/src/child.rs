@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
+use atoll_lsm::PoolStrategy;
+
 use crate::Failure;
 use crate::data;
 use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name};
@@ -39,6 +41,8 @@ pub struct Args {
     io: Io,
     #[arg(long, value_enum)]
     direct: Direct,
+    #[arg(long)]
+    pool: PoolStrategy,
     /// Where to write the process's id before anything else.
     #[arg(long)]
     join: Option<PathBuf>,
@@ -89,6 +93,7 @@ fn run_phase(args: &Args) -> Result<(), Failure> {
         synced: args.workload.synced() && args.phase == Phase::Measure,
         io: args.io,
         direct: args.direct,
+        pool: args.pool,
         value_len: args.workload.value_len(),
         unflushed: (args.phase == Phase::Die && args.workload.fills_the_log())
             .then(|| args.workload.record_bytes(extent.records)),

@@ -5,11 +5,12 @@
 //! cargo xtask bench-peers --quick
 //! cargo run --release -p atoll-bench -- engine --workload fillrandom,readrandom-4x --memory 256MiB
 //! cargo run --release -p atoll-bench --features peers-rust -- structures
+//! cargo run --release -p atoll-bench -- pools
 //! cargo run --release -p atoll-bench -- server --quick
 //! ```
 //!
-//! What follows is about `engine`; `structures` compares structures in memory and `server` the server
-//! with Redis, and both explain themselves in their modules.
+//! What follows is about `engine`; `structures` compares structures in memory, `pools` the strategies of
+//! the block cache and `server` the server with Redis, and they explain themselves in their modules.
 //!
 //! # What is compared
 //!
@@ -77,6 +78,7 @@ mod child;
 mod data;
 mod engines;
 mod parent;
+mod pools;
 mod process;
 mod report;
 mod server;
@@ -88,6 +90,7 @@ mod workload;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use atoll_lsm::PoolStrategy;
 use clap::{Args, Parser, Subcommand};
 
 use crate::engines::{Direct, Io, Name};
@@ -113,6 +116,7 @@ Examples:
   atoll-bench engine                                   everything, at the default size
   atoll-bench engine --workload fillrandom --size 10M  one workload, ten million records
   atoll-bench engine --workload fillsync,recovery      with 1 and 64 writers, and recovery
+  atoll-bench engine --pool heap --workload readrandom the block cache in the allocator
   atoll-bench engine --io uring --peers atoll-threads  io_uring beside blocking calls
   atoll-bench engine --workload ycsb,overwrite --peers rocksdb,rocksdb-blob
   atoll-bench engine --peers fjall --runs 1 --json rows.jsonl
@@ -141,6 +145,12 @@ Examples:
 
 Needs `atoll` beside this program (cargo build --release -p atoll) and redis-server in PATH.")]
     Server(Box<server::Args>),
+    /// Measures the block cache with each strategy.
+    #[command(after_help = "\
+Examples:
+  atoll-bench pools                                    hit and eviction at a budget of 256 MiB
+  atoll-bench pools --memory 1GiB --mixed              blocks of many lengths")]
+    Pools(pools::Args),
     /// Runs one measurement; started by `engine`.
     #[command(hide = true)]
     Child(child::Args),
@@ -175,6 +185,9 @@ struct EngineArgs {
     /// What of our engine goes past the page cache.
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Direct::Log)]
     direct: Direct,
+    /// Where the block cache of our engine has its memory: auto, pinned, vm or heap.
+    #[arg(long, value_name = "STRATEGY", default_value = "auto")]
+    pool: PoolStrategy,
     /// Times each measurement is taken; the median is shown.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
     #[arg(default_value_if("quick", "true", "1"))]
@@ -194,6 +207,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Engine(args) => parent::run(args),
         Command::Structures(args) => structures::run(args),
+        Command::Pools(args) => pools::run(args),
         Command::Child(args) => child::run(args),
         Command::StructuresChild(args) => structures::run_child(args),
         Command::Server(args) => server::run(*args),

@@ -195,6 +195,7 @@ impl Bench<'_> {
         command.args(["--memory", &self.args.memory.to_string()]);
         command.args(["--size", &self.args.size.to_string()]);
         command.args(["--io", &word(self.args.io), "--direct", &word(self.args.direct)]);
+        command.args(["--pool", self.args.pool.name()]);
         if let Some(group) = &group {
             command.arg("--join").arg(group.processes());
         }

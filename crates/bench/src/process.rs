@@ -50,6 +50,22 @@ pub fn peak_resident() -> Option<u64> {
     Some(kib << 10)
 }
 
+/// Returns this process's resident set now, in bytes.
+pub fn resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Returns how many page faults this process has had, those that needed no storage.
+pub fn page_faults() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold anything; the state follows, and seven numbers on, the faults.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(7)?.parse().ok()
+}
+
 /// Returns the bytes of storage that the files below a directory take.
 pub fn bytes_on_disk(dir: &Path) -> std::io::Result<u64> {
     let mut bytes = 0;

@@ -465,6 +465,7 @@ mod tests {
             synced: false,
             io: engines::Io::Auto,
             direct: engines::Direct::Log,
+            pool: Default::default(),
             value_len: workload.value_len(),
             unflushed: None,
         };

@@ -19,7 +19,9 @@ use crate::keyspace::{
     encode_about, encode_last_id,
 };
 use crate::opening;
-use crate::options::{Durability, FilterPolicy, KeyspaceOptions, Options, WriteOptions};
+use crate::options::{
+    Durability, FilterPolicy, KeyspaceOptions, Options, PoolStrategy, WriteOptions,
+};
 use crate::pacer::nanos_per_byte;
 use crate::range::Cursor;
 use crate::read::Record;
@@ -86,6 +88,11 @@ impl Builder {
     /// Sets the memory budget, in bytes: memtables and block cache together.
     pub fn memory(self, bytes: usize) -> Builder {
         self.change(|options| options.memory = bytes)
+    }
+
+    /// Sets where the block cache has its memory.
+    pub fn pool(self, strategy: PoolStrategy) -> Builder {
+        self.change(|options| options.pool = strategy)
     }
 
     /// Sets the durability of writes that name none. The default is [`Durability::Synced`].
@@ -566,6 +573,7 @@ impl Store {
         stats.delay_nanos = (nanos_per_byte(pressure.of) * 1024.0) as u64;
         stats.delay_reason = (stats.delay_nanos > 0).then(|| pressure.reason.name());
         stats.cache = self.tables.pool().stats();
+        stats.pool = self.tables.pool().placement();
         stats.refusal = self.refusal().map(|e| e.to_string());
         let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));
         stats.background_failure = failure.map(|e| e.to_string());

@@ -94,8 +94,8 @@ pub use events::{
 pub use keyspace::Keyspace;
 pub use long::ValueReader;
 pub use options::{
-    Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, VALUE_LEN_MAX,
-    ValuePlacement, WriteOptions,
+    Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, PoolStrategy,
+    VALUE_LEN_MAX, ValuePlacement, WriteOptions,
 };
 pub use range::{Cursor, Guard, Range};
 pub use read::Record;

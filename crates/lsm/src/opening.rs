@@ -17,7 +17,7 @@ use crate::identity::{self, FIRST_SEGMENT, Kind};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, Options};
-use crate::pool::HeapPool;
+use crate::pool;
 use crate::recovery::{Replay, inspect};
 use crate::store::{Catalog, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
@@ -172,7 +172,7 @@ async fn recover(
     let in_tables = state.version.tables().map(|(_, table)| table.desc.seqnos.1).max();
     visible = visible.max(in_tables.unwrap_or(0));
 
-    let cache = Arc::new(HeapPool::new(options.cache_capacity()));
+    let cache = pool::open(options.pool, options.cache_capacity());
     let events = Arc::new(Events::new(options.listener.clone(), &paths.root));
     let tables = Tables::new(env.clone(), paths.clone(), cache).told_to(events.clone());
     let tables = Arc::new(tables);

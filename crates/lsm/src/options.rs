@@ -7,6 +7,7 @@ use atoll_env::Env;
 
 use crate::error::{Error, Result};
 use crate::events::EventListener;
+pub use crate::pool::PoolStrategy;
 pub use crate::table::FilterPolicy;
 
 /// Longest key, in bytes.
@@ -82,6 +83,8 @@ pub struct Options {
     pub env: Env,
     /// Everything the engine may hold in memory, in bytes: memtables and block cache.
     pub memory: usize,
+    /// Where the block cache has its memory.
+    pub pool: PoolStrategy,
     /// The mode of writes that name none.
     pub durability: Durability,
     /// Between two syncs of the log under [`Durability::Interval`].
@@ -138,6 +141,7 @@ impl Options {
         Options {
             env,
             memory: 256 << 20,
+            pool: PoolStrategy::default(),
             durability: Durability::default(),
             sync_interval: Duration::from_secs(1),
             memtable_size: 0,

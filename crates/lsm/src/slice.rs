@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use atoll_env::IoBuf;
 
-/// Bytes that somebody owns: a block of the cache, a memtable's arena, the heap.
+use crate::pool::Block;
+
+/// Bytes that somebody owns: a piece of a value file, a memtable's arena, the heap.
 pub trait Owner: Send + Sync {
     /// Returns bytes `range` of what is owned. Panics outside of it.
     fn bytes(&self, range: Range<usize>) -> &[u8];
@@ -30,15 +32,27 @@ impl Owner for IoBuf {
 /// (`to_vec`) when you hold them for long.
 #[derive(Clone)]
 pub struct Slice {
-    owner: Arc<dyn Owner>,
+    owner: Kept,
     start: usize,
     len: usize,
+}
+
+/// What a slice keeps alive. A block counts its holders itself, and most slices lie in one.
+#[derive(Clone)]
+enum Kept {
+    Owner(Arc<dyn Owner>),
+    Block(Block),
 }
 
 impl Slice {
     /// Points at `range` of `owner`.
     pub fn new(owner: Arc<dyn Owner>, range: Range<usize>) -> Slice {
-        Slice { owner, start: range.start, len: range.len() }
+        Slice { owner: Kept::Owner(owner), start: range.start, len: range.len() }
+    }
+
+    /// Points at `range` of a block.
+    pub(crate) fn of_block(block: Block, range: Range<usize>) -> Slice {
+        Slice { owner: Kept::Block(block), start: range.start, len: range.len() }
     }
 
     /// Returns what follows the first `n` bytes; nothing if there are no more.
@@ -59,7 +73,11 @@ impl Slice {
 impl Deref for Slice {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        self.owner.bytes(self.start..self.start + self.len)
+        let range = self.start..self.start + self.len;
+        match &self.owner {
+            Kept::Owner(owner) => owner.bytes(range),
+            Kept::Block(block) => &block[range],
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use atoll_env::{Clock, Instant};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
-use crate::pool::PoolStats;
+use crate::pool::{Placement, PoolStats};
 use crate::version::LEVELS;
 
 /// One in so many short operations is timed: the first, and each that comes so many later.
@@ -299,6 +299,9 @@ pub struct Stats {
     pub quarantined: usize,
     /// The block cache.
     pub cache: PoolStats,
+    /// What the block cache is made of, and what the machine did not grant. Of several stores, the one
+    /// that was granted the least.
+    pub pool: Placement,
     /// Why writes are refused, if they are.
     pub refusal: Option<String>,
     /// Why the last flush or compaction failed, if it did. It is tried again.
@@ -358,6 +361,14 @@ impl Stats {
         self.cache.blocks += other.cache.blocks;
         self.cache.bytes += other.cache.bytes;
         self.cache.capacity += other.cache.capacity;
+        self.cache.region_bytes += other.cache.region_bytes;
+        self.cache.heap_bytes += other.cache.heap_bytes;
+        self.cache.strayed += other.cache.strayed;
+        self.cache.cleared_runs += other.cache.cleared_runs;
+        if self.pool.strategy.is_empty() || other.pool.refusals().len() > self.pool.refusals().len()
+        {
+            self.pool = other.pool.clone();
+        }
         self.refusal = self.refusal.take().or_else(|| other.refusal.clone());
         let failure = self.background_failure.take();
         self.background_failure = failure.or_else(|| other.background_failure.clone());

@@ -10,17 +10,22 @@ use atoll_env::sim::Sim;
 use atoll_env::sync::{Either, select_biased};
 use atoll_lsm::{
     Batch, Compression, Database, Durability, Error, Keyspace, KeyspaceOptions, Options,
-    WriteOptions,
+    PoolStrategy, WriteOptions,
 };
 
 const MEMORY: usize = 8 << 20;
 
 /// Opens a database with the usual proportions in a small budget.
 async fn open(env: atoll_env::Env) -> (Database, Keyspace) {
+    open_with(env, PoolStrategy::default()).await
+}
+
+async fn open_with(env: atoll_env::Env, pool: PoolStrategy) -> (Database, Keyspace) {
     let options = Options {
         // It is the cache of blocks that is to be filled.
         separate_above: None,
         memory: MEMORY,
+        pool,
         durability: Durability::Buffered,
         compression: Compression::None,
         ..Options::new(env)
@@ -75,9 +80,11 @@ async fn warm(db: &Database, ks: &Keyspace) {
 
 #[test]
 fn memtables_and_cache_stay_in_the_budget_whatever_the_batches() {
-    for seed in 0..4 {
+    for seed in 0..6 {
+        let pool = PoolStrategy::ALL[seed as usize % PoolStrategy::ALL.len()];
         run(seed, async |env| {
-            let (db, ks) = open(env.clone()).await;
+            let (db, ks) = open_with(env.clone(), pool).await;
+            assert_eq!(db.stats().pool.strategy, pool.name());
             warm(&db, &ks).await;
             let usual = db.stats().cache.capacity;
             let (running, peak) = (Arc::new(AtomicUsize::new(4)), Arc::new(AtomicUsize::new(0)));
@@ -105,12 +112,34 @@ fn memtables_and_cache_stay_in_the_budget_whatever_the_batches() {
                 peak.fetch_max(held(&db) as usize, Ordering::Relaxed);
             }
             let peak = peak.load(Ordering::Relaxed);
-            assert!(peak <= MEMORY, "seed {seed}: {peak} of {MEMORY} bytes");
+            assert!(peak <= MEMORY, "seed {seed}, {pool:?}: {peak} of {MEMORY} bytes");
             assert!(peak > MEMORY * 3 / 4, "seed {seed}: {peak} bytes are no test");
             db.flush_async().await.unwrap();
             assert_eq!(db.stats().cache.capacity, usual, "seed {seed}: the cache grows again");
             db.close_async().await.unwrap();
         });
+    }
+}
+
+#[test]
+fn a_seed_names_one_execution_with_every_strategy() {
+    for pool in PoolStrategy::ALL {
+        let story = || {
+            run(7, async |env| {
+                let (db, ks) = open_with(env.clone(), pool).await;
+                warm(&db, &ks).await;
+                for n in 0..3000_usize {
+                    ks.get_async(format!("{:08}", n * 7919 % 8000)).await.unwrap();
+                }
+                let stats = db.stats();
+                let took = env.clock.now();
+                db.close_async().await.unwrap();
+                (stats.cache, took)
+            })
+        };
+        let (first, again) = (story(), story());
+        assert_eq!(first, again, "{pool:?}");
+        assert!(first.0.hits > 1000 && first.0.misses > 1000, "{pool:?} {:?}", first.0);
     }
 }
 

@@ -31,6 +31,7 @@ pub struct Shared {
     before: Mutex<Option<Stats>>,
     rates: Mutex<Rates>,
     disk: OnceLock<AskDisk>,
+    memory: OnceLock<AskMemory>,
     /// Where scans go on, whichever core is asked.
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) slowlog: Mutex<SlowLog>,
@@ -39,6 +40,9 @@ pub struct Shared {
 
 /// Asks the disk by what means it works.
 pub type AskDisk = Box<dyn Fn() -> DiskStatus + Send + Sync>;
+
+/// Asks the stores what their memory is made of: lines of `INFO memory`.
+pub type AskMemory = Box<dyn Fn() -> Vec<(&'static str, String)> + Send + Sync>;
 
 /// CLIENT PAUSE: until then, commands wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,7 @@ impl Shared {
             before: Mutex::default(),
             rates: Mutex::default(),
             disk: OnceLock::new(),
+            memory: OnceLock::new(),
             cursors: Mutex::new(Cursors::new(random)),
             slowlog: Mutex::default(),
             latency: Mutex::default(),
@@ -96,6 +101,16 @@ impl Shared {
     /// Returns the state of the disk, if somebody said where to ask.
     pub fn disk(&self) -> Option<DiskStatus> {
         self.disk.get().map(|ask| ask())
+    }
+
+    /// Says where to ask what the stores' memory is made of. The first one counts.
+    pub fn ask_memory(&self, ask: AskMemory) {
+        let _ = self.memory.set(ask);
+    }
+
+    /// Returns what the stores' memory is made of.
+    pub fn memory(&self) -> Vec<(&'static str, String)> {
+        self.memory.get().map(|ask| ask()).unwrap_or_default()
     }
 
     /// Returns where scans go on.

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use atoll_env::disk::{DiskStatus, IoClass};
+use atoll_lsm::pool::{Grant, Placement};
 use atoll_redis::Stats;
 use atoll_redis::stats::Histogram;
 
@@ -73,6 +74,8 @@ impl Page {
             ("cache_hits", "Blocks found in the cache.", stats.cache.hits),
             ("cache_misses", "Blocks not found in it.", stats.cache.misses),
             ("cache_evictions", "Blocks pushed out of it.", stats.cache.evictions),
+            ("cache_strayed", "Blocks its region had no room for.", stats.cache.strayed),
+            ("cache_cleared_runs", "Runs of it cleared for others.", stats.cache.cleared_runs),
         ] {
             self.counter(&format!("atoll_engine_{name}_total"), help, value);
         }
@@ -89,11 +92,15 @@ impl Page {
             ("value_live_bytes", "Of these, bytes that tables point to.", stats.value_live_bytes),
             ("cache_bytes", "Bytes in the block cache.", stats.cache.bytes),
             ("cache_capacity_bytes", "Capacity of the block cache.", stats.cache.capacity),
+            ("cache_blocks", "Blocks in the block cache.", stats.cache.blocks),
+            ("cache_region_bytes", "Bytes in runs of its region.", stats.cache.region_bytes),
+            ("cache_heap_bytes", "Bytes of its blocks on the heap.", stats.cache.heap_bytes),
             ("quarantined_tables", "Tables set aside as corrupt.", stats.quarantined as u64),
             ("writes_refused", "1 while writes are refused.", u64::from(stats.refusal.is_some())),
         ] {
             self.gauge(&format!("atoll_engine_{name}"), help, value);
         }
+        self.pool(&stats.pool);
         for (name, help, latency) in [
             ("sync", "Syncs of the log.", stats.syncs),
             ("flush", "Flushes of memtables.", stats.flushes),
@@ -118,12 +125,27 @@ impl Page {
         }
     }
 
+    fn pool(&mut self, pool: &Placement) {
+        self.head("atoll_engine_pool_info", "gauge", "Where the block cache has its memory.");
+        self.line("atoll_engine_pool_info", &format!("strategy=\"{}\"", pool.strategy), 1);
+        self.head("atoll_engine_pool_granted", "gauge", "1 for what the machine granted, 0 else.");
+        for (what, grant) in [
+            ("huge_pages", &pool.huge_pages),
+            ("lock", &pool.lock),
+            ("registered", &pool.registered),
+        ] {
+            let granted = matches!(grant, Grant::Granted(_));
+            let labels = format!("what=\"{what}\",said=\"{}\"", escaped(&grant.to_string()));
+            self.line("atoll_engine_pool_granted", &labels, u8::from(granted));
+        }
+    }
+
     fn disk(&mut self, disk: &DiskStatus) {
         self.head("atoll_disk_info", "gauge", "What carries the transfers of cores out.");
         self.line("atoll_disk_info", &format!("backend=\"{}\"", disk.backend), 1);
         self.head("atoll_disk_not_granted", "gauge", "What was wished for and not granted.");
         for what in &disk.degraded {
-            let what = what.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ");
+            let what = escaped(what);
             self.line("atoll_disk_not_granted", &format!("what=\"{what}\""), 1);
         }
         self.gauge("atoll_disk_rings", "io_uring rings that were opened.", disk.rings);
@@ -190,6 +212,11 @@ impl Page {
     }
 }
 
+/// Returns a text as it may stand in a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', " ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +246,8 @@ mod tests {
             }
         }
         assert!(page.contains("atoll_turns_total 2\n"));
+        let lock = "atoll_engine_pool_granted{what=\"lock\",said=\"not asked for\"} 0\n";
+        assert!(page.contains(lock), "{page}");
         assert!(page.contains("atoll_disk_not_granted{what=\"io_uring: \\\"no\\\"\"} 1\n"));
         assert!(page.contains("atoll_disk_bytes_total{class=\"level0\"} 0\n"));
         assert!(page.contains("atoll_commit_seconds_bucket{le=\"0.000004\"} 1\n"));

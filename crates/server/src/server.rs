@@ -159,6 +159,9 @@ impl Engine {
         .await?;
         let disk = env.disk.clone();
         house.shared.ask_disk(Box::new(move || disk.status()));
+        let rooms = Arc::downgrade(&house);
+        let ask = move || rooms.upgrade().map(|house| about_pools(&house.trees.lock()));
+        house.shared.ask_memory(Box::new(move || ask().unwrap_or_default()));
         let engine = Engine { env, node, house };
         {
             let mut ended = pin!(engine.node.wait());
@@ -277,6 +280,25 @@ impl Server {
             let _ = floor.send(Visit::Guest(arrival, peer));
         }
     }
+}
+
+/// Says what the block caches are made of.
+fn about_pools(trees: &[(usize, Tree)]) -> Vec<(&'static str, String)> {
+    let mut sum = atoll_lsm::Stats::default();
+    trees.iter().for_each(|(_, tree)| sum.add(&tree.stats()));
+    let (pool, cache) = (sum.pool, sum.cache);
+    vec![
+        ("pool_strategy", pool.strategy.into()),
+        ("pool_huge_pages", pool.huge_pages.to_string()),
+        ("pool_locked", pool.lock.to_string()),
+        ("pool_registered", pool.registered.to_string()),
+        ("pool_capacity", cache.capacity.to_string()),
+        ("pool_bytes", cache.bytes.to_string()),
+        ("pool_region_bytes", cache.region_bytes.to_string()),
+        ("pool_heap_bytes", cache.heap_bytes.to_string()),
+        ("pool_blocks", cache.blocks.to_string()),
+        ("pool_strayed_blocks", cache.strayed.to_string()),
+    ]
 }
 
 /// What a core does once its shards serve, to the end.

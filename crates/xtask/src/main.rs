@@ -71,7 +71,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("crash", _) => crash(flags),
         ("sim", _) => vec![sim(flags)],
         ("fuzz", true) => vec![fuzz()],
-        ("loom", true) => vec![loom()],
+        ("loom", true) => vec![loom("atoll-env", "ring::model"), loom("atoll-lsm", "pool::model")],
         ("bench", _) => vec![bench(flags)],
         ("bench-peers", _) => bench_peers(flags),
         ("bench-server", _) => bench_server(flags),
@@ -132,8 +132,8 @@ fn fuzz() -> Command {
 }
 
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.
-fn loom() -> Command {
-    let mut test = cargo(["test", "-p", "atoll-env", "--lib", "ring::model"]);
+fn loom(package: &str, model: &str) -> Command {
+    let mut test = cargo(["test", "-p", package, "--lib", model]);
     test.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg atoll_loom");
     test
 }

@@ -35,7 +35,7 @@ pub(super) fn open(
             builder.options(options)
         }
     };
-    let builder = builder.durability(durability);
+    let builder = builder.durability(durability).pool(config.pool);
     let database = variant(builder).open()?;
     let keyspace = database.keyspace("bench", Default::default())?;
     Ok(Box::new(Atoll { database, keyspace }))

@@ -13,6 +13,8 @@ mod rocksdb;
 
 use std::path::PathBuf;
 
+use atoll_lsm::PoolStrategy;
+
 use crate::Failure;
 use crate::data::KEY_LEN;
 
@@ -93,6 +95,8 @@ pub struct Config {
     pub io: Io,
     /// What of it goes past the page cache, where it has a choice.
     pub direct: Direct,
+    /// Where its block cache has its memory, where it has a choice.
+    pub pool: PoolStrategy,
     /// Bytes of a value.
     #[cfg_attr(not(feature = "peers"), expect(dead_code, reason = "only RocksDB wants to know"))]
     pub value_len: usize,
@@ -235,6 +239,7 @@ mod tests {
             synced: false,
             io: Io::Auto,
             direct: Direct::Log,
+            pool: PoolStrategy::default(),
             value_len: 100,
             unflushed: None,
         }

@@ -8,6 +8,8 @@
 //!  Random   the kernel's generator
 //! ```
 //!
+//! Beside the environment there is [`memory`]: regions for whoever manages memory of his own.
+//!
 //! Every thread is started by the first work that needs it and ends after ten idle seconds, so an
 //! environment that is made and dropped leaves nothing behind.
 //!
@@ -18,6 +20,7 @@
 mod clock;
 mod disk;
 mod io;
+pub mod memory;
 mod net;
 mod pool;
 mod tasks;

@@ -13,25 +13,169 @@
 //! The bytes of a block never change, and a file id is never reused, so there is nothing to
 //! invalidate: [`Pool::forget`] only gives memory back early when a table is deleted.
 //!
+//! # Parts
+//! | module | what it knows |
+//! |---|---|
+//! | `cache` | the policy: which blocks are kept, and for how long. One for all strategies |
+//! | `frame` | the memory of a block and the counted handles on it |
+//! | `region` | frames in a region of memory of our own, within a budget |
+//! | `runs` | where in the region: a buddy system with classes of frames; arithmetic only |
+//!
 //! # Decisions
-//! - Where frames live is the pool's own business (`heap` allocates each; a region of pinned huge
-//!   pages can take its place), therefore memory to fill comes *from* the pool and a block is an
-//!   opaque handle.
+//! - Where frames live is the pool's own business, therefore memory to fill comes *from* the pool and a
+//!   block is an opaque handle. [`PoolStrategy`] has the choices.
 //! - Two readers that miss the same block at the same time both read it, and the second is given
 //!   the first one's copy. Waiting for each other would save one read of a few KiB and cost a
 //!   registration on each miss.
-//! - Blocks held by readers after their eviction are not counted: the budget bounds what the
-//!   cache keeps alive, readers bound what they hold.
+//! - Blocks held by readers after their eviction are not counted if they lie on the heap: the budget
+//!   bounds what the cache keeps alive, readers bound what they hold. In a region they are counted as
+//!   long as they are in the way of others.
+//! - A strategy never decides what is kept beyond what room there is, so a seed of the simulator names
+//!   one execution with each of them, on every machine that can map the region.
 
-mod heap;
+mod cache;
+mod frame;
+#[cfg(all(test, atoll_loom))]
+mod model;
+mod pins;
+mod region;
+mod runs;
+#[cfg(all(test, not(atoll_loom)))]
+mod tests;
 
-use std::fmt;
-use std::ops::{Deref, DerefMut, Range};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-pub use heap::HeapPool;
+use atoll_env::os::memory::Backing;
+pub use atoll_env::os::memory::Grant;
 
-use crate::slice::{Owner, Slice};
+use cache::Cache;
+pub use frame::{Block, Frame};
+use region::InRegion;
+
+use crate::error::Error;
+
+/// A cache whose blocks are single allocations.
+pub type HeapPool = Cache<cache::OnHeap>;
+
+/// Where the block cache has its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PoolStrategy {
+    /// A region of huge pages that grows as it is used. The default.
+    #[default]
+    Auto,
+    /// The same, but all of it from the start, and locked into memory: no page fault later, and a
+    /// machine that is short of memory takes it from others.
+    Pinned,
+    /// A region of small pages; what is free goes back to the machine at once.
+    Vm,
+    /// The allocator, block by block.
+    Heap,
+}
+
+impl PoolStrategy {
+    /// All strategies.
+    pub const ALL: [PoolStrategy; 4] =
+        [PoolStrategy::Auto, PoolStrategy::Pinned, PoolStrategy::Vm, PoolStrategy::Heap];
+
+    /// The strategy's name, as flags and settings spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PoolStrategy::Auto => "auto",
+            PoolStrategy::Pinned => "pinned",
+            PoolStrategy::Vm => "vm",
+            PoolStrategy::Heap => "heap",
+        }
+    }
+}
+
+impl std::str::FromStr for PoolStrategy {
+    type Err = Error;
+    fn from_str(name: &str) -> crate::error::Result<PoolStrategy> {
+        PoolStrategy::ALL.into_iter().find(|strategy| strategy.name() == name).ok_or_else(|| {
+            Error::InvalidInput(format!(
+                "'{name}' is no pool strategy: choose auto, pinned, vm or heap"
+            ))
+        })
+    }
+}
+
+/// Returns an empty cache that keeps at most `capacity` bytes, now or later. Where the machine has no
+/// room for a region it is on the heap, and [`Pool::placement`] says why.
+pub fn open(strategy: PoolStrategy, capacity: usize) -> Arc<dyn Pool> {
+    let backing = match strategy {
+        PoolStrategy::Heap => return Arc::new(HeapPool::new(capacity)),
+        PoolStrategy::Auto => Backing::Huge,
+        PoolStrategy::Pinned => Backing::Pinned,
+        PoolStrategy::Vm => Backing::Small,
+    };
+    match InRegion::map(strategy.name(), backing, capacity) {
+        Ok(frames) => Arc::new(Cache::with(frames, capacity)),
+        Err(error) => Arc::new(Refused {
+            heap: HeapPool::new(capacity),
+            why: format!("no region of {} KiB: {error}", capacity >> 10),
+        }),
+    }
+}
+
+/// Returns a pool that keeps nothing: memory for blocks that are read once. They would be in the way of
+/// those that stay.
+pub(crate) fn passing() -> &'static dyn Pool {
+    static PASSING: LazyLock<HeapPool> = LazyLock::new(|| HeapPool::new(0));
+    &*PASSING
+}
+
+/// What a pool is made of: what was wished for, and what the machine granted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Name of the strategy in force; empty if there is no pool.
+    pub strategy: &'static str,
+    /// Huge pages.
+    pub huge_pages: Grant,
+    /// All of it in memory, and never swapped out.
+    pub lock: Grant,
+    /// Known to the rings of the disk.
+    pub registered: Grant,
+}
+
+impl Placement {
+    /// Returns a line for each thing that the machine did not grant.
+    pub fn refusals(&self) -> Vec<String> {
+        let wishes = [("huge pages", &self.huge_pages), ("locked memory", &self.lock)];
+        let refused = wishes.into_iter().filter_map(|(what, grant)| Some((what, grant.refusal()?)));
+        refused.map(|(what, why)| format!("{what}: {why}")).collect()
+    }
+}
+
+/// The heap in place of a region that could not be had.
+struct Refused {
+    heap: HeapPool,
+    why: String,
+}
+
+impl Pool for Refused {
+    fn frame(&self, len: usize) -> Frame {
+        self.heap.frame(len)
+    }
+    fn get(&self, key: BlockKey, admit: Admit) -> Option<Block> {
+        self.heap.get(key, admit)
+    }
+    fn insert(&self, key: BlockKey, frame: Frame, admit: Admit) -> Block {
+        self.heap.insert(key, frame, admit)
+    }
+    fn forget(&self, file: u64) {
+        self.heap.forget(file);
+    }
+    fn set_capacity(&self, bytes: usize) {
+        self.heap.set_capacity(bytes);
+    }
+    fn stats(&self) -> PoolStats {
+        self.heap.stats()
+    }
+    fn placement(&self) -> Placement {
+        let refused = || Grant::Refused(self.why.clone());
+        Placement { huge_pages: refused(), lock: refused(), ..self.heap.placement() }
+    }
+}
 
 /// Name of a block: where its sealed bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +212,14 @@ pub struct PoolStats {
     pub bytes: u64,
     /// Budget in bytes.
     pub capacity: u64,
+    /// Of the bytes, those in runs of the region, free frames between blocks included.
+    pub region_bytes: u64,
+    /// Of the bytes, those of blocks on the heap.
+    pub heap_bytes: u64,
+    /// Blocks that went to the heap because the region had no room for them.
+    pub strayed: u64,
+    /// Runs of the region that were cleared to make room for blocks of another length.
+    pub cleared_runs: u64,
 }
 
 /// A cache of blocks. All methods may be called from any thread and never wait for I/O.
@@ -85,67 +237,6 @@ pub trait Pool: Send + Sync {
     fn set_capacity(&self, bytes: usize);
     /// Returns counters and sizes.
     fn stats(&self) -> PoolStats;
-}
-
-/// Memory of a pool that its one holder fills.
-pub struct Frame {
-    bytes: Box<[u8]>,
-}
-
-impl Frame {
-    /// Allocates `len` zero bytes from the heap.
-    fn on_heap(len: usize) -> Frame {
-        Frame { bytes: vec![0; len].into_boxed_slice() }
-    }
-}
-
-impl Deref for Frame {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl DerefMut for Frame {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-}
-
-impl Owner for Frame {
-    fn bytes(&self, range: Range<usize>) -> &[u8] {
-        &self.bytes[range]
-    }
-}
-
-/// A filled frame: a counted handle on bytes that never change.
-#[derive(Clone)]
-pub struct Block(Arc<Frame>);
-
-impl Block {
-    /// Returns a part of the block that keeps it in memory. Panics outside of it.
-    pub fn slice(&self, range: Range<usize>) -> Slice {
-        assert!(range.start <= range.end && range.end <= self.len(), "slice out of its block");
-        Slice::new(self.0.clone(), range)
-    }
-}
-
-impl From<Frame> for Block {
-    fn from(frame: Frame) -> Block {
-        Block(Arc::new(frame))
-    }
-}
-
-impl Deref for Block {
-    type Target = [u8];
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        &self.0.bytes
-    }
-}
-
-impl fmt::Debug for Block {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({} bytes)", self.len())
-    }
+    /// Returns what the pool is made of.
+    fn placement(&self) -> Placement;
 }

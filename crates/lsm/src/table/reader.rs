@@ -18,7 +18,7 @@ use super::properties::{Properties, range_tombstones};
 use super::{BLOCK_MAX, Handle, PrefixRule, filter};
 use crate::error::{Error, Result};
 use crate::key::{InternalKey, SeqNo, Trailer};
-use crate::pool::{Admit, Block, BlockKey, Pool};
+use crate::pool::{Admit, Block, BlockKey, Pool, passing};
 use crate::slice::Slice;
 use crate::tombstone::RangeTombstone;
 
@@ -262,7 +262,9 @@ impl Table {
         admit: Option<Admit>,
     ) -> Result<Block> {
         let place = Place { file: self.id, salt: self.salt, offset: handle.offset };
-        let frame = unseal(&*self.pool, place, kind, sealed);
+        let stays = admit.is_some_and(|admit| admit != Admit::No);
+        let memory = if stays { &*self.pool } else { passing() };
+        let frame = unseal(memory, place, kind, sealed);
         let frame = frame.map_err(|what| self.corruption(handle.offset, what))?;
         let key = BlockKey { file: self.id, offset: handle.offset };
         Ok(match admit {

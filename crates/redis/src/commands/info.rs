@@ -226,6 +226,9 @@ impl SessionCall<'_> {
         lines.put("mem_clients_normal", clients);
         lines.put("active_defrag_running", 0);
         lines.put("lazyfree_pending_objects", 0);
+        for (name, value) in self.server.shared.memory() {
+            lines.put(name, value);
+        }
     }
 
     fn info_stats(&self, stats: &Stats, lines: &mut Lines<'_>) {

@@ -1,5 +1,5 @@
-//! The `heap` strategy: every block is an allocation of its own, kept by CLOCK with a probationary
-//! ring (the S3-FIFO policy).
+//! The policy: which blocks are kept. CLOCK with a probationary ring, as in S3-FIFO, whatever the
+//! strategy; where their frames lie is the business of [`Frames`].
 //!
 //! ```text
 //!                   seen lately                 touched again
@@ -17,6 +17,7 @@
 //!
 //! # Invariants
 //! - The charges of a shard never exceed its share of the capacity, not even for a moment.
+//! - No lock of a frame's home is held while a shard is locked for eviction at its request.
 //! - A hit takes a shared lock, and writes one counter of the block while that is below its
 //!   maximum; no list is touched. Rings move only when something is inserted. The counter and the
 //!   handle lie in the hash table's entry, so that a hit does not even read the slot: in a cache
@@ -26,6 +27,8 @@
 //!
 //! The cache is split into shards by the hash of the key; each has its own lock, rings and share.
 //! A block larger than a share is handed out and not kept.
+//!
+//! Frames may ask for a block to leave before its turn, because of where it lies ([`Policy`]).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
@@ -33,7 +36,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use atoll_encoding::hash::{HashMap, HashSet};
 use parking_lot::RwLock;
 
-use super::{Admit, Block, BlockKey, Frame, Pool, PoolStats};
+use super::frame::HEADER;
+use super::{Admit, Block, BlockKey, Frame, Placement, Pool, PoolStats};
 
 /// Shards are at least this large, so that usual blocks are small against a share.
 const SHARD_MIN_BYTES: usize = 512 << 10;
@@ -45,24 +49,116 @@ const HEAT_MAX: u8 = 3;
 const HEAT_INDEX: u8 = 2;
 /// Share of the probationary ring: one part in this many.
 const PROBATION_PARTS: usize = 10;
-/// What a kept block costs beside its bytes: its slot and counted frame, its entry in the hash
-/// table at usual load, the ghost it may leave behind, and the allocator's headers.
-const OVERHEAD: usize =
-    size_of::<Slot>() + size_of::<Frame>() + 16 + 2 * size_of::<(BlockKey, Kept)>() + 32 + 32;
+/// What a kept block costs beside its frame: its slot, its entry in the hash table at usual load, the
+/// ghost it may leave behind, and an allocator's header.
+pub(super) const OVERHEAD: usize = size_of::<Slot>() + 2 * size_of::<(BlockKey, Kept)>() + 32 + 16;
 
-/// A cache whose blocks are single allocations.
-pub struct HeapPool {
-    /// A power of two of them.
-    shards: Box<[Shard]>,
+/// What frames may ask of the policy. Nothing of theirs is locked meanwhile.
+pub trait Policy {
+    /// Evicts a block because of where it lies, if it still lies there. Returns whether it did.
+    fn evict(&self, key: BlockKey, address: usize) -> bool;
+    /// Evicts so many bytes of what is next in turn.
+    fn press(&self, bytes: usize);
 }
 
-impl HeapPool {
+/// A cache on behalf of a block that is to be kept, or of a new capacity.
+struct Asked<'a, F> {
+    cache: &'a Cache<F>,
+    shard: &'a Shard,
+}
+
+impl<F: Frames> Policy for Asked<'_, F> {
+    fn evict(&self, key: BlockKey, address: usize) -> bool {
+        let shard = self.cache.shard(key);
+        self.cache.change(shard, |rings, evicted| rings.evict(key, address, evicted))
+    }
+
+    fn press(&self, bytes: usize) {
+        self.cache.change(self.shard, |rings, evicted| {
+            let unused = rings.capacity.saturating_sub(rings.bytes());
+            rings.make_room(unused + bytes, evicted);
+        });
+    }
+}
+
+/// Where frames live.
+pub trait Frames: Send + Sync + 'static {
+    /// Returns a frame of `len` bytes. Evicts nothing.
+    fn frame(&self, len: usize) -> Frame;
+    /// Returns what of a capacity the policy may give to blocks.
+    fn policy_capacity(&self, bytes: usize) -> usize;
+    /// Returns what a block's memory takes.
+    fn footprint(&self, block: &Block) -> usize;
+    /// Returns a frame in which a block can be kept, with the same bytes.
+    fn settle(&self, frame: Frame, policy: &dyn Policy) -> Frame;
+    /// Is told what blocks on the heap take in a shard, before and after a change.
+    fn heap_changed(&self, before: usize, after: usize);
+    /// Is told that a block was offered to the policy. Nothing is locked.
+    fn settled(&self, on_heap: bool, policy: &dyn Policy);
+    /// Takes a new capacity, to which the policy keeps already.
+    fn set_capacity(&self, bytes: usize, policy: &dyn Policy);
+    /// Adds what they know to the policy's account.
+    fn add_stats(&self, stats: &mut PoolStats);
+    /// Returns what they are made of.
+    fn placement(&self) -> Placement;
+}
+
+/// Frames that are allocations, one each.
+pub struct OnHeap;
+
+impl Frames for OnHeap {
+    fn frame(&self, len: usize) -> Frame {
+        Frame::on_heap(len)
+    }
+
+    fn policy_capacity(&self, bytes: usize) -> usize {
+        bytes
+    }
+
+    fn footprint(&self, block: &Block) -> usize {
+        HEADER + block.len()
+    }
+
+    fn settle(&self, frame: Frame, _: &dyn Policy) -> Frame {
+        frame
+    }
+
+    fn heap_changed(&self, _: usize, _: usize) {}
+
+    fn settled(&self, _: bool, _: &dyn Policy) {}
+
+    fn set_capacity(&self, _: usize, _: &dyn Policy) {}
+
+    fn add_stats(&self, stats: &mut PoolStats) {
+        stats.heap_bytes = stats.bytes;
+    }
+
+    fn placement(&self) -> Placement {
+        Placement { strategy: "heap", ..Placement::default() }
+    }
+}
+
+/// A cache of blocks in such frames.
+pub struct Cache<F> {
+    /// A power of two of them.
+    shards: Box<[Shard]>,
+    frames: F,
+}
+
+impl Cache<OnHeap> {
+    /// Returns an empty cache that keeps at most `capacity` bytes, each block in an allocation.
+    pub fn new(capacity: usize) -> Cache<OnHeap> {
+        Cache::with(OnHeap, capacity)
+    }
+}
+
+impl<F: Frames> Cache<F> {
     /// Returns an empty cache that keeps at most `capacity` bytes.
-    pub fn new(capacity: usize) -> HeapPool {
+    pub(super) fn with(frames: F, capacity: usize) -> Cache<F> {
         let shards = (capacity / SHARD_MIN_BYTES).clamp(1, SHARDS_MAX);
         let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
         let shards = (0..shards).map(|_| Shard::default()).collect();
-        let pool = HeapPool { shards };
+        let pool = Cache { shards, frames };
         pool.set_capacity(capacity);
         pool
     }
@@ -70,11 +166,25 @@ impl HeapPool {
     fn shard(&self, key: BlockKey) -> &Shard {
         &self.shards[key_hash(key) as usize & (self.shards.len() - 1)]
     }
+
+    /// Changes the content of a shard. What leaves it is dropped after the lock: freeing memory is not
+    /// the shard's business.
+    fn change<T>(&self, shard: &Shard, by: impl FnOnce(&mut Rings, &mut Vec<Block>) -> T) -> T {
+        let mut leaving = Vec::new();
+        let mut rings = shard.rings.write();
+        let before = rings.heap;
+        let done = by(&mut rings, &mut leaving);
+        if rings.heap != before {
+            self.frames.heap_changed(before, rings.heap);
+        }
+        drop(rings);
+        done
+    }
 }
 
-impl Pool for HeapPool {
+impl<F: Frames> Pool for Cache<F> {
     fn frame(&self, len: usize) -> Frame {
-        Frame::on_heap(len)
+        self.frames.frame(len)
     }
 
     fn get(&self, key: BlockKey, admit: Admit) -> Option<Block> {
@@ -87,30 +197,36 @@ impl Pool for HeapPool {
     }
 
     fn insert(&self, key: BlockKey, frame: Frame, admit: Admit) -> Block {
-        let block = Block::from(frame);
         if admit == Admit::No {
-            return block;
+            return Block::from(frame);
         }
-        // Dropped after the lock: freeing memory is not the shard's business.
-        let mut evicted = Vec::new();
-        self.shard(key).rings.write().insert(key, block, admit, &mut evicted)
+        let shard = self.shard(key);
+        let policy = Asked { cache: self, shard };
+        let frame = self.frames.settle(frame, &policy);
+        frame.tag(key);
+        let block = Block::from(frame);
+        let (footprint, on_heap) = (self.frames.footprint(&block), block.is_on_heap());
+        let block = self
+            .change(shard, |rings, evicted| rings.insert(key, block, footprint, admit, evicted));
+        self.frames.settled(on_heap, &policy);
+        block
     }
 
     fn forget(&self, file: u64) {
         for shard in &self.shards {
-            let mut dropped = Vec::new();
-            shard.rings.write().forget(file, &mut dropped);
+            self.change(shard, |rings, dropped| rings.forget(file, dropped));
         }
     }
 
     fn set_capacity(&self, bytes: usize) {
-        let share = bytes / self.shards.len();
+        let share = self.frames.policy_capacity(bytes) / self.shards.len();
         for shard in &self.shards {
-            let mut evicted = Vec::new();
-            let mut rings = shard.rings.write();
-            rings.capacity = share;
-            rings.make_room(0, &mut evicted);
+            self.change(shard, |rings, evicted| {
+                rings.capacity = share;
+                rings.make_room(0, evicted);
+            });
         }
+        self.frames.set_capacity(bytes, &Asked { cache: self, shard: &self.shards[0] });
     }
 
     fn stats(&self) -> PoolStats {
@@ -124,7 +240,12 @@ impl Pool for HeapPool {
             stats.bytes += rings.bytes() as u64;
             stats.capacity += rings.capacity as u64;
         }
+        self.frames.add_stats(&mut stats);
         stats
+    }
+
+    fn placement(&self) -> Placement {
+        self.frames.placement()
     }
 }
 
@@ -158,6 +279,8 @@ struct Rings {
     ghosts: Ghosts,
     /// Share of the budget, in bytes.
     capacity: usize,
+    /// Charges of blocks on the heap.
+    heap: usize,
     evictions: u64,
 }
 
@@ -166,6 +289,7 @@ struct Kept {
     block: Block,
     /// How often it was hit since the hand last passed, up to `HEAT_MAX`.
     heat: AtomicU8,
+    slot: SlotId,
 }
 
 /// What the rings need of a block. A free slot keeps its last content.
@@ -220,13 +344,15 @@ impl Rings {
         &mut self,
         key: BlockKey,
         block: Block,
+        footprint: usize,
         admit: Admit,
         evicted: &mut Vec<Block>,
     ) -> Block {
         if let Some(earlier) = self.find(key, admit) {
+            evicted.push(block);
             return earlier;
         }
-        let charge = block.len() + OVERHEAD;
+        let charge = footprint + OVERHEAD;
         if charge > self.capacity {
             return block;
         }
@@ -244,7 +370,8 @@ impl Rings {
             None => self.slots.push(slot),
         }
         let heat = AtomicU8::new(if admit == Admit::Index { HEAT_INDEX } else { 0 });
-        self.index.insert(key, Kept { block: block.clone(), heat });
+        self.index.insert(key, Kept { block: block.clone(), heat, slot: at });
+        self.heap += if block.is_on_heap() { charge } else { 0 };
         self.link(at);
         let first = self.files.insert(key.file, at).unwrap_or(NIL);
         self.slots[at as usize].of_file.next = first;
@@ -284,6 +411,15 @@ impl Rings {
         }
     }
 
+    /// Evicts a block before its turn, if it lies where it is said to.
+    fn evict(&mut self, key: BlockKey, address: usize, evicted: &mut Vec<Block>) -> bool {
+        let kept = self.index.get(&key).filter(|kept| kept.block.address() == address);
+        let Some(at) = kept.map(|kept| kept.slot) else { return false };
+        self.evictions += 1;
+        evicted.extend(self.remove(at));
+        true
+    }
+
     fn forget(&mut self, file: u64, dropped: &mut Vec<Block>) {
         while let Some(&first) = self.files.get(&file) {
             dropped.extend(self.remove(first));
@@ -304,7 +440,9 @@ impl Rings {
             self.files.remove(&key.file);
         }
         self.free.push(at);
-        self.index.remove(&key).map(|kept| kept.block)
+        let block = self.index.remove(&key)?.block;
+        self.heap -= if block.is_on_heap() { self.slots[at as usize].charge } else { 0 };
+        Some(block)
     }
 
     /// Puts a slot at the young end of the ring it says it is in.
@@ -357,176 +495,5 @@ impl Ghosts {
     /// Returns whether the key is known, and forgets it.
     fn take(&mut self, hash: u64) -> bool {
         self.known.remove(&hash)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    fn key(file: u64, n: u64) -> BlockKey {
-        BlockKey { file, offset: n * 4096 }
-    }
-
-    fn put(pool: &HeapPool, key: BlockKey, admit: Admit) -> Block {
-        let mut frame = pool.frame(1000);
-        frame[..8].copy_from_slice(&key.offset.to_le_bytes());
-        pool.insert(key, frame, admit)
-    }
-
-    /// Reads as a table does: takes the block from the pool or inserts it. Returns whether it hit.
-    fn read(pool: &HeapPool, key: BlockKey, admit: Admit) -> bool {
-        match pool.get(key, admit) {
-            Some(block) => {
-                assert_eq!(block[..8], key.offset.to_le_bytes());
-                true
-            }
-            None => {
-                put(pool, key, admit);
-                false
-            }
-        }
-    }
-
-    /// A seeded generator, enough for choosing keys.
-    fn random(state: &mut u64) -> u64 {
-        *state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        *state >> 33
-    }
-
-    #[test]
-    fn the_budget_is_never_exceeded_whatever_is_inserted_or_resized() {
-        let pool = HeapPool::new(4 << 20);
-        let mut seed = 1;
-        for step in 0..50_000 {
-            let n = random(&mut seed);
-            let admit = if n.is_multiple_of(7) { Admit::Index } else { Admit::Data };
-            let frame = pool.frame((n % 9000) as usize);
-            pool.insert(key(n % 11, n >> 4), frame, admit);
-            if step % 5000 == 4999 {
-                pool.set_capacity(((step % 3) + 1) << 20);
-            }
-            if step % 777 == 0 {
-                pool.forget(n % 11);
-            }
-            if step % 50 == 0 {
-                let stats = pool.stats();
-                assert!(stats.bytes <= stats.capacity, "{stats:?}");
-            }
-        }
-        pool.set_capacity(0);
-        assert_eq!(pool.stats().blocks, 0);
-        assert_eq!(pool.stats().bytes, 0);
-        assert!(pool.stats().evictions > 10_000);
-    }
-
-    #[test]
-    fn a_hot_set_survives_a_scan_ten_times_the_cache() {
-        let pool = HeapPool::new(1 << 20);
-        let hot: Vec<_> = (0..300).map(|n| key(1, n)).collect();
-        for _ in 0..3 {
-            hot.iter().for_each(|&k| {
-                read(&pool, k, Admit::Data);
-            });
-        }
-        for n in 0..10_000 {
-            read(&pool, key(2, n), Admit::Data);
-            if n % 100 == 0 {
-                // The hot set is still in use, far less often than the scan goes on.
-                read(&pool, hot[(n / 100) as usize % hot.len()], Admit::Data);
-            }
-        }
-        let kept = hot.iter().filter(|&&k| pool.get(k, Admit::No).is_some()).count();
-        assert!(kept >= 290, "{kept} of 300 hot blocks survived");
-    }
-
-    #[test]
-    fn a_scan_that_does_not_admit_changes_nothing() {
-        let pool = HeapPool::new(1 << 20);
-        (0..500).for_each(|n| {
-            read(&pool, key(1, n), Admit::Data);
-        });
-        let before = pool.stats().blocks;
-        (0..5000).for_each(|n| {
-            read(&pool, key(2, n), Admit::No);
-        });
-        assert_eq!(pool.stats().blocks, before);
-        assert_eq!(pool.stats().evictions, 0);
-    }
-
-    #[test]
-    fn a_block_that_comes_back_soon_goes_to_the_main_ring() {
-        let pool = HeapPool::new(512 << 10);
-        // The main ring has an owner, so that probation is a tenth; then block 0 leaves unread.
-        (0..500).for_each(|n| {
-            put(&pool, key(1, n), Admit::Index);
-        });
-        let mut n = 1000;
-        read(&pool, key(2, 0), Admit::Data);
-        while pool.get(key(2, 0), Admit::No).is_some() {
-            read(&pool, key(2, n), Admit::Data);
-            n += 1;
-        }
-        read(&pool, key(2, 0), Admit::Data);
-        for m in 0..200 {
-            read(&pool, key(3, m), Admit::Data);
-        }
-        assert!(pool.get(key(2, 0), Admit::No).is_some(), "a ghost is admitted to the main ring");
-        assert!(pool.get(key(3, 0), Admit::No).is_none(), "a stranger passes through");
-    }
-
-    #[test]
-    fn a_deleted_file_leaves_and_others_stay() {
-        let pool = HeapPool::new(8 << 20);
-        for n in 0..1000 {
-            put(&pool, key(n % 4, n), Admit::Data);
-        }
-        let held = pool.get(key(2, 2), Admit::Data).unwrap();
-        pool.forget(2);
-        for n in 0..1000 {
-            assert_eq!(pool.get(key(n % 4, n), Admit::Data).is_some(), n % 4 != 2, "{n}");
-        }
-        assert_eq!(pool.stats().blocks, 750);
-        assert_eq!(held[..8], (2 * 4096u64).to_le_bytes(), "a held block stays readable");
-        pool.forget(2);
-    }
-
-    #[test]
-    fn the_second_of_two_equal_inserts_gets_the_first_one_s_copy() {
-        let pool = HeapPool::new(1 << 20);
-        let first = put(&pool, key(1, 1), Admit::Data);
-        let second = put(&pool, key(1, 1), Admit::Data);
-        assert!(std::ptr::eq(&first[..], &second[..]));
-        assert_eq!(pool.stats().blocks, 1);
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "the cache is shared by real threads")]
-    fn many_threads_read_right_bytes_while_files_are_forgotten() {
-        let pool = Arc::new(HeapPool::new(1 << 20));
-        let hits = Arc::new(AtomicUsize::new(0));
-        let threads: Vec<_> = (0..4)
-            .map(|thread| {
-                let (pool, hits) = (pool.clone(), hits.clone());
-                std::thread::spawn(move || {
-                    let mut seed = thread;
-                    for step in 0..20_000 {
-                        let n = random(&mut seed) % 1500;
-                        hits.fetch_add(read(&pool, key(n % 8, n), Admit::Data).into(), Relaxed);
-                        if step % 1000 == 0 {
-                            pool.forget(n % 8);
-                        }
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        let stats = pool.stats();
-        assert!(stats.bytes <= stats.capacity);
-        assert!(hits.load(Relaxed) > 10_000);
     }
 }
