@@ -564,6 +564,7 @@ impl Store {
                 tables: of.tables + 1,
                 bytes: of.bytes + handle.desc.size,
                 entries: of.entries + handle.desc.entries,
+                tombstones: of.tombstones + handle.desc.tombstones,
             };
             stats.quarantined += usize::from(handle.is_quarantined());
         }

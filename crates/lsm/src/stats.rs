@@ -230,6 +230,8 @@ pub struct LevelStats {
     pub bytes: u64,
     /// Records in them, shadowed ones and tombstones included.
     pub entries: u64,
+    /// Of these, tombstones of single keys.
+    pub tombstones: u64,
 }
 
 /// What the engine did since it was opened, and what it holds now.
@@ -353,6 +355,7 @@ impl Stats {
             level.tables += of.tables;
             level.bytes += of.bytes;
             level.entries += of.entries;
+            level.tombstones += of.tombstones;
         }
         self.quarantined += other.quarantined;
         self.cache.hits += other.cache.hits;

@@ -6,11 +6,16 @@ use atoll_lsm::{Compression, Database, Durability, KeyspaceOptions, Options};
 
 /// A database small enough that a few thousand writes reach every level.
 fn small(path: &std::path::Path) -> Database {
+    of_tables(path, 64 << 10)
+}
+
+/// The same with tables of this size.
+fn of_tables(path: &std::path::Path, bytes: u64) -> Database {
     let mut options = Options::new(os::env().unwrap());
     options.memory = 8 << 20;
     options.memtable_size = 32 << 10;
     options.log_segment_size = 128 << 10;
-    options.table_size = 64 << 10;
+    options.table_size = bytes;
     options.level_base_size = 256 << 10;
     options.compression = Compression::None;
     options.durability = Durability::Buffered;
@@ -62,6 +67,32 @@ fn ten_overwrites_leave_less_than_a_fifth_of_dead_bytes() {
     let amplification = settled as f64 / live as f64;
     assert!(amplification < 1.2, "{settled} bytes for {live} live ones: {amplification:.2}");
     assert!(db.stats().levels[6].entries >= keys, "all of them are there");
+}
+
+#[test]
+fn rows_of_tombstones_go_down_though_their_level_has_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = of_tables(dir.path(), 512 << 10);
+    let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
+    // Of eight megabytes in the last level, the level above may have 800 KiB.
+    let keys = 60_000u64;
+    (0..keys).for_each(|n| ks.insert(n.to_be_bytes(), value(n)).unwrap());
+    db.compact().unwrap();
+    // Many queues: the first fifth of each is dead, the rest of it is written.
+    for n in 0..keys {
+        // Every number below a third once, in another order.
+        let n = n * 7919 % keys;
+        match n % 1000 < 200 {
+            _ if n > keys / 3 => {}
+            true => ks.remove(n.to_be_bytes()).unwrap(),
+            false => ks.insert(n.to_be_bytes(), n.to_be_bytes()).unwrap(),
+        }
+    }
+    settle(&db);
+    let levels = db.stats().levels;
+    let standing: u64 = levels[1..].iter().map(|level| level.tombstones).sum();
+    assert!(levels[0].tables < 4 && standing < 1024, "{standing} tombstones: {levels:?}");
+    assert!(ks.get(8_000u64.to_be_bytes()).unwrap().is_none());
 }
 
 #[test]

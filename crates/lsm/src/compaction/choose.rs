@@ -14,8 +14,9 @@
 //!
 //! The order of preference: tables that can be dropped unread; the level that exceeds its target
 //! most; tables whose records have mostly expired, are mostly tombstones, or mostly versions that
-//! nobody can read any more; tables that point most into value files that should go
-//! (`values/collect.rs`), which are written again in their place with the values moved.
+//! nobody can read any more, or that have many tombstones side by side (`weight.rs`); tables that
+//! point most into value files that should go (`values/collect.rs`), which are written again in
+//! their place with the values moved.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -68,6 +69,9 @@ pub(crate) struct Targets {
 
 /// Tables at most that are written again together for the values they point to.
 const COLLECTED_TOGETHER: usize = 8;
+/// Tombstones side by side that are worth a merge, if they are also one of so many records.
+const DENSE_MIN: u64 = 1024;
+const DENSE_PARTS: u64 = 20;
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,22 +278,28 @@ fn take_down(table: &Candidate, level: usize, below: &[&Candidate]) -> Plan {
 }
 
 /// Returns a rewrite of a table that is mostly tombstones, mostly expired or mostly versions that
-/// the horizon has passed.
+/// the horizon has passed, or that has many tombstones side by side.
 fn rewrite_dead_weight(view: &View) -> Option<Plan> {
     let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
     for level in 1..LEVELS {
         for table in view.levels[level].iter().filter(|c| !c.blocked) {
             let desc = &table.desc;
-            let expired = desc.expiring > 0 && desc.deadline_max <= view.expire_before;
+            let expired_by = |deadline: u64| deadline > 0 && deadline <= view.expire_before;
+            let expired = match () {
+                () if expired_by(desc.deadline_max) => desc.expiring,
+                () if expired_by(desc.half_expired) => desc.entries.div_ceil(2),
+                () => 0,
+            };
             // Some of them may be dead earlier; but one that is not would only be written again.
             let passed = desc.passing_stamp <= view.horizon;
             let dead = desc.tombstones
                 + desc.range_tombstones
-                + if expired { desc.expiring } else { 0 }
+                + expired
                 + if passed { desc.passing } else { 0 };
             // Tombstones that a snapshot still needs would only be written again.
             let droppable = desc.seqnos.1 <= oldest;
-            if dead * 2 < desc.entries || dead == 0 || !droppable {
+            let mostly = dead > 0 && dead * 2 >= desc.entries;
+            if !(mostly || is_dense(desc)) || !droppable {
                 continue;
             }
             if level == LEVELS - 1 {
@@ -303,6 +313,12 @@ fn rewrite_dead_weight(view: &View) -> Option<Plan> {
         }
     }
     None
+}
+
+/// Returns whether scans of the table walk over long rows of tombstones. Below a share, taking a table
+/// down for them costs more than walking (Pebble's issue 4052: too eager a rule rewrites whole levels).
+fn is_dense(desc: &TableDesc) -> bool {
+    desc.dense >= DENSE_MIN && desc.dense * DENSE_PARTS >= desc.entries
 }
 
 /// Returns the tables of a sorted level that lie between the first and the last key of `with`, also
@@ -469,6 +485,32 @@ mod tests {
         assert_eq!(choose(&view, TARGETS), merge(&[(6, 3)], 6));
         view.levels[6][1].desc.passing = 4;
         assert_eq!(choose(&view, TARGETS), None, "less than half");
+    }
+
+    #[test]
+    fn a_table_of_which_half_has_expired_is_pushed_down_whatever_the_rest_is() {
+        let mut view = draw("L5 1:a-c=10\nL6 2:a-b");
+        let desc = &mut view.levels[5][0].desc;
+        (desc.expiring, desc.deadline_max, desc.half_expired) = (desc.entries, 900, 77);
+        view.expire_before = 76;
+        assert_eq!(choose(&view, TARGETS), None);
+        view.expire_before = 77;
+        assert_eq!(choose(&view, TARGETS), merge(&[(5, 1), (6, 2)], 6));
+    }
+
+    #[test]
+    fn a_twentieth_of_tombstones_is_pushed_down_if_they_lie_side_by_side() {
+        let mut view = draw("L5 1:a-c=10\nL6 2:a-b");
+        let desc = &mut view.levels[5][0].desc;
+        (desc.entries, desc.tombstones) = (40_000, 2000);
+        assert_eq!(choose(&view, TARGETS), None, "here and there");
+        view.levels[5][0].desc.dense = 2000;
+        assert_eq!(choose(&view, TARGETS), merge(&[(5, 1), (6, 2)], 6));
+        view.levels[5][0].desc.entries = 40_001;
+        assert_eq!(choose(&view, TARGETS), None, "less than a twentieth");
+        let desc = &mut view.levels[5][0].desc;
+        (desc.entries, desc.dense) = (10_000, 1023);
+        assert_eq!(choose(&view, TARGETS), None, "few");
     }
 
     #[test]

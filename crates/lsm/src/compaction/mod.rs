@@ -6,6 +6,7 @@
 //! - [`parts`]: where a large merge is cut in two.
 //! - [`stream`]: which records of a merged run survive: the newest one that each snapshot can see.
 //! - [`run`]: reads the inputs, feeds the stream, writes the outputs.
+//! - [`weight`]: what of an output is, or will be, dead weight.
 //!
 //! # Invariants
 //! - The records of a user key move down in order: a plan that takes a table takes every older
@@ -20,3 +21,4 @@ pub(crate) mod debt;
 pub(crate) mod parts;
 pub(crate) mod run;
 pub(crate) mod stream;
+pub(crate) mod weight;

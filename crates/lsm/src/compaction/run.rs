@@ -7,6 +7,7 @@ use atoll_env::WallTime;
 use atoll_env::disk::IoClass;
 
 use crate::compaction::stream::{Fate, Survivors, deadline_of, stripe_of};
+use crate::compaction::weight::Weight;
 use crate::error::Result;
 use crate::iter::Merge;
 use crate::iter::scan::key_kind;
@@ -269,9 +270,11 @@ impl Job<'_> {
             passing: 0,
             passing_stamp: 0,
             values: Arc::default(),
+            dense: 0,
+            half_expired: 0,
         };
-        let values = BTreeMap::new();
-        Ok(Output { writer, desc, newer: None, passing_chunks: false, values })
+        let (values, weight) = Default::default();
+        Ok(Output { writer, desc, newer: None, passing_chunks: false, values, weight })
     }
 }
 
@@ -286,6 +289,7 @@ struct Output {
     passing_chunks: bool,
     /// Bytes that are pointed to, by value file.
     values: BTreeMap<u64, u64>,
+    weight: Weight,
 }
 
 impl Output {
@@ -305,12 +309,15 @@ impl Output {
         if let Some(pointer) = Pointer::of(key.trailer, value) {
             *self.values.entry(pointer.file).or_default() += u64::from(pointer.size);
         }
-        match key_kind(key.trailer) {
+        let kind = key_kind(key.trailer);
+        self.weight.count(kind == Kind::Tombstone);
+        match kind {
             Kind::Tombstone => self.desc.tombstones += 1,
             Kind::ExpiringValue | Kind::ChunkedValue => {
                 if let Some(deadline) = deadline_of(value) {
                     self.desc.expiring += 1;
                     self.desc.deadline_max = self.desc.deadline_max.max(deadline);
+                    self.weight.count_deadline(deadline);
                 }
             }
             Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked => {
@@ -364,6 +371,8 @@ impl Output {
         let written = self.writer.finish().await?;
         self.desc.size = written.size;
         self.desc.values = self.values.into_iter().collect();
+        self.desc.dense = self.weight.dense();
+        self.desc.half_expired = self.weight.half_expired(self.desc.entries);
         outcome.bytes_written += written.size;
         outcome.tables.push(self.desc);
         Ok(())

@@ -46,6 +46,10 @@ pub(crate) struct TableDesc {
     pub(crate) passing_stamp: u64,
     /// Bytes of records in value files that the table points to, by file, ascending.
     pub(crate) values: Arc<[(u64, u64)]>,
+    /// Point tombstones that lie side by side, see `compaction/weight.rs`.
+    pub(crate) dense: u64,
+    /// When half of the records have expired, about; 0 if they never do.
+    pub(crate) half_expired: u64,
 }
 
 impl TableDesc {
@@ -87,6 +91,7 @@ impl TableDesc {
     /// Returns the tag under which it is encoded.
     fn tag(&self) -> u8 {
         match (self.values.is_empty(), self.passing) {
+            _ if self.dense > 0 || self.half_expired > 0 => ADD_WEIGHED,
             (false, _) => ADD_VALUES,
             (true, 0) => ADD,
             (true, _) => ADD_PASSING,
@@ -111,21 +116,26 @@ impl TableDesc {
         ] {
             varint::put(out, n);
         }
-        if self.passing > 0 || !self.values.is_empty() {
+        let tag = self.tag();
+        if tag != ADD {
             varint::put(out, self.passing);
             varint::put(out, self.passing_stamp);
         }
-        if !self.values.is_empty() {
+        if matches!(tag, ADD_VALUES | ADD_WEIGHED) {
             varint::put(out, self.values.len() as u64);
             for (file, bytes) in self.values.iter() {
                 varint::put(out, *file);
                 varint::put(out, *bytes);
             }
         }
+        if tag == ADD_WEIGHED {
+            varint::put(out, self.dense);
+            varint::put(out, self.half_expired);
+        }
     }
 
     /// Decodes a description, which under `tag` ends with passing versions, or with these and what
-    /// it points to in value files.
+    /// it points to in value files, or with all that and its dead weight.
     fn decode(r: &mut Reader<'_>, tag: u8) -> Result<TableDesc, Malformed> {
         let passing = tag != ADD;
         let (id, salt, size) =
@@ -150,8 +160,10 @@ impl TableDesc {
             passing: if passing { next()? } else { 0 },
             passing_stamp: if passing { next()? } else { 0 },
             values: Arc::default(),
+            dense: 0,
+            half_expired: 0,
         };
-        if tag == ADD_VALUES {
+        if matches!(tag, ADD_VALUES | ADD_WEIGHED) {
             let mut values: Vec<(u64, u64)> = Vec::new();
             for _ in 0..next()? {
                 let (file, bytes) = (r.varint("a value file")?, r.varint("a number of bytes")?);
@@ -161,6 +173,10 @@ impl TableDesc {
                 values.push((file, bytes));
             }
             desc.values = values.into();
+        }
+        if tag == ADD_WEIGHED {
+            desc.dense = r.varint("a number of tombstones")?;
+            desc.half_expired = r.varint("a deadline")?;
         }
         // One description has one encoding.
         if desc.tag() == tag { Ok(desc) } else { Err(r.malformed("a table under its own tag")) }
@@ -209,6 +225,8 @@ const ADD_PASSING: u8 = 7;
 /// As `ADD_PASSING`, for a table that points into value files.
 const ADD_VALUES: u8 = 8;
 const VALUE_FILE: u8 = 9;
+/// As `ADD_VALUES`, with or without such, for a table whose dead weight was counted and is some.
+const ADD_WEIGHED: u8 = 10;
 
 impl Edit {
     /// Appends the encoding.
@@ -260,7 +278,7 @@ impl Edit {
         while !r.is_empty() {
             let unknown = r.malformed("a known field");
             match r.u8("a field")? {
-                tag @ (ADD | ADD_PASSING | ADD_VALUES) => {
+                tag @ (ADD | ADD_PASSING | ADD_VALUES | ADD_WEIGHED) => {
                     let level = level(&mut r)?;
                     edit.added.push((level, TableDesc::decode(&mut r, tag)?));
                 }
@@ -312,6 +330,8 @@ pub(crate) mod tests {
             passing: 0,
             passing_stamp: 0,
             values: Arc::default(),
+            dense: 0,
+            half_expired: 0,
         }
     }
 
@@ -330,6 +350,8 @@ pub(crate) mod tests {
                         ..desc(8, "zzz0", "zzz1")
                     },
                 ),
+                (1, TableDesc { dense: 70, ..desc(10, "b", "c") }),
+                (2, TableDesc { half_expired: 1 << 41, ..desc(11, "b", "c") }),
             ],
             values: vec![ValueDesc { id: 9, salt: 1 << 63, size: 500 }],
             removed: vec![1, 300],
