@@ -15,7 +15,7 @@ use crate::value::{Count, IoLimit, Listen, Server, Size, Ttl};
 
 /// A database that keeps what it acknowledged, spoken to by any Redis client.
 #[derive(Debug, Parser)]
-#[command(name = "atoll", version, subcommand_required = true, arg_required_else_help = false)]
+#[command(name = "atoll", version = crate::allocator::VERSION, subcommand_required = true, arg_required_else_help = false)]
 #[command(after_help = "Example:\n  atoll start            run the database on ./atoll-data\n  \
                         atoll set greeting hi   and, from another terminal, use it")]
 pub(crate) struct Cli {

@@ -6,12 +6,14 @@
 //!   ask       ping get set scan stats  --+
 //!   bench     the load generator       --+-- client   one RESP connection
 //!   offline   verify compact repair          failure  a sentence and an exit code
+//!   allocator which one was built in
 //! ```
 //!
 //! The program composes and says things; it decides nothing about data. What goes wrong ends as one
 //! sentence on standard error that says what to do next, and as the exit code: 1 for a command that
 //! failed, 2 for a command line that is wrong.
 
+mod allocator;
 mod ask;
 mod bench;
 mod cli;

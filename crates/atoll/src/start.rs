@@ -266,6 +266,7 @@ async fn open(env: &Env, settings: &Settings) -> Result<Engine> {
         process_id: std::process::id(),
         run_id: env.random.next_u64(),
         measure: Some(measure),
+        allocator: crate::allocator::NAME,
     };
     let engine = Engine::start(options, config, identity).await;
     engine.map_err(|e| Failure::of_data(&settings.data, e))

@@ -1,6 +1,6 @@
 //! The counting allocator: how often and how much the process has asked the heap for memory.
 //!
-//! Every call goes on to the system's allocator; beside it, a thread adds to counters of its own:
+//! Every call goes on to the allocator that was built in ([`Heap`]); beside it, a thread adds to counters of its own:
 //!
 //! ```text
 //!   thread 0    slot 0    | allocations | bytes allocated | bytes freed |    plain load and store
@@ -12,8 +12,8 @@
 //! - An *allocation* is a call that returned memory; growing or shrinking in place or by moving
 //!   counts as one of the new size, for that is what may have to be copied.
 //! - The counts of the process are the sum of all slots, background threads included.
-//! - Counted are the sizes that were asked for. What the system's allocator adds to each (8 bytes
-//!   and rounding up to 16 with glibc) is not, and neither is memory that is mapped without the
+//! - Counted are the sizes that were asked for. What the allocator adds to each (8 bytes and rounding
+//!   up to 16 with glibc) is not, and neither is memory that is mapped without the
 //!   allocator (our memtable's regions) or allocated by C code (zstd's contexts).
 //! - Counting must not change what is measured. One pair of shared counters would be passed back
 //!   and forth between the cores; a slot's cache line stays with its thread, and since nobody else
@@ -21,12 +21,14 @@
 
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait; this one only hands calls on")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::ops::{Add, Sub};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
+
+use crate::heap::Heap;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -99,7 +101,7 @@ pub fn cost() -> f64 {
     let (mut with, mut without) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..ROUNDS {
         with = with.min(round_trips(&ALLOCATOR));
-        without = without.min(round_trips(&System));
+        without = without.min(round_trips(&Heap));
     }
     with - without
 }
@@ -120,16 +122,16 @@ fn round_trips(allocator: &impl GlobalAlloc) -> f64 {
     start.elapsed().as_nanos() as f64 / f64::from(BLOCKS)
 }
 
-/// Hands every call to [`System`] and counts it.
+/// Hands every call to [`Heap`] and counts it.
 struct Counting;
 
-// SAFETY: `System` does the work and keeps the contract; this adds numbers, and neither allocates
+// SAFETY: `Heap` does the work and keeps the contract; this adds numbers, and neither allocates
 // nor panics: a slot is always in bounds, and atomic addition wraps.
 unsafe impl GlobalAlloc for Counting {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promises are those that `System` asks for, here and below.
-        let block = unsafe { System.alloc(layout) };
+        // SAFETY: the caller's promises are those that `Heap` asks for, here and below.
+        let block = unsafe { Heap.alloc(layout) };
         count(block, layout.size(), 0);
         block
     }
@@ -138,15 +140,15 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as in `alloc`. Not left to the trait's default, which would clear memory that
         // comes zeroed from the kernel and so touch all of it.
-        let block = unsafe { System.alloc_zeroed(layout) };
+        let block = unsafe { Heap.alloc_zeroed(layout) };
         count(block, layout.size(), 0);
         block
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: as in `alloc`; the block came from `System`, as all blocks of this allocator do.
-        let block = unsafe { System.realloc(block, layout, new_size) };
+        // SAFETY: as in `alloc`; the block came from `Heap`, as all blocks of this allocator do.
+        let block = unsafe { Heap.realloc(block, layout, new_size) };
         count(block, new_size, layout.size());
         block
     }
@@ -154,7 +156,7 @@ unsafe impl GlobalAlloc for Counting {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as in `realloc`.
-        unsafe { System.dealloc(block, layout) };
+        unsafe { Heap.dealloc(block, layout) };
         with_slot(|slot, owned| slot.freed.add(layout.size(), owned));
     }
 }

@@ -77,6 +77,7 @@ mod cgroup;
 mod child;
 mod data;
 mod engines;
+mod heap;
 mod parent;
 mod pools;
 mod process;
@@ -101,7 +102,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Benchmarks of AtollDB.
 #[derive(Parser)]
-#[command(name = "atoll-bench", version)]
+#[command(name = "atoll-bench", version = heap::VERSION)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -30,6 +30,8 @@ pub struct Identity {
     pub run_id: u64,
     /// Measures the process, if somebody can.
     pub measure: Option<fn() -> Option<Usage>>,
+    /// Name of the process's allocator; empty if nobody says.
+    pub allocator: &'static str,
 }
 
 /// What the process has used of the machine.

@@ -47,6 +47,10 @@ use atoll_server::{Engine, Server};
 #[expect(dead_code, reason = "this program does not ask what counting costs")]
 mod alloc;
 mod cpu;
+/// What it hands calls on to.
+mod heap {
+    pub use std::alloc::System as Heap;
+}
 
 /// Keys that are written at random.
 const KEYS: u64 = 20_000;
@@ -96,8 +100,13 @@ fn main() -> Result<()> {
                 options.shards = 2;
                 options.memory = 256 << 20;
                 options.engine.durability = durability;
-                let identity =
-                    Identity { version: "cost", process_id: 1, run_id: 1, measure: None };
+                let identity = Identity {
+                    version: "cost",
+                    process_id: 1,
+                    run_id: 1,
+                    measure: None,
+                    allocator: "",
+                };
                 // Under valgrind everything is slow: the log of it would be what is measured.
                 let slowlog_slower_than_us = i64::MAX;
                 let config =

@@ -220,6 +220,9 @@ impl SessionCall<'_> {
         lines.put("number_of_cached_scripts", 0);
         lines.put("number_of_functions", 0);
         lines.put("number_of_libraries", 0);
+        if !self.server.identity.allocator.is_empty() {
+            lines.put("mem_allocator", self.server.identity.allocator);
+        }
         lines.put_bytes("maxmemory", 0);
         lines.put("maxmemory_policy", "noeviction");
         lines.put("mem_clients_slaves", 0);

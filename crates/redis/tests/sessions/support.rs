@@ -180,7 +180,13 @@ impl Bench {
     pub fn at(wall_ms: u64, config: Config) -> Bench {
         let store = MemStore::default();
         let clock = Arc::new(HandClock(AtomicU64::new(0), wall_ms));
-        let identity = Identity { version: "0.1.0", process_id: 4242, run_id: 7, measure: None };
+        let identity = Identity {
+            version: "0.1.0",
+            process_id: 4242,
+            run_id: 7,
+            measure: None,
+            allocator: "",
+        };
         let executor = Executor::new(store.clone(), clock.clone(), config, identity);
         Bench { store, clock, executor, clients: Vec::new() }
     }

@@ -104,7 +104,8 @@ impl Served {
         options.stores = 2;
         options.memory = 16 << 20;
         options.engine.log_segment_size = 128 << 10;
-        let identity = Identity { version: "test", process_id: 1, run_id: 1, measure: None };
+        let identity =
+            Identity { version: "test", process_id: 1, run_id: 1, measure: None, allocator: "" };
         let engine = Engine::start(options, Config::default(), identity).await.unwrap();
         let server = Server::bind(&engine, address()).await.unwrap();
         let (door, shut) = oneshot::channel();

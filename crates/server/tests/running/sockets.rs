@@ -20,7 +20,8 @@ async fn engine(dir: &std::path::Path, config: Config) -> Engine {
     options.stores = 2;
     options.memory = 32 << 20;
     options.engine.log_segment_size = 4 << 20;
-    let identity = Identity { version: "test", process_id: 1, run_id: 1, measure: None };
+    let identity =
+        Identity { version: "test", process_id: 1, run_id: 1, measure: None, allocator: "" };
     Engine::start(options, config, identity).await.unwrap()
 }
 

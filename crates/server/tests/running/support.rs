@@ -263,7 +263,8 @@ fn spawn_showing(
             // Small segments: each is written whole when it is made.
             options.engine.log_segment_size = 256 << 10;
             let run_id = env.random.next_u64();
-            let identity = Identity { version: "test", process_id: 1, run_id, measure: None };
+            let identity =
+                Identity { version: "test", process_id: 1, run_id, measure: None, allocator: "" };
             let engine = Engine::start(options, config, identity).await.expect("it opens");
             lock(&trees).extend(engine.trees().into_iter().map(|(_, tree)| tree));
             let server = Server::bind(&engine, address()).await;

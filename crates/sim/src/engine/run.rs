@@ -322,7 +322,7 @@ async fn serve(
     };
     let config = Config { durability: promised, ..Config::default() };
     let run_id = env.random.next_u64();
-    let identity = Identity { version: "sim", process_id: 1, run_id, measure: None };
+    let identity = Identity { version: "sim", process_id: 1, run_id, measure: None, allocator: "" };
     let engine = Rc::new(Engine::start(options, config, identity).await?);
     let address = world.address();
     let server = Server::bind(&engine, address).await;
