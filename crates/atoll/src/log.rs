@@ -80,6 +80,10 @@ impl EventListener for Log {
         self.warn(store, event);
     }
 
+    fn callback_failed(&self, store: &Path, why: &Error) {
+        self.warn(store, why);
+    }
+
     fn read_only_entered(&self, store: &Path, why: &Error) {
         self.warn(store, why);
     }

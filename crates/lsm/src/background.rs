@@ -38,7 +38,7 @@ use crate::events::{
     FlushBegun, FlushEnded, JobEnd, TableInfo,
 };
 use crate::iter::{Direction, Merge, Source};
-use crate::keyspace::Keyspaces;
+use crate::keyspace::{Callbacks, Keyspaces};
 use crate::mutants;
 use crate::options::Options;
 use crate::pacer;
@@ -292,18 +292,22 @@ impl Background {
         leaving: BTreeSet<u64>,
     ) -> Terms {
         let store = &self.store;
+        let snapshots = store.live_snapshots();
+        let present = snapshots.last().copied().unwrap_or(0);
         Terms {
             version: version.clone(),
             level,
             class,
             table_size,
             job,
-            snapshots: store.live_snapshots(),
             expire_before: store.now(),
             horizon: store.horizon.load(Ordering::Acquire),
             prefix_rule: self.keyspaces.prefix_rule(),
             value_rule: self.keyspaces.value_rule(store.options.separate_above),
             leaving,
+            callbacks: self.keyspaces.callbacks(),
+            filters: !store.is_seen(present),
+            snapshots,
         }
     }
 
@@ -318,6 +322,14 @@ impl Background {
         let store = &self.store;
         let next_id = || self.draw_id();
         let cancelled = || store.is_stopping();
+        let told = AtomicBool::new(false);
+        let complain = |e: Error| {
+            store.stats.callback_failed(&e);
+            // One is enough to find the mistake; all of them would crowd out other events.
+            if !told.swap(true, Ordering::Relaxed) {
+                store.events.tell(|| Event::CallbackFailed(e));
+            }
+        };
         let job = Job {
             options: &store.options,
             paths: &store.paths,
@@ -335,6 +347,9 @@ impl Background {
             values: store.tables.values(),
             value_rule: terms.value_rule.clone(),
             leaving: &terms.leaving,
+            callbacks: terms.callbacks.clone(),
+            filters: terms.filters,
+            complain: &complain,
             next_id: &next_id,
             cancelled: &cancelled,
         };
@@ -568,6 +583,8 @@ impl Background {
             (false, true) => IoClass::Collection,
             (false, false) => IoClass::Compaction,
         };
+        // Until the outputs are what readers see; before the list of snapshots is taken.
+        let _filtering = self.keyspaces.has_filters().then(|| self.store.begin_filtering());
         let table_size = table_size(version, &self.store.options);
         let doomed: Vec<u64> = leaving.iter().copied().collect();
         let terms = self.terms(version, to, class, table_size, underway.id, leaving);
@@ -856,6 +873,9 @@ struct Terms {
     prefix_rule: PrefixRule,
     value_rule: ValueRule,
     leaving: BTreeSet<u64>,
+    callbacks: Callbacks,
+    /// Whether values may be shown to filters: no snapshot sees all of the present.
+    filters: bool,
 }
 
 /// The keys of a part: from `start` to before `end`, all by default.

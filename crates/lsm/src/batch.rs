@@ -10,6 +10,7 @@
 //!   remove range     4 | start | end               end is exclusive
 //!   insert version   5 | key | stamp u64 | value
 //!   remove version   6 | key | stamp u64
+//!   merge            7 | key | deadline u64 | operand      deadline 0: none
 //! ```
 //!
 //! Every record takes one sequence number or, for a long value, one for each chunk and one for the
@@ -26,6 +27,7 @@ use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
 use crate::keyspace::Keyspace;
 use crate::memtable::Memtable;
+use crate::merge;
 use crate::options::{KEY_LEN_MAX, VALUE_LEN_MAX};
 
 /// Format version of a batch.
@@ -41,6 +43,7 @@ pub(crate) const REMOVE: u8 = 3;
 pub(crate) const REMOVE_RANGE: u8 = 4;
 pub(crate) const INSERT_VERSION: u8 = 5;
 pub(crate) const REMOVE_VERSION: u8 = 6;
+pub(crate) const MERGE: u8 = 7;
 
 /// Writes to any keyspaces of one database that become visible, and durable, together.
 ///
@@ -98,6 +101,40 @@ impl Batch {
         self.remove_raw(keyspace.id(), key)
     }
 
+    /// Has the keyspace's merge operator change the value of `key` by `operand`, of at most 1 MiB,
+    /// without reading it: see [`MergeOperator`](crate::MergeOperator).
+    pub fn merge(&mut self, keyspace: &Keyspace, key: &[u8], operand: &[u8]) -> &mut Batch {
+        let deadline = keyspace.window_deadline();
+        self.merge_checked(keyspace, key, operand, deadline)
+    }
+
+    /// As [`merge`](Self::merge), with an operand that counts until `deadline`, in milliseconds since
+    /// the Unix epoch.
+    pub fn merge_expiring(
+        &mut self,
+        keyspace: &Keyspace,
+        key: &[u8],
+        operand: &[u8],
+        deadline: u64,
+    ) -> &mut Batch {
+        // Zero stands for no deadline in what is stored.
+        self.merge_checked(keyspace, key, operand, Some(deadline.max(1)))
+    }
+
+    fn merge_checked(
+        &mut self,
+        keyspace: &Keyspace,
+        key: &[u8],
+        operand: &[u8],
+        deadline: Option<u64>,
+    ) -> &mut Batch {
+        if let Err(mistake) = merge::check_operand(&keyspace.about, operand) {
+            self.mistake.get_or_insert(mistake);
+            return self;
+        }
+        self.merge_raw(keyspace.id(), key, operand, deadline)
+    }
+
     /// Removes every key from `start` to before `end`, at a cost independent of their number.
     pub fn remove_range(&mut self, keyspace: &Keyspace, start: &[u8], end: &[u8]) -> &mut Batch {
         self.check_key(start);
@@ -151,6 +188,28 @@ impl Batch {
         varint::put_bytes(&mut self.bytes, value);
         self.records += 1;
         self.arena += value_arena_bytes(4 + key.len(), value.len());
+        self
+    }
+
+    pub(crate) fn merge_raw(
+        &mut self,
+        keyspace: u32,
+        key: &[u8],
+        operand: &[u8],
+        deadline: Option<u64>,
+    ) -> &mut Batch {
+        self.check_key(key);
+        if let Err(mistake) = merge::check_len(operand) {
+            self.mistake.get_or_insert(mistake);
+            return self;
+        }
+        self.bytes.reserve(key.len() + operand.len() + 32);
+        self.bytes.push(MERGE);
+        self.push_key(keyspace, key);
+        self.bytes.extend_from_slice(&deadline.unwrap_or(0).to_le_bytes());
+        varint::put_bytes(&mut self.bytes, operand);
+        self.records += 1;
+        self.arena += Memtable::record_bytes(4 + key.len(), 8 + operand.len());
         self
     }
 
@@ -236,6 +295,7 @@ pub(crate) enum Record<'a> {
     RemoveRange { start: &'a [u8], end: &'a [u8] },
     InsertVersion { key: &'a [u8], stamp: u64, value: &'a [u8] },
     RemoveVersion { key: &'a [u8], stamp: u64 },
+    Merge { key: &'a [u8], deadline: u64, operand: &'a [u8] },
 }
 
 impl Record<'_> {
@@ -257,6 +317,9 @@ impl Record<'_> {
             }
             Record::Remove { key } => Memtable::record_bytes(key.len(), 0),
             Record::RemoveVersion { key, .. } => Memtable::record_bytes(key.len(), 8),
+            Record::Merge { key, operand, .. } => {
+                Memtable::record_bytes(key.len(), 8 + operand.len())
+            }
             Record::RemoveRange { start, end } => Memtable::range_bytes(start.len(), end.len()),
         }
     }
@@ -297,6 +360,11 @@ impl<'a> Records<'a> {
         Ok(Records { reader })
     }
 
+    /// Says what was expected where the next record begins.
+    pub(crate) fn here(&self, expected: &'static str) -> Malformed {
+        self.reader.malformed(expected)
+    }
+
     fn record(&mut self) -> Result<Record<'a>, Malformed> {
         let r = &mut self.reader;
         let unknown = r.malformed("a known record kind");
@@ -320,6 +388,11 @@ impl<'a> Records<'a> {
             }
             REMOVE_VERSION => {
                 Record::RemoveVersion { key: r.bytes("a key")?, stamp: r.u64("a stamp")? }
+            }
+            MERGE => {
+                let key = r.bytes("a key")?;
+                let deadline = r.u64("a deadline")?;
+                Record::Merge { key, deadline, operand: r.bytes("an operand")? }
             }
             REMOVE_RANGE => {
                 Record::RemoveRange { start: r.bytes("a key")?, end: r.bytes("a key")? }
@@ -347,6 +420,7 @@ mod tests {
         batch.insert_raw(7, b"", b"", Some(99));
         batch.remove_raw(8, b"gone");
         batch.clear_raw(9);
+        batch.merge_raw(9, b"n", b"+1", None);
         let mut payload = batch.into_payload().unwrap();
         assert!(payload.removes_range);
         assert_eq!(payload.arena, crate::store::arena_bytes(&payload.bytes).unwrap());
@@ -374,6 +448,7 @@ mod tests {
                 Record::Insert { key: b"\0\0\0\x07", value: b"", deadline: Some(99) },
                 Record::Remove { key: b"\0\0\0\x08gone" },
                 Record::RemoveRange { start: b"\0\0\0\x09", end: b"\0\0\0\x0a" },
+                Record::Merge { key: b"\0\0\0\x09n", deadline: 0, operand: b"+1" },
                 Record::InsertVersion { key: b"a", stamp: 7, value: b"v" },
                 Record::RemoveVersion { key: b"b", stamp: 8 },
             ]
@@ -398,6 +473,9 @@ mod tests {
         let mut batch = Batch::new();
         batch.insert_raw(1, b"fine", b"v", None);
         batch.insert_raw(1, &vec![0; KEY_LEN_MAX + 1], b"v", None);
+        assert!(matches!(batch.into_payload(), Err(Error::InvalidInput(_))));
+        let mut batch = Batch::new();
+        batch.merge_raw(1, b"k", &vec![0; merge::OPERAND_LEN_MAX + 1], None);
         assert!(matches!(batch.into_payload(), Err(Error::InvalidInput(_))));
     }
 }

@@ -9,6 +9,7 @@ use atoll_env::{Env, block_on, os};
 use crate::background::Background;
 use crate::batch::Batch;
 use crate::commit::{self, Work};
+use crate::compaction::filter::CompactionFilter;
 use crate::error::{Error, Result};
 use crate::events::EventListener;
 use crate::identity::Kind;
@@ -18,6 +19,7 @@ use crate::keyspace::{
     About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id,
     encode_about, encode_last_id,
 };
+use crate::merge::MergeOperator;
 use crate::opening;
 use crate::options::{
     Durability, FilterPolicy, KeyspaceOptions, Options, PoolStrategy, WriteOptions,
@@ -115,6 +117,18 @@ impl Builder {
         self.change(|options| options.pacing = pacing)
     }
 
+    /// Registers an operator for the keyspaces that name it. The ready-made ones
+    /// ([`Add`](crate::Add), [`Max`](crate::Max), [`Append`](crate::Append)) need none.
+    pub fn merge_operator(self, operator: impl MergeOperator) -> Builder {
+        self.change(|options| options.merge_operators.push(Arc::new(operator)))
+    }
+
+    /// Has `filter` decide over the values of the keyspace of that name when they are compacted.
+    pub fn compaction_filter(self, keyspace: &str, filter: impl CompactionFilter) -> Builder {
+        let keyspace = keyspace.to_owned();
+        self.change(|options| options.compaction_filters.push((keyspace, Arc::new(filter))))
+    }
+
     fn change(mut self, change: impl FnOnce(&mut Options)) -> Builder {
         if let Ok(options) = &mut self.options {
             change(options);
@@ -175,6 +189,7 @@ impl Database {
         if let Some(found) = self.find_keyspace(name) {
             return Ok(found);
         }
+        inner.keyspaces.check_options(&options)?;
         let id = inner.keyspaces.draw_id()?;
         let record = encode_about(id, &options);
         let mut batch = Batch::new();
@@ -343,8 +358,8 @@ impl fmt::Debug for Database {
 impl Inner {
     /// Returns a view of the present.
     pub(crate) fn snapshot(self: &Arc<Self>) -> Snapshot {
-        let seqno = self.store.open_snapshot();
-        Snapshot { held: Arc::new(HeldSnapshot { db: self.clone(), seqno }) }
+        let (seqno, view) = self.store.open_snapshot();
+        Snapshot { held: Arc::new(HeldSnapshot { db: self.clone(), seqno, view }) }
     }
 
     /// Writes a batch when no transaction is alone.
@@ -419,6 +434,15 @@ pub struct Snapshot {
 struct HeldSnapshot {
     db: Arc<Inner>,
     seqno: SeqNo,
+    /// The sources it reads, if later ones may not hold what it sees.
+    view: Option<Arc<View>>,
+}
+
+impl HeldSnapshot {
+    /// Returns the sources to read from.
+    fn view(&self) -> Arc<View> {
+        self.view.clone().unwrap_or_else(|| self.db.store.pin_owned().0)
+    }
 }
 
 impl Drop for HeldSnapshot {
@@ -430,6 +454,11 @@ impl Drop for HeldSnapshot {
 impl Snapshot {
     pub(crate) fn seqno(&self) -> SeqNo {
         self.held.seqno
+    }
+
+    /// Returns the sources to read from.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.held.view()
     }
 
     /// Returns the value of `key` at that moment.
@@ -457,7 +486,7 @@ impl Snapshot {
         keyspace: &Keyspace,
         key: impl AsRef<[u8]>,
     ) -> Result<Option<Record>> {
-        let (view, _) = self.held.db.store.pin();
+        let view = self.held.view();
         self.held.db.read(&view, keyspace.id(), key.as_ref(), self.held.seqno).await
     }
 
@@ -476,7 +505,7 @@ impl Snapshot {
         keyspace: &Keyspace,
         keys: &[K],
     ) -> Result<Vec<Option<Slice>>> {
-        let (view, _) = self.held.db.store.pin();
+        let view = self.held.view();
         self.held.db.read_many(&view, keyspace.id(), keys, self.held.seqno).await
     }
 
@@ -496,7 +525,7 @@ impl Snapshot {
         range: impl std::ops::RangeBounds<K>,
     ) -> Cursor {
         let bounds = crate::keyspace::bounds_of(keyspace.id(), &range);
-        let (view, _) = self.held.db.store.pin_owned();
+        let view = self.held.view();
         Cursor::new(keyspace.clone(), bounds, None, (view, self.held.seqno))
     }
 
@@ -508,7 +537,7 @@ impl Snapshot {
     /// Async twin of [`Snapshot::prefix`].
     pub fn prefix_cursor(&self, keyspace: &Keyspace, prefix: impl AsRef<[u8]>) -> Cursor {
         let (bounds, filter) = keyspace.prefix_bounds(prefix.as_ref());
-        let (view, _) = self.held.db.store.pin_owned();
+        let view = self.held.view();
         Cursor::new(keyspace.clone(), bounds, filter, (view, self.held.seqno))
     }
 }
@@ -517,7 +546,9 @@ impl Snapshot {
 
 /// Reads the names of the keyspaces.
 async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
-    let keyspaces = Keyspaces::default();
+    let options = &store.options;
+    let keyspaces =
+        Keyspaces::new(options.merge_operators.clone(), options.compaction_filters.clone());
     keyspaces.keep_inline(CATALOG);
     let bounds =
         Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
@@ -577,7 +608,8 @@ impl Store {
         stats.pool = self.tables.pool().placement();
         stats.refusal = self.refusal().map(|e| e.to_string());
         let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));
-        stats.background_failure = failure.map(|e| e.to_string());
+        stats.background_failure =
+            failure.map(|e| e.to_string()).or_else(|| stats.callback_failure.clone());
         stats
     }
 }

@@ -59,6 +59,9 @@ pub trait EventListener: Send + Sync {
     fn write_stall_ended(&self, store: &Path, waited: Duration) {}
     /// A flush or compaction failed. It is tried again after a pause, and told again if it fails again.
     fn background_error(&self, store: &Path, event: &BackgroundError) {}
+    /// A merge operator or a compaction filter did not answer a flush or compaction: what it was asked
+    /// about stays as it was. Told of the first time in each job; [`Stats`](crate::Stats) count all.
+    fn callback_failed(&self, store: &Path, why: &Error) {}
     /// The disk is full: writes are refused until space returns.
     fn read_only_entered(&self, store: &Path, why: &Error) {}
     /// Writes are accepted again.
@@ -249,6 +252,7 @@ pub(crate) enum Event {
     WriteStalled(WriteStalled),
     WriteStallEnded(Duration),
     BackgroundError(BackgroundError),
+    CallbackFailed(Error),
     ReadOnlyEntered(Error),
     ReadOnlyLeft,
     Stopped(Error),
@@ -336,6 +340,7 @@ impl Events {
             Event::WriteStalled(event) => listener.write_stalled(store, &event),
             Event::WriteStallEnded(waited) => listener.write_stall_ended(store, waited),
             Event::BackgroundError(event) => listener.background_error(store, &event),
+            Event::CallbackFailed(why) => listener.callback_failed(store, &why),
             Event::ReadOnlyEntered(why) => listener.read_only_entered(store, &why),
             Event::ReadOnlyLeft => listener.read_only_left(store),
             Event::Stopped(why) => listener.stopped(store, &why),

@@ -72,6 +72,9 @@ pub enum Kind {
     /// A version whose value is long, like `ChunkedValue` with the stamp in the deadline's place:
     /// stamp (8 bytes), total length (8), number of chunks (4), little-endian.
     VersionedChunked = 7,
+    /// A merge operand (`crate::merge`): what to do with the next older value of the key. The first 8
+    /// bytes (little-endian) are its deadline, 0 for none; the rest is the operand.
+    Merge = 8,
 }
 
 impl Kind {
@@ -86,6 +89,7 @@ impl Kind {
             5 => Kind::VersionedValue,
             6 => Kind::VersionedTombstone,
             7 => Kind::VersionedChunked,
+            8 => Kind::Merge,
             _ => return None,
         })
     }
@@ -103,6 +107,7 @@ impl Kind {
             Kind::Tombstone | Kind::Value | Kind::Chunk => 0,
             Kind::ExpiringValue
             | Kind::ChunkedValue
+            | Kind::Merge
             | Kind::VersionedValue
             | Kind::VersionedTombstone
             | Kind::VersionedChunked => 8,
@@ -201,5 +206,18 @@ impl Ord for InternalKey<'_> {
 impl PartialOrd for InternalKey<'_> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_a_value_may_be_separated() {
+        let separated =
+            (0..=u8::MAX).filter(|n| Trailer(u64::from(n | SEPARATED)).kind().is_some());
+        let kinds: Vec<u8> = separated.filter(|n| n & SEPARATED != 0).collect();
+        assert_eq!(kinds, [1, 2, 4, 5].map(|kind| kind | SEPARATED), "an operand never is");
     }
 }

@@ -20,10 +20,12 @@ use atoll_env::block_on;
 use parking_lot::RwLock;
 
 use crate::batch::Batch;
+use crate::compaction::filter::CompactionFilter;
 use crate::database::Inner;
 use crate::error::{Error, Result};
 use crate::iter::scan::Bounds;
 use crate::long::ValueReader;
+use crate::merge::{self, MergeOperator};
 use crate::options::{
     KEY_LEN_MAX, KEYSPACE_NAME_LEN_MAX, KeyspaceOptions, ValuePlacement, WriteOptions,
 };
@@ -52,6 +54,10 @@ pub(crate) struct About {
     pub(crate) name: String,
     pub(crate) options: KeyspaceOptions,
     pub(crate) dropped: AtomicBool,
+    /// What merges, if the options name it and it was registered.
+    pub(crate) operator: Option<Arc<dyn MergeOperator>>,
+    /// What decides over its values when they are compacted.
+    pub(crate) filter: Option<Arc<dyn CompactionFilter>>,
 }
 
 impl Keyspace {
@@ -62,7 +68,7 @@ impl Keyspace {
 
     /// Returns the options it was created with.
     pub fn options(&self) -> KeyspaceOptions {
-        self.about.options
+        self.about.options.clone()
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -73,6 +79,12 @@ impl Keyspace {
     pub(crate) fn default_deadline(&self) -> Option<u64> {
         let ttl = u64::try_from(self.about.options.ttl?.as_millis()).unwrap_or(u64::MAX);
         Some(self.db.store.now().saturating_add(ttl))
+    }
+
+    /// Returns when a merge operand written now expires by the keyspace's own rule.
+    pub(crate) fn window_deadline(&self) -> Option<u64> {
+        let ttl = u64::try_from(self.about.options.ttl?.as_millis()).unwrap_or(u64::MAX);
+        Some(merge::window_deadline(self.db.store.now(), ttl))
     }
 
     pub(crate) fn check_alive(&self) -> Result<()> {
@@ -284,6 +296,35 @@ impl Keyspace {
         self.db.write(batch, options).await
     }
 
+    /// Has the keyspace's merge operator change the value of `key` by `operand`, of at most 1 MiB,
+    /// without reading it: see [`MergeOperator`].
+    pub fn merge(&self, key: impl AsRef<[u8]>, operand: impl AsRef<[u8]>) -> Result<()> {
+        self.merge_with(key, operand, WriteOptions::default())
+    }
+
+    /// Merges as [`Keyspace::merge`] does, under `options`.
+    pub fn merge_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        operand: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        block_on(self.merge_async(key, operand, options))
+    }
+
+    /// Async twin of [`Keyspace::merge_with`].
+    pub async fn merge_async(
+        &self,
+        key: impl AsRef<[u8]>,
+        operand: impl AsRef<[u8]>,
+        options: WriteOptions,
+    ) -> Result<()> {
+        self.check_alive()?;
+        let mut batch = Batch::new();
+        batch.merge(self, key.as_ref(), operand.as_ref());
+        self.db.write(batch, options).await
+    }
+
     /// Removes every key of `range`, at a cost independent of their number.
     pub fn remove_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
         self.remove_range_with(range, WriteOptions::default())
@@ -372,6 +413,8 @@ pub(crate) fn bounds_of<K: AsRef<[u8]>>(keyspace: u32, range: &impl RangeBounds<
 #[derive(Default)]
 pub(crate) struct Keyspaces {
     names: RwLock<Names>,
+    operators: Vec<Arc<dyn MergeOperator>>,
+    filters: Vec<(String, Arc<dyn CompactionFilter>)>,
 }
 
 #[derive(Default)]
@@ -381,6 +424,8 @@ struct Names {
     prefix_lens: Arc<BTreeMap<u32, u16>>,
     /// Where values stand, by id, where it was said.
     placements: Arc<BTreeMap<u32, ValuePlacement>>,
+    /// Those with an operator or a filter, by id: what compactions call.
+    callbacks: Callbacks,
     last_id: u32,
 }
 
@@ -390,7 +435,46 @@ impl Names {
     }
 }
 
+/// The keyspaces whose records a compaction shows to code of the user's.
+pub(crate) type Callbacks = Arc<BTreeMap<u32, Arc<About>>>;
+
 impl Keyspaces {
+    pub(crate) fn new(
+        operators: Vec<Arc<dyn MergeOperator>>,
+        filters: Vec<(String, Arc<dyn CompactionFilter>)>,
+    ) -> Keyspaces {
+        Keyspaces { names: RwLock::default(), operators, filters }
+    }
+
+    /// Refuses options of a new keyspace that name an operator nobody registered.
+    pub(crate) fn check_options(&self, options: &KeyspaceOptions) -> Result<()> {
+        match options.merge_operator.as_deref() {
+            Some(name) if merge::find(&self.operators, name).is_none() => {
+                Err(Error::InvalidInput(format!(
+                    "there is no merge operator '{}': register it (Builder::merge_operator) before \
+                     a keyspace names it",
+                    name.escape_default()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether compactions may show values to filters.
+    pub(crate) fn has_filters(&self) -> bool {
+        !self.filters.is_empty()
+    }
+
+    /// Returns the keyspaces that compactions call code of.
+    pub(crate) fn callbacks(&self) -> Callbacks {
+        self.names.read().callbacks.clone()
+    }
+
+    /// Returns the keyspace of that id, if it has an operator or a filter.
+    pub(crate) fn with_id(&self, id: u32) -> Option<Arc<About>> {
+        self.names.read().callbacks.get(&id).cloned()
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<Arc<About>> {
         self.names.read().by_name.get(name).cloned()
     }
@@ -430,8 +514,18 @@ impl Keyspaces {
     }
 
     pub(crate) fn add(&self, about: About) -> Arc<About> {
+        let mut about = about;
+        let operator = about.options.merge_operator.as_deref();
+        about.operator = operator.and_then(|name| merge::find(&self.operators, name));
+        let filter = self.filters.iter().rev().find(|(name, _)| *name == about.name);
+        about.filter = filter.map(|(_, filter)| filter.clone());
         let mut names = self.names.write();
         let about = Arc::new(about);
+        if about.options.merge_operator.is_some() || about.filter.is_some() {
+            let mut callbacks = (*names.callbacks).clone();
+            callbacks.insert(about.id, about.clone());
+            names.callbacks = Arc::new(callbacks);
+        }
         names.last_id = names.last_id.max(about.id);
         if about.options.filter_prefix_len > 0 {
             let mut lens = (*names.prefix_lens).clone();
@@ -513,6 +607,10 @@ pub(crate) fn encode_about(id: u32, options: &KeyspaceOptions) -> Vec<u8> {
             varint::put(&mut out, u64::from(up_to));
         }
     }
+    if let Some(name) = &options.merge_operator {
+        out.push(MERGE_OPERATOR);
+        varint::put_bytes(&mut out, name.as_bytes());
+    }
     out
 }
 
@@ -520,6 +618,7 @@ pub(crate) fn encode_about(id: u32, options: &KeyspaceOptions) -> Vec<u8> {
 const INLINE: u8 = 1;
 const SEPARATE: u8 = 2;
 const MERGE_BACK: u8 = 3;
+const MERGE_OPERATOR: u8 = 4;
 
 /// Encodes the value of [`LAST_ID`].
 pub(crate) fn encode_last_id(id: u32) -> Vec<u8> {
@@ -552,8 +651,9 @@ pub(crate) fn decode_about(name: &[u8], value: &[u8]) -> Result<About, Malformed
     let id = u32::try_from(r.varint("a keyspace id")?).map_err(|_| wrong)?;
     let ttl = r.varint("a time to live")?;
     let len = u16::try_from(r.varint("a prefix length")?).map_err(|_| wrong)?;
-    let mut values = ValuePlacement::Usual;
+    let (mut values, mut merge_operator) = (ValuePlacement::Usual, None);
     while !r.is_empty() {
+        // What another program knows of a keyspace may decide how its records are read.
         let unknown = r.malformed("a known option");
         let length = |r: &mut Reader<'_>| {
             u32::try_from(r.varint("a length")?).map_err(|_| r.malformed("a length of 32 bits"))
@@ -564,10 +664,19 @@ pub(crate) fn decode_about(name: &[u8], value: &[u8]) -> Result<About, Malformed
             MERGE_BACK => {
                 ValuePlacement::MergeBack { above: length(&mut r)?, up_to: length(&mut r)? }
             }
+            MERGE_OPERATOR => {
+                let name = std::str::from_utf8(r.bytes("the name of a merge operator")?);
+                let name = name.map_err(|_| unknown)?.to_owned();
+                if merge_operator.replace(name).is_some() {
+                    return Err(unknown);
+                }
+                continue;
+            }
             _ => return Err(unknown),
         };
         // One record has one encoding.
-        if std::mem::replace(&mut values, placement) != ValuePlacement::Usual {
+        let second = std::mem::replace(&mut values, placement) != ValuePlacement::Usual;
+        if second || merge_operator.is_some() {
             return Err(unknown);
         }
     }
@@ -576,8 +685,10 @@ pub(crate) fn decode_about(name: &[u8], value: &[u8]) -> Result<About, Malformed
         ttl: (ttl > 0).then(|| Duration::from_millis(ttl)),
         filter_prefix_len: len,
         values,
+        merge_operator,
     };
-    Ok(About { id, name, options, dropped: AtomicBool::new(false) })
+    let dropped = AtomicBool::new(false);
+    Ok(About { id, name, options, dropped, operator: None, filter: None })
 }
 
 /// Refuses keys that are too long to be stored, so that a read of one is an error too and not a
@@ -621,14 +732,44 @@ mod tests {
             ValuePlacement::Separate { above: 0 },
             ValuePlacement::MergeBack { above: 512, up_to: u32::MAX },
         ] {
-            let ttl = Some(Duration::from_millis(1500));
-            let options = KeyspaceOptions { ttl, filter_prefix_len: 9, values };
-            let about = decode_about(b"users", &encode_about(77, &options)).unwrap();
-            assert_eq!((about.id, about.name.as_str(), about.options), (77, "users", options));
+            for merge_operator in [None, Some("atoll.add".to_owned())] {
+                let ttl = Some(Duration::from_millis(1500));
+                let options = KeyspaceOptions { ttl, filter_prefix_len: 9, values, merge_operator };
+                let record = encode_about(77, &options);
+                let about = decode_about(b"users", &record).unwrap();
+                assert_eq!((about.id, about.name.as_str(), about.options), (77, "users", options));
+                for len in 0..record.len() {
+                    // Cut between two options it says less, and nothing else.
+                    if let Ok(about) = decode_about(b"users", &record[..len]) {
+                        assert_eq!(encode_about(77, &about.options), record[..len]);
+                    }
+                }
+            }
         }
         let plain = encode_about(77, &KeyspaceOptions::default());
-        for tail in [&[9][..], &[INLINE, INLINE], &[SEPARATE], &[MERGE_BACK, 5]] {
+        let named = [MERGE_OPERATOR, 1, b'x'];
+        let tails: [&[u8]; 8] = [
+            &[9],
+            &[INLINE, INLINE],
+            &[SEPARATE],
+            &[MERGE_BACK, 5],
+            &[MERGE_OPERATOR, 2, b'x'],
+            &[MERGE_OPERATOR, 1, 0xff],
+            &[named, named].concat(),
+            &[&named[..], &[INLINE]].concat(),
+        ];
+        for tail in tails {
             assert!(decode_about(b"users", &[&plain[..], tail].concat()).is_err(), "{tail:?}");
         }
+        assert!(decode_about(b"users", &[2, 1, 0, 0]).is_err(), "a version of the future");
+    }
+
+    #[test]
+    fn records_of_earlier_programs_are_read() {
+        let old = |bytes: &[u8]| decode_about(b"users", bytes).unwrap().options;
+        assert_eq!(old(&[1, 77, 0, 0]), KeyspaceOptions::default());
+        let values = ValuePlacement::MergeBack { above: 20, up_to: 100 };
+        let expected = KeyspaceOptions { filter_prefix_len: 5, values, ..Default::default() };
+        assert_eq!(old(&[1, 77, 0, 5, MERGE_BACK, 20, 100]), expected);
     }
 }

@@ -29,6 +29,7 @@
 //! |---|---|---|
 //! | a key | [`KEY_LEN_MAX`], 64 KiB | `InvalidInput`, also when reading |
 //! | a value | [`VALUE_LEN_MAX`], 512 MiB; above 1 MiB it is stored in chunks, and may be read so ([`ValueReader`]) | `InvalidInput` |
+//! | a merge operand | [`OPERAND_LEN_MAX`], 1 MiB | `InvalidInput`: merge it in parts |
 //! | a batch | half of [`Options::memory`], its keys and values together | `InvalidInput`: write it in parts |
 //! | a keyspace's name | 255 bytes | `InvalidInput` |
 //! | keyspaces, ever | 2^32 - 2 | `InvalidInput` |
@@ -59,6 +60,7 @@ mod keyspace;
 pub mod log;
 mod long;
 pub mod memtable;
+mod merge;
 pub mod mutants;
 mod opening;
 mod options;
@@ -84,6 +86,7 @@ mod version;
 mod view;
 
 pub use batch::Batch;
+pub use compaction::filter::{Candidate, CompactionFilter, Decision};
 pub use database::{Builder, Database, Snapshot};
 pub use error::{Error, Result};
 pub use events::{
@@ -93,6 +96,7 @@ pub use events::{
 };
 pub use keyspace::Keyspace;
 pub use long::ValueReader;
+pub use merge::{Add, Append, Max, MergeOperator, OPERAND_LEN_MAX, Refusal};
 pub use options::{
     Compression, Durability, FilterPolicy, KEY_LEN_MAX, KeyspaceOptions, Options, PoolStrategy,
     VALUE_LEN_MAX, ValuePlacement, WriteOptions,

@@ -8,7 +8,7 @@
 //!        next() ──► chunk 0 ──► chunk 1 ──► ... ──► None
 //! ```
 //!
-//! A shorter value comes as one piece. All pieces are of one moment, whatever is written meanwhile.
+//! A shorter value, or one that is merged for the read, comes as one piece. All pieces are of one moment, whatever is written meanwhile.
 
 use std::sync::Arc;
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use atoll_env::Env;
 
+use crate::compaction::filter::CompactionFilter;
 use crate::error::{Error, Result};
 use crate::events::EventListener;
+use crate::merge::{self, MergeOperator};
 pub use crate::pool::PoolStrategy;
 pub use crate::table::FilterPolicy;
 
@@ -133,6 +135,10 @@ pub struct Options {
     pub filter_policy: FilterPolicy,
     /// Who is told what goes on in the background.
     pub listener: Option<Arc<dyn EventListener>>,
+    /// Operators that keyspaces name. The ready-made ones need not be here.
+    pub merge_operators: Vec<Arc<dyn MergeOperator>>,
+    /// Who decides over the values of a keyspace, by its name, when they are compacted.
+    pub compaction_filters: Vec<(String, Arc<dyn CompactionFilter>)>,
 }
 
 impl Options {
@@ -162,6 +168,8 @@ impl Options {
             filter_bits: 10,
             filter_policy: FilterPolicy::default(),
             listener: None,
+            merge_operators: Vec::new(),
+            compaction_filters: Vec::new(),
         }
     }
 
@@ -198,6 +206,15 @@ impl Options {
         if self.memory < 4 << 20 {
             return wrong("memory must be at least 4 MiB: raise it");
         }
+        let mut names = Vec::new();
+        for operator in &self.merge_operators {
+            merge::check_name(operator.name())?;
+            names.push(operator.name());
+        }
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return wrong(&format!("two merge operators are called '{}'", pair[0]));
+        }
         let segment = self.segment_capacity();
         if segment < 16 << 10 || !segment.is_multiple_of(4096) {
             return wrong("a log segment must be a multiple of 4 KiB and at least 16 KiB");
@@ -218,7 +235,7 @@ impl Options {
 }
 
 /// Options of a keyspace, chosen when it is created and kept with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct KeyspaceOptions {
     /// Values expire this long after they were written, unless the write says otherwise.
     pub ttl: Option<Duration>,
@@ -227,6 +244,8 @@ pub struct KeyspaceOptions {
     pub filter_prefix_len: u16,
     /// Where its values stand.
     pub values: ValuePlacement,
+    /// Name of the operator that [merges](crate::MergeOperator), if keys are to be merged.
+    pub merge_operator: Option<String>,
 }
 
 /// Where the values of a keyspace stand: in the tables, beside their keys, or in value files, where

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use atoll_env::block_on;
 
 use crate::error::{Error, Result};
-use crate::iter::scan::{Bounds, Wanted};
+use crate::iter::scan::{Bounds, Wanted, key_kind};
 use crate::iter::{Direction, Scan};
-use crate::key::SeqNo;
+use crate::key::{Kind, SeqNo};
 use crate::keyspace::Keyspace;
-use crate::read::Stored;
+use crate::merge;
+use crate::read::{Record, Stored};
 use crate::slice::Slice;
 use crate::table::PrefixRule;
-use crate::transaction::overlay::{Next, Overlay};
+use crate::transaction::overlay::{Next, Overlay, OwnMerge};
 use crate::values::Ahead;
 use crate::view::View;
 
@@ -51,6 +52,27 @@ struct Pinned {
     keyspace: Keyspace,
     view: Arc<View>,
     ahead: Ahead,
+}
+
+/// What there is of a key's value; or why its merge operator does not answer, which is an error of this
+/// value and not of the iteration.
+type Content = Result<Stored>;
+
+/// Turns a merge into content, if there is any.
+fn content(merged: Result<Option<Stored>>) -> Result<Option<Content>> {
+    match merged {
+        Ok(merged) => Ok(merged.map(Ok)),
+        Err(refused @ Error::InvalidInput(_)) => Ok(Some(Err(refused))),
+        Err(e) => Err(e),
+    }
+}
+
+impl Pinned {
+    /// Merges a key whose newest record is an operand; `None` if it has no value.
+    async fn merged(&self, user_key: &[u8], snapshot: SeqNo, now: u64) -> Result<Option<Content>> {
+        let Pinned { keyspace, view, .. } = self;
+        content(keyspace.db.store.merged(view, &keyspace.about, user_key, snapshot, now).await)
+    }
 }
 
 impl Cursor {
@@ -157,13 +179,39 @@ impl Cursor {
             match overlay.decide(direction, bounds, theirs, self.now) {
                 Next::Theirs(guard) => return Ok(Some(guard)),
                 Next::Own(user_key, stored) => {
-                    return Ok(Some(Guard { pinned: self.pinned.clone(), user_key, stored }));
+                    return Ok(Some(self.guard(user_key, Ok(stored))));
+                }
+                Next::Merge(merge) => {
+                    if let Some(guard) = Box::pin(self.merge_own(merge)).await? {
+                        return Ok(Some(guard));
+                    }
                 }
                 Next::Hidden => {}
                 Next::HiddenUpTo(edge) => self.start_anew(direction, edge),
                 Next::End => return Ok(None),
             }
         }
+    }
+
+    fn guard(&self, user_key: Vec<u8>, content: Content) -> Guard {
+        Guard { pinned: self.pinned.clone(), user_key, content }
+    }
+
+    /// Puts together what a transaction has merged into a key; `None` if there is no value.
+    async fn merge_own(&self, merge: OwnMerge) -> Result<Option<Guard>> {
+        let OwnMerge { user_key, own, theirs, operands } = merge;
+        let base = match (own, theirs) {
+            (Some(stored), _) => stored.into_record().ok(),
+            (None, Some(Guard { content: Err(refused), .. })) => {
+                return Ok(Some(self.guard(user_key, Err(refused))));
+            }
+            (None, Some(theirs)) => Some(theirs.record_async().await?),
+            (None, None) => None,
+        };
+        let about = &self.pinned.keyspace.about;
+        let merged = merge::merged(about, &user_key, base, &operands, self.now);
+        let content = content(merged.map(|merged| merged.map(Stored::of)))?;
+        Ok(content.map(|content| self.guard(user_key, content)))
     }
 
     /// Lets one end go on from `edge`: there is nothing before it.
@@ -206,12 +254,23 @@ impl Cursor {
                     .with_stretches(self.pinned.keyspace.db.store.stretches.clone()),
             )),
         };
-        let Some(entry) = scan.next().await? else {
-            self.met = true;
-            return Ok(None);
+        let (user_key, content) = loop {
+            let Some(entry) = scan.next().await? else {
+                self.met = true;
+                return Ok(None);
+            };
+            let user_key = entry.user_key.clone();
+            if key_kind(entry.trailer) == Kind::Merge {
+                let merged = self.pinned.merged(&user_key, self.snapshot, self.now);
+                match Box::pin(merged).await? {
+                    Some(content) => break (user_key, content),
+                    // All that there was of it has expired, or the operator wants it gone.
+                    None => continue,
+                }
+            }
+            let stored = Stored { trailer: entry.trailer, value: entry.value.clone() };
+            break (user_key, Ok(stored));
         };
-        let stored = Stored { trailer: entry.trailer, value: entry.value.clone() };
-        let user_key = entry.user_key.clone();
         // The two ends meet where one returns a key that the other has passed.
         match direction {
             Direction::Forward => {
@@ -229,7 +288,7 @@ impl Cursor {
                 }
             }
         }
-        Ok(Some(Guard { pinned: self.pinned.clone(), user_key, stored }))
+        Ok(Some(self.guard(user_key, content)))
     }
 }
 
@@ -237,7 +296,7 @@ impl Cursor {
 pub struct Guard {
     pinned: Arc<Pinned>,
     user_key: Vec<u8>,
-    stored: Stored,
+    content: Content,
 }
 
 impl Guard {
@@ -251,15 +310,15 @@ impl Guard {
         &self.user_key[4..]
     }
 
-    /// Returns the length of the value, without reading it.
+    /// Returns the length of the value, without reading it; 0 if its merge operator does not answer.
     pub fn size(&self) -> usize {
-        self.stored.len()
+        self.content.as_ref().map_or(0, Stored::len)
     }
 
     /// Returns when the key expires, in milliseconds since the Unix epoch, without reading the
     /// value.
     pub fn deadline(&self) -> Option<u64> {
-        self.stored.deadline()
+        self.content.as_ref().ok().and_then(Stored::deadline)
     }
 
     /// Returns the value.
@@ -273,9 +332,9 @@ impl Guard {
     }
 
     /// Returns the value with its deadline.
-    pub async fn record_async(&self) -> Result<crate::read::Record> {
+    pub async fn record_async(&self) -> Result<Record> {
         let Pinned { keyspace, view, ahead } = &*self.pinned;
-        let stored = self.stored.clone();
+        let stored = self.content.clone()?;
         keyspace.db.store.complete_with(view, &self.user_key, stored, Some(ahead)).await
     }
 

@@ -51,13 +51,23 @@ impl Chunked {
 }
 
 impl Stored {
+    /// Returns a value as one record holds it, also a long one.
+    pub(crate) fn of(record: Record) -> Stored {
+        let Record { value, deadline } = record;
+        let (kind, value) = match deadline {
+            None => (Kind::Value, value),
+            Some(at) => (Kind::ExpiringValue, [&at.to_le_bytes()[..], &value].concat().into()),
+        };
+        Stored { trailer: Trailer::new(0, kind), value }
+    }
+
     /// Returns the length of the value, without reading chunks.
     pub(crate) fn len(&self) -> usize {
         if let Some(pointer) = Pointer::of(self.trailer, &self.value) {
             return pointer.len as usize;
         }
         match key_kind(self.trailer) {
-            Kind::ExpiringValue | Kind::VersionedValue | Kind::VersionedTombstone => {
+            Kind::ExpiringValue | Kind::Merge | Kind::VersionedValue | Kind::VersionedTombstone => {
                 self.value.len().saturating_sub(8)
             }
             Kind::ChunkedValue | Kind::VersionedChunked => {
@@ -71,8 +81,8 @@ impl Stored {
     #[inline]
     pub(crate) fn into_record(self) -> Result<Record, Stored> {
         let kind = key_kind(self.trailer);
-        let in_chunks = matches!(kind, Kind::ChunkedValue | Kind::VersionedChunked);
-        if in_chunks || self.trailer.is_separated() {
+        let elsewhere = matches!(kind, Kind::ChunkedValue | Kind::VersionedChunked | Kind::Merge);
+        if elsewhere || self.trailer.is_separated() {
             return Err(self);
         }
         let deadline = self.deadline();
@@ -87,12 +97,22 @@ impl Stored {
             }
             Kind::Value
             | Kind::Chunk
+            | Kind::Merge
             | Kind::Tombstone
             | Kind::VersionedValue
             | Kind::VersionedTombstone
             | Kind::VersionedChunked => None,
         }
     }
+}
+
+/// The answer where an operand is met by somebody who has no operator: writers see to it that there is
+/// none.
+fn foreign_operand(user_key: &[u8]) -> Error {
+    Error::InvalidInput(format!(
+        "key \"{}\" holds a merge operand, which only a keyspace that names its operator can read",
+        user_key.escape_ascii()
+    ))
 }
 
 impl Inner {
@@ -125,7 +145,7 @@ impl Inner {
     }
 
     /// Returns the record of `key`, whose read was begun, that `snapshot` sees in `view`, as it is
-    /// stored.
+    /// stored; merged, if its newest record is an operand.
     pub(crate) async fn find_stored(
         &self,
         view: &View,
@@ -149,7 +169,27 @@ impl Inner {
         };
         let now = self.store.now();
         let hit = view.get(&self.store.tables, user_key, snapshot, now).await?;
-        Ok(hit.map(|Hit { trailer, value }| Stored { trailer, value }))
+        match hit {
+            Some(Hit { trailer, .. }) if key_kind(trailer) == Kind::Merge => {
+                Box::pin(self.find_merged(view, keyspace, user_key, (snapshot, now))).await
+            }
+            hit => Ok(hit.map(|Hit { trailer, value }| Stored { trailer, value })),
+        }
+    }
+
+    async fn find_merged(
+        &self,
+        view: &View,
+        keyspace: u32,
+        user_key: &[u8],
+        (snapshot, now): (SeqNo, u64),
+    ) -> Result<Option<Stored>> {
+        let about = self.keyspaces.with_id(keyspace).ok_or_else(|| foreign_operand(user_key))?;
+        let merged = self.store.merged(view, &about, user_key, snapshot, now).await;
+        if let Err(e) = &merged {
+            self.store.tables.confirm(&view.version, e).await;
+        }
+        merged
     }
 
     /// Returns the values of `keys` that `snapshot` sees in `view`, in the order asked.
@@ -218,6 +258,9 @@ impl Store {
             let read = self.tables.separated(&view.version, user_key, &stored, ahead);
             let value = Box::pin(read).await?;
             return Ok(Record { value, deadline: stored.deadline() });
+        }
+        if key_kind(stored.trailer) == Kind::Merge {
+            return Err(foreign_operand(user_key));
         }
         let (value, head) = self.long_value(view, user_key, &stored).await?;
         // A version has a stamp in the deadline's place.

@@ -10,6 +10,7 @@ use atoll_env::{Clock, Instant};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
+use crate::error::Error;
 use crate::pool::{Placement, PoolStats};
 use crate::version::LEVELS;
 
@@ -38,6 +39,8 @@ pub(crate) struct Recorder {
     step_nanos: Mutex<Histogram<u64>>,
     commits: AtomicU64,
     commit_nanos: Mutex<Histogram<u64>>,
+    callback_failures: AtomicU64,
+    callback_failure: Mutex<Option<String>>,
 }
 
 impl Default for Recorder {
@@ -63,6 +66,8 @@ impl Default for Recorder {
             step_nanos: Mutex::new(nanos()),
             commits: AtomicU64::new(0),
             commit_nanos: Mutex::new(nanos()),
+            callback_failures: AtomicU64::new(0),
+            callback_failure: Mutex::new(None),
         }
     }
 }
@@ -166,6 +171,12 @@ impl Recorder {
         record_nanos(&self.get_nanos, took);
     }
 
+    /// Notes that a merge operator or a compaction filter did not answer background work.
+    pub(crate) fn callback_failed(&self, why: &Error) {
+        add(&self.callback_failures, 1);
+        *self.callback_failure.lock() = Some(why.to_string());
+    }
+
     pub(crate) fn snapshot(&self) -> Stats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
@@ -188,6 +199,8 @@ impl Recorder {
             stalls: get(&self.stalls),
             stall_seconds: get(&self.stall_micros) as f64 / 1e6,
             delay_seconds: get(&self.delay_micros) as f64 / 1e6,
+            callback_failures: get(&self.callback_failures),
+            callback_failure: self.callback_failure.lock().clone(),
             ..Stats::default()
         }
     }
@@ -304,9 +317,15 @@ pub struct Stats {
     /// What the block cache is made of, and what the machine did not grant. Of several stores, the one
     /// that was granted the least.
     pub pool: Placement,
+    /// Times a merge operator or a compaction filter did not answer background work. What it was asked
+    /// about stayed as it was.
+    pub callback_failures: u64,
+    /// Why, the last time.
+    pub callback_failure: Option<String>,
     /// Why writes are refused, if they are.
     pub refusal: Option<String>,
-    /// Why the last flush or compaction failed, if it did. It is tried again.
+    /// Why the last flush or compaction failed, if it did. It is tried again. If none did, why a merge
+    /// operator or a compaction filter failed, if one did.
     pub background_failure: Option<String>,
 }
 
@@ -372,6 +391,9 @@ impl Stats {
         {
             self.pool = other.pool.clone();
         }
+        self.callback_failures += other.callback_failures;
+        let failure = self.callback_failure.take();
+        self.callback_failure = failure.or_else(|| other.callback_failure.clone());
         self.refusal = self.refusal.take().or_else(|| other.refusal.clone());
         let failure = self.background_failure.take();
         self.background_failure = failure.or_else(|| other.background_failure.clone());

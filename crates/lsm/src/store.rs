@@ -70,6 +70,8 @@ pub(crate) struct Store {
     visible: AtomicU64,
     /// Nobody reads versions at a stamp below it. Only rises; a merge reads it once.
     pub(crate) horizon: AtomicU64,
+    /// Compactions under way whose filter may change what readers see.
+    filtering: AtomicUsize,
     /// Live snapshots, counted by sequence number.
     snapshots: Mutex<BTreeMap<SeqNo, usize>>,
     pub(crate) queue: Queue,
@@ -224,6 +226,7 @@ impl Store {
             view_update: Mutex::new(()),
             visible: AtomicU64::new(parts.visible),
             horizon: AtomicU64::new(0),
+            filtering: AtomicUsize::new(0),
             snapshots: Mutex::new(BTreeMap::new()),
             queue: Queue::new(parts.owned),
             committing: Committing::default(),
@@ -284,12 +287,33 @@ impl Store {
 
     // ---- snapshots ----
 
-    /// Registers a snapshot of the present.
-    pub(crate) fn open_snapshot(&self) -> SeqNo {
+    /// Registers a snapshot of the present. While a compaction filters, which does not know of it,
+    /// the snapshot keeps the sources of this moment: all that its number sees is in them, as it would
+    /// be in later ones, so a transaction that reads from them misses nothing.
+    pub(crate) fn open_snapshot(&self) -> (SeqNo, Option<Arc<View>>) {
         let mut snapshots = self.snapshots.lock();
-        let seqno = self.visible.load(Ordering::Acquire);
+        let filtering = self.filtering.load(Ordering::Acquire) > 0;
+        let (seqno, view) = loop {
+            let before = self.view.load_full();
+            let seqno = self.visible.load(Ordering::Acquire);
+            if !filtering {
+                break (seqno, None);
+            }
+            // If it is the same before and after, then every entry up to the number went into it.
+            if Arc::ptr_eq(&before, &self.view.load_full()) {
+                break (seqno, Some(before));
+            }
+        };
         *snapshots.entry(seqno).or_default() += 1;
-        seqno
+        (seqno, view)
+    }
+
+    /// Announces a compaction that filters, until what is returned is dropped. Snapshots opened
+    /// before are in the list that the compaction takes next, those opened after know of it.
+    pub(crate) fn begin_filtering(&self) -> Filtering<'_> {
+        let _snapshots = self.snapshots.lock();
+        self.filtering.fetch_add(1, Ordering::AcqRel);
+        Filtering { store: self }
     }
 
     /// Releases a snapshot.
@@ -312,6 +336,11 @@ impl Store {
         let mut live: Vec<SeqNo> = snapshots.keys().copied().filter(|s| *s < present).collect();
         live.push(present);
         live
+    }
+
+    /// Returns whether a snapshot sees all of `present`, the last of [`Store::live_snapshots`].
+    pub(crate) fn is_seen(&self, present: SeqNo) -> bool {
+        self.snapshots.lock().range(present..).next().is_some()
     }
 
     // ---- health ----
@@ -909,6 +938,10 @@ pub(crate) fn insert(
                 let trailer = key(head, Kind::VersionedTombstone);
                 put(active, user_key, trailer, [&stamp.to_le_bytes(), b""])?;
             }
+            Record::Merge { key: user_key, deadline, operand } => {
+                let trailer = key(head, Kind::Merge);
+                put(active, user_key, trailer, [&deadline.to_le_bytes(), operand])?;
+            }
             Record::RemoveRange { start, end } => {
                 active.delete_range(start, end, head).map_err(too_full)?;
             }
@@ -956,6 +989,17 @@ fn too_full(_: Full) -> Error {
 /// A payload of ours that does not decode: a program error, since frames are checksummed.
 fn malformed(what: atoll_encoding::Malformed) -> Error {
     Error::Stopped(format!("a logged batch does not decode: {what}"))
+}
+
+/// A compaction that filters is under way as long as it lives.
+pub(crate) struct Filtering<'s> {
+    store: &'s Store,
+}
+
+impl Drop for Filtering<'_> {
+    fn drop(&mut self) {
+        self.store.filtering.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A mutual exclusion that may be held across awaits.

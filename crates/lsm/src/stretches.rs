@@ -101,7 +101,8 @@ impl Stretches {
         // A batch that does not decode was refused before.
         for record in Records::new(payload).into_iter().flatten().flatten() {
             match record {
-                Record::Insert { key, .. } => {
+                // What an operand makes of a deleted key may be a value.
+                Record::Insert { key, .. } | Record::Merge { key, .. } => {
                     keys = Some(keys.map_or((key, key), |(a, b)| (a.min(key), b.max(key))));
                     notes.cut_at(key);
                 }
@@ -267,6 +268,20 @@ mod tests {
         assert_eq!(end(&stretches, "d", 30), None);
         insert(&stretches, 22, &["b"]);
         assert_eq!(end(&stretches, "b", 30), None);
+    }
+
+    #[test]
+    fn an_operand_cuts_as_an_insert_does() {
+        let stretches = interested();
+        stretches.note(b"b", b"f", 20);
+        let mut batch = crate::Batch::new();
+        batch.merge_raw(0, b"d", b"+1", None);
+        let payload = batch.into_payload().unwrap().bytes;
+        // Keys of a batch carry the id of their keyspace.
+        stretches.note(b"\0\0\0\0a", b"\0\0\0\0z", 20);
+        stretches.wrote(21, &payload);
+        assert_eq!(end(&stretches, "\0\0\0\0a", 30), Some("\0\0\0\0d".into()));
+        assert_eq!(end(&stretches, "\0\0\0\0e", 30), None);
     }
 
     #[test]

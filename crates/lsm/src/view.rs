@@ -59,14 +59,14 @@ const STEPS: usize = 4;
 
 /// A source of point reads.
 #[derive(Clone, Copy)]
-enum Place<'a> {
-    Memtable(&'a Memtable),
+pub(crate) enum Place<'a> {
+    Memtable(&'a Arc<Memtable>),
     Table(&'a TableHandle),
 }
 
 impl Place<'_> {
     /// Returns the newest record of `user_key` at or below `snapshot`.
-    async fn newest(
+    pub(crate) async fn newest(
         self,
         tables: &Tables,
         user_key: &[u8],
@@ -81,6 +81,33 @@ impl Place<'_> {
                 .get(handle, user_key, hash, snapshot)
                 .await?
                 .map(|found| Hit { trailer: found.trailer, value: found.value }),
+        })
+    }
+
+    /// Returns the newest range tombstone over `user_key` at or below `snapshot`, 0 if there is none.
+    pub(crate) async fn covering(
+        self,
+        tables: &Tables,
+        user_key: &[u8],
+        snapshot: SeqNo,
+    ) -> Result<SeqNo> {
+        let newest = |set: &Fragmented| set.max_covering(user_key, snapshot);
+        Ok(match self {
+            Place::Memtable(memtable) => memtable.range_tombstones().map_or(0, |set| newest(&set)),
+            Place::Table(handle) if handle.desc.range_tombstones > 0 => {
+                newest(&tables.open(handle).await?.range_tombstones)
+            }
+            Place::Table(_) => 0,
+        })
+    }
+
+    /// Returns its records as a sorted run.
+    pub(crate) async fn source(self, tables: &Tables) -> Result<Source> {
+        Ok(match self {
+            Place::Memtable(memtable) => Source::memtable(memtable.iter(), SeqNo::MAX),
+            Place::Table(handle) => {
+                Source::table(tables.iter(handle, ReadMode::Scan).await?, handle.desc.seqnos.1)
+            }
         })
     }
 
@@ -178,6 +205,17 @@ impl View {
         Ok(found.and_then(|(covering, hit)| {
             (covering <= hit.trailer.seqno() && hit.kind().is_versioned()).then_some(hit)
         }))
+    }
+
+    /// Returns what may hold records of `user_key`, newest first.
+    pub(crate) fn places<'a>(&'a self, user_key: &'a [u8]) -> impl Iterator<Item = Place<'a>> {
+        let in_range = move |handle: &&'a Arc<TableHandle>| {
+            handle.desc.smallest.as_slice() <= user_key && handle.desc.ends_at_or_after(user_key)
+        };
+        let level0 = self.version.levels[0].iter().filter(in_range);
+        let below = (1..LEVELS).filter_map(move |level| self.version.covering(level, user_key));
+        let tables = level0.chain(below).map(|handle| Place::Table(handle));
+        self.memtables.iter().map(Place::Memtable).chain(tables)
     }
 
     /// Returns the chunk of `user_key` with exactly this sequence number.

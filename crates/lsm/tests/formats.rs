@@ -5,6 +5,8 @@
 //!                                     block and of codec; entries that are in the log only
 //!   tests/formats/database-2.txt      the same with tables of version 2: fuse filters in the last level
 //!   tests/formats/database-3.txt      the same with values in value files, and merged back
+//!   tests/formats/database-4.txt      merge operands and keyspace records that name who merges: folded,
+//!                                     in a table, in the log, onto a value in a value file
 //!   tests/formats/store-1.txt         a store of shards of format 1: versions, several groups
 //!   tests/formats/store-2.txt         the same with values in value files
 //! ```
@@ -39,8 +41,14 @@ use atoll_lsm::{
 use support::{dir, run};
 
 const ROW: usize = 32;
-const FIXTURES: [&str; 5] =
-    ["database-1.txt", "database-2.txt", "database-3.txt", "store-1.txt", "store-2.txt"];
+const FIXTURES: [&str; 6] = [
+    "database-1.txt",
+    "database-2.txt",
+    "database-3.txt",
+    "database-4.txt",
+    "store-1.txt",
+    "store-2.txt",
+];
 /// Values above this length are in value files, in those fixtures that have some.
 const SEPARATED: Option<u32> = Some(20);
 const SYNCED: WriteOptions = WriteOptions { durability: None };
@@ -260,6 +268,64 @@ async fn holds(keyspace: &Keyspace, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
     }
 }
 
+// ---- what a database with merge operators holds ----
+
+async fn make_merged(env: Env) {
+    let options = small(&env, Compression::Lz4, SEPARATED);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    let by = |name: &str| KeyspaceOptions {
+        merge_operator: Some(name.to_owned()),
+        ..KeyspaceOptions::default()
+    };
+    let values = ValuePlacement::MergeBack { above: 30, up_to: 35 };
+    let named = KeyspaceOptions { filter_prefix_len: 1, values, ..by("atoll.append:2c20") };
+    let list = db.keyspace_async("list", named).await.unwrap();
+    let count = db.keyspace_async("count", by("atoll.add")).await.unwrap();
+    list.insert_async("a", "base", SYNCED).await.unwrap();
+    list.insert_async("s", "a base that stands in a value file", SYNCED).await.unwrap();
+    list.insert_async("t", "a base that stands in a value file too", SYNCED).await.unwrap();
+    let step = async |word: &str| {
+        let mut batch = Batch::new();
+        batch.merge(&list, b"a", word.as_bytes()).merge(&list, b"b", word.as_bytes());
+        batch.merge(&count, b"n", &3u64.to_le_bytes());
+        db.write_async(batch, SYNCED).await.unwrap();
+    };
+    step("folded").await;
+    step("too").await;
+    db.compact_async().await.unwrap();
+    step("in a table").await;
+    let mut batch = Batch::new();
+    batch.merge(&list, b"t", b"and an operand");
+    batch.merge_expiring(&list, b"a", b"until 2100", FAR);
+    batch.merge_expiring(&list, b"a", b"since 1970", 1);
+    db.write_async(batch, SYNCED).await.unwrap();
+    db.flush_async().await.unwrap();
+    step("in the log").await;
+}
+
+async fn check_merged(env: Env) {
+    let options = small(&env, Compression::Lz4, None);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    let [list, count] = ["list", "count"].map(|name| db.find_keyspace(name).unwrap());
+    let options = list.options();
+    assert_eq!(options.merge_operator.as_deref(), Some("atoll.append:2c20"));
+    assert_eq!(options.values, ValuePlacement::MergeBack { above: 30, up_to: 35 });
+    for compacted in [false, true] {
+        for (key, expected) in [
+            ("a", "base, folded, too, in a table, until 2100, in the log"),
+            ("b", "folded, too, in a table, in the log"),
+            ("s", "a base that stands in a value file"),
+            ("t", "a base that stands in a value file too, and an operand"),
+        ] {
+            let found = list.get_async(key).await.unwrap().unwrap();
+            assert_eq!(String::from_utf8_lossy(&found), expected, "{compacted}");
+        }
+        let sum = count.get_async("n").await.unwrap().unwrap();
+        assert_eq!(sum[..], 12u64.to_le_bytes());
+        db.compact_async().await.unwrap();
+    }
+}
+
 // ---- what the store holds ----
 
 /// Entries of a group; those behind the flush are in the log only.
@@ -363,6 +429,12 @@ fn a_database_with_tables_of_version_2_holds_what_it_held() {
 }
 
 #[test]
+fn a_database_with_merge_operands_holds_what_it_held() {
+    assert!(std::fs::read_to_string(fixture("database-4.txt")).unwrap().contains(".val "));
+    read("database-4.txt", check_merged);
+}
+
+#[test]
 fn a_store_of_format_1_holds_what_it_held() {
     read("store-1.txt", check_store);
 }
@@ -397,6 +469,7 @@ fn fixtures_that_are_missing_are_written() {
                 "store-1.txt" => make_store(env.clone(), None).await,
                 "store-2.txt" => make_store(env.clone(), SEPARATED).await,
                 "database-3.txt" => make_database(env.clone(), SEPARATED).await,
+                "database-4.txt" => make_merged(env.clone()).await,
                 _ => make_database(env.clone(), None).await,
             }
             // What runs in the background ends before the process does.

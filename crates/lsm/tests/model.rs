@@ -44,6 +44,8 @@ enum Op {
 #[derive(Clone, Debug)]
 enum Change {
     Put(usize, Vec<u8>, Vec<u8>, Ttl),
+    /// Appends.
+    Merge(usize, Vec<u8>, Vec<u8>, Ttl),
     Remove(usize, Vec<u8>),
     RemoveRange(usize, Vec<u8>, Vec<u8>),
     Clear(usize),
@@ -67,8 +69,8 @@ enum Walk {
     Both(u64),
 }
 
-/// A value, and the number of sleeps after which it is gone.
-type Entry = (Vec<u8>, Option<u64>);
+/// What was put and what was appended to it, each with the number of sleeps after which it is gone.
+type Entry = Vec<(Vec<u8>, Option<u64>)>;
 
 #[derive(Clone, Default)]
 struct Model {
@@ -82,8 +84,13 @@ impl Model {
         match change {
             Change::Put(ks, key, value, ttl) => {
                 let expires = *ttl == Ttl::Short || (*ttl == Ttl::Usual && *ks == 2);
-                let entry = (value.clone(), expires.then_some(sleeps));
+                let entry = vec![(value.clone(), expires.then_some(sleeps))];
                 self.keys[*ks].insert(key.clone(), entry);
+            }
+            Change::Merge(ks, key, operand, ttl) => {
+                let expires = *ttl == Ttl::Short || *ks == 2;
+                let part = (operand.clone(), expires.then_some(sleeps));
+                self.keys[*ks].entry(key.clone()).or_default().push(part);
             }
             Change::Remove(ks, key) => drop(self.keys[*ks].remove(key)),
             Change::RemoveRange(ks, start, end) => {
@@ -94,8 +101,10 @@ impl Model {
     }
 
     fn get(&self, ks: usize, key: &[u8], sleeps: u64) -> Option<Vec<u8>> {
-        let (value, deadline) = self.keys[ks].get(key)?;
-        deadline.is_none_or(|until| sleeps <= until).then(|| value.clone())
+        let parts = self.keys[ks].get(key)?.iter();
+        let alive = parts.filter(|(_, deadline)| deadline.is_none_or(|until| sleeps <= until));
+        let alive: Vec<&[u8]> = alive.map(|(bytes, _)| &bytes[..]).collect();
+        (!alive.is_empty()).then(|| alive.concat())
     }
 
     fn rows(&self, ks: usize, sleeps: u64, wanted: impl Fn(&[u8]) -> bool) -> Vec<Row> {
@@ -140,7 +149,13 @@ fn change(prng: &mut Prng) -> Change {
             let (a, b) = (key(prng), key(prng));
             Change::RemoveRange(ks, a.clone().min(b.clone()), a.max(b))
         }
-        3..=7 => Change::Remove(ks, key(prng)),
+        3..=6 => Change::Remove(ks, key(prng)),
+        7..=10 if ks != 1 => {
+            let mut operand = vec![0; 1 + prng.index(20)];
+            prng.fill(&mut operand);
+            let ttl = [Ttl::Usual, Ttl::Usual, Ttl::Short][prng.index(3)];
+            Change::Merge(ks, key(prng), operand, ttl)
+        }
         _ => {
             // Mostly short, sometimes a few blocks long.
             let most = 1 << prng.range(1..11);
@@ -229,6 +244,7 @@ async fn open(path: &Path, options: &Options) -> (Database, Vec<Keyspace>) {
                 2 => ValuePlacement::Separate { above: 10 },
                 _ => ValuePlacement::Usual,
             },
+            merge_operator: (number != 1).then(|| "atoll.append:".to_owned()),
         };
         keyspaces.push(db.keyspace_async(name, options).await.unwrap());
     }
@@ -345,6 +361,11 @@ fn add(batch: &mut Batch, keyspaces: &[Keyspace], change: &Change, now: u64) {
             let deadline = now + TTL.as_millis() as u64;
             batch.insert_expiring(&keyspaces[*ks], key, value, deadline)
         }
+        Change::Merge(ks, key, operand, Ttl::Short) => {
+            let deadline = now + TTL.as_millis() as u64;
+            batch.merge_expiring(&keyspaces[*ks], key, operand, deadline)
+        }
+        Change::Merge(ks, key, operand, _) => batch.merge(&keyspaces[*ks], key, operand),
         Change::Remove(ks, key) => batch.remove(&keyspaces[*ks], key),
         Change::RemoveRange(ks, start, end) => batch.remove_range(&keyspaces[*ks], start, end),
         Change::Clear(ks) => batch.clear(&keyspaces[*ks]),

@@ -296,6 +296,87 @@ fn an_intermediate_read_does_not_occur() {
 // ---- what is no conflict ----
 
 #[test]
+fn merges_of_one_key_do_not_conflict_and_none_is_lost() {
+    let s = scratch();
+    let by = Some("atoll.append:".to_owned());
+    let options = KeyspaceOptions { merge_operator: by, ..KeyspaceOptions::default() };
+    let list = s.db.keyspace("list", options).unwrap();
+    list.insert("k", "0").unwrap();
+    let (mut a, mut b, mut reader) = (s.begin(), s.begin(), s.begin());
+    a.merge(&list, "k", "a").unwrap();
+    b.merge(&list, "k", "b").unwrap();
+    assert_eq!(text(&reader, &list, "k").unwrap(), "0");
+    reader.merge(&list, "k", "r").unwrap();
+    assert_eq!(text(&reader, &list, "k").unwrap(), "0r");
+    commits(b);
+    list.merge("k", "p").unwrap();
+    commits(a);
+    assert_eq!(list.get("k").unwrap().as_deref(), Some(&b"0bpa"[..]), "in the order of commits");
+    // It has read what is not true any more.
+    conflicts(reader);
+    // Its own operands are read from the snapshot's base, in cursors too, and that is a read.
+    for way in 0..3 {
+        let mut tx = s.begin();
+        tx.merge(&list, "k", "x").unwrap();
+        match way {
+            0 => assert_eq!(text(&tx, &list, "k").unwrap(), "0bpax"),
+            1 => assert_eq!(tx.iter(&list).count(), 1),
+            _ => assert_eq!(tx.iter(&list).rev().count(), 1),
+        }
+        list.merge("k", "").unwrap();
+        conflicts(tx);
+    }
+    // What it has put or removed itself it has not read.
+    let mut tx = s.begin();
+    tx.insert(&list, "k", "new").unwrap();
+    tx.merge(&list, "k", "er").unwrap();
+    tx.remove(&list, "j").unwrap();
+    tx.merge(&list, "j", "only").unwrap();
+    tx.remove_range(&list, "l".."m").unwrap();
+    tx.merge(&list, "l", "also").unwrap();
+    let own = ["j", "k", "l"].map(|key| text(&tx, &list, key).unwrap());
+    assert_eq!(own, ["only", "newer", "also"]);
+    list.merge("k", "lost").unwrap();
+    list.merge("l", "lost").unwrap();
+    commits(tx);
+    let values = ["j", "k", "l"].map(|key| list.get(key).unwrap().unwrap());
+    assert_eq!(values.each_ref().map(|value| &value[..]), [&b"only"[..], b"newer", b"also"]);
+    let mut tx = s.begin();
+    let refused = tx.merge(&s.ks, "k", "1");
+    assert!(matches!(refused, Err(Error::InvalidInput(_))), "it has no operator");
+}
+
+#[test]
+fn an_operand_that_expired_and_was_dropped_meanwhile_is_still_a_conflict() {
+    let sim = Sim::new(6);
+    let node = sim.node("db");
+    let env = node.env();
+    sim.block_on(&node, async {
+        let options = Options { memory: 4 << 20, level0_tables: 1, ..Options::new(env.clone()) };
+        let db = Database::builder("db").options(options).open_async().await.unwrap();
+        let by = Some("atoll.append:".to_owned());
+        let list = KeyspaceOptions { merge_operator: by, ..KeyspaceOptions::default() };
+        let ks = db.keyspace_async("k", list).await.unwrap();
+        ks.insert_async("x", "0", WriteOptions::default()).await.unwrap();
+        let mut tx = db.optimistic_transaction();
+        assert_eq!(tx.get_async(&ks, "x").await.unwrap().as_deref(), Some(&b"0"[..]));
+        let mut batch = Batch::new();
+        batch.merge_expiring(&ks, b"x", b"1", env.clock.wall().0 + 5_000);
+        db.write_async(batch, WriteOptions::default()).await.unwrap();
+        env.clock.sleep(Duration::from_secs(60)).await;
+        db.compact_async().await.unwrap();
+        assert_eq!(ks.get_async("x").await.unwrap().as_deref(), Some(&b"0"[..]));
+        tx.insert(&ks, "y", "1").unwrap();
+        let answer = tx.commit_async(WriteOptions::default()).await;
+        assert!(matches!(answer, Err(Error::Conflict(_))), "{answer:?}");
+        db.compact_async().await.unwrap();
+        assert_eq!(db.stats().levels[6].entries, 2, "without anybody who minds it goes");
+        db.close_async().await.unwrap();
+    })
+    .done();
+}
+
+#[test]
 fn transactions_that_do_not_meet_commit() {
     let s = Scratch::with(&[("a", "1"), ("b", "1"), ("c", "1"), ("m", "1")]);
     let (mut a, mut b, mut first) = (s.begin(), s.begin(), s.begin());

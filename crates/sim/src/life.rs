@@ -14,7 +14,7 @@ use atoll_lsm::{Batch, Database, Durability, Error, Keyspace, WriteOptions};
 use crate::check::{Trouble, check, doing, rows};
 use crate::model::{Change, Effect, Value, Window, compare};
 use crate::oracle::Oracle;
-use crate::script::{Edit, FLEETING, NAMES, Op, Phase, Tuning, content, keyspace_options};
+use crate::script::{Edit, FLEETING, NAMES, Op, Phase, TALLY, Tuning, content, keyspace_options};
 
 /// Virtual time in which a life ends, unless somebody waits for something that never comes.
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -245,6 +245,9 @@ impl Shared {
                     Change::Put(key, value) => {
                         keyspace.insert_async(key, &value.bytes, options).await
                     }
+                    Change::Merge(key, operand) => {
+                        keyspace.merge_async(key, operand, options).await
+                    }
                     Change::Remove(key) => keyspace.remove_async(key, options).await,
                     Change::RemoveRange(start, end) => {
                         keyspace.remove_range_async(&start[..]..&end[..], options).await
@@ -287,6 +290,10 @@ impl Shared {
                     let ttl = ttl.or((*name == NAMES.len() - 1).then_some(FLEETING));
                     let deadline = ttl.map(|ttl| now + ttl.as_millis() as u64);
                     (name, Change::Put(key.clone(), Value { bytes, deadline }))
+                }
+                Edit::Merge(key, len) => {
+                    let bytes = content(number, index, self.number, *len).into();
+                    (&TALLY, Change::Merge(key.clone(), bytes))
                 }
                 Edit::Remove(name, key) => (name, Change::Remove(key.clone())),
                 // An empty range is not logged, so it has no place in the order.
@@ -350,6 +357,7 @@ fn batch(changes: &[(Slot, Change)]) -> Batch {
             Change::Put(key, Value { bytes, deadline: None }) => {
                 batch.insert_lasting(keyspace, key, bytes)
             }
+            Change::Merge(key, operand) => batch.merge(keyspace, key, operand),
             Change::Remove(key) => batch.remove(keyspace, key),
             Change::RemoveRange(start, end) => batch.remove_range(keyspace, start, end),
             Change::Clear => batch.clear(keyspace),

@@ -21,6 +21,8 @@ pub struct Value {
 pub enum Change {
     /// Sets a key.
     Put(Vec<u8>, Value),
+    /// Appends to a key.
+    Merge(Vec<u8>, Arc<[u8]>),
     /// Removes a key.
     Remove(Vec<u8>),
     /// Removes the keys from the first to before the second.
@@ -93,6 +95,11 @@ impl Space {
         match change {
             Change::Put(key, value) => {
                 self.keys.insert(key.clone(), value.clone());
+            }
+            Change::Merge(key, operand) => {
+                let empty = || Value { bytes: Arc::default(), deadline: None };
+                let value = self.keys.entry(key.clone()).or_insert_with(empty);
+                value.bytes = [&value.bytes[..], &operand[..]].concat().into();
             }
             Change::Remove(key) => {
                 self.keys.remove(key);

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_lsm::{Compression, Durability, KeyspaceOptions, Options, ValuePlacement};
+use atoll_lsm::{
+    Append, Compression, Durability, KeyspaceOptions, MergeOperator, Options, ValuePlacement,
+};
 
 use crate::model::show;
 
 /// Keyspace names; the nested one goes with its parent.
-pub const NAMES: [&str; 4] = ["main", "side", "side/nested", "fleeting"];
+pub const NAMES: [&str; 5] = ["main", "side", "side/nested", "tally", "fleeting"];
+/// Which of [`NAMES`] is merged into: operands are appended. Its values have no deadlines.
+pub const TALLY: usize = 3;
 /// Time to live of the values in the last of [`NAMES`].
 pub const FLEETING: Duration = Duration::from_millis(40);
 /// Length of the key prefix that the filters of the first of [`NAMES`] know.
@@ -93,6 +97,8 @@ pub enum Op {
 pub enum Edit {
     /// Sets a key to a value of a length, for a time if one is given.
     Put(usize, Vec<u8>, usize, Option<Duration>),
+    /// Appends bytes of a length to a key of [`TALLY`].
+    Merge(Vec<u8>, usize),
     /// Removes a key.
     Remove(usize, Vec<u8>),
     /// Removes a range of keys.
@@ -214,6 +220,7 @@ struct Style {
     large: f64,
     removes: f64,
     ranges: f64,
+    merges: f64,
     batches: f64,
     upkeep: f64,
     writers: usize,
@@ -229,6 +236,7 @@ impl Style {
             large: pick(&[0.0, 0.1, 0.4, 0.8]),
             removes: pick(&[0.1, 0.3, 0.5]),
             ranges: pick(&[0.03, 0.1, 0.25]),
+            merges: pick(&[0.0, 0.1, 0.5]),
             batches: pick(&[0.1, 0.5]),
             upkeep: pick(&[0.1, 0.2, 0.4]),
             writers: pick(&[1.0, 2.0, 3.0, 5.0]) as usize,
@@ -286,12 +294,16 @@ impl Style {
         if prng.chance(self.removes) {
             return Edit::Remove(space, key);
         }
+        if prng.chance(self.merges) {
+            return Edit::Merge(key, prng.range(12..100) as usize);
+        }
         let len = match prng.index(10) {
             _ if prng.chance(self.large) => prng.range(1000..9000),
             0..=4 => prng.range(12..80),
             _ => prng.range(80..800),
         };
         let ttl = match prng.index(20) {
+            _ if space == TALLY => None,
             0 => Some(Duration::from_millis(prng.range(1..100))),
             1 => Some(Duration::from_secs(1_000_000)),
             _ => None,
@@ -353,6 +365,9 @@ impl fmt::Display for Edit {
                 write!(f, "put '{}' {} = {len} bytes", NAMES[*name], show(key))?;
                 ttl.map_or(Ok(()), |ttl| write!(f, " for {ttl:?}"))
             }
+            Edit::Merge(key, len) => {
+                write!(f, "append '{}' {} = {len} bytes", NAMES[TALLY], show(key))
+            }
             Edit::Remove(name, key) => write!(f, "remove '{}' {}", NAMES[*name], show(key)),
             Edit::RemoveRange(name, start, end) => {
                 write!(f, "remove '{}' from {} to {}", NAMES[*name], show(start), show(end))
@@ -370,8 +385,10 @@ pub fn keyspace_options(name: usize) -> KeyspaceOptions {
         values: match name {
             1 => ValuePlacement::MergeBack { above: 10, up_to: 300 },
             2 => ValuePlacement::Separate { above: 10 },
+            TALLY => ValuePlacement::Separate { above: 60 },
             _ => ValuePlacement::Usual,
         },
+        merge_operator: (name == TALLY).then(|| Append::new(b"").name().to_owned()),
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`debt`]: how much of it is due, as a number that does not jump.
 //! - [`parts`]: where a large merge is cut in two.
 //! - [`stream`]: which records of a merged run survive: the newest one that each snapshot can see.
+//! - [`fold`]: what becomes of merge operands; [`filter`]: what a program says about values.
 //! - [`run`]: reads the inputs, feeds the stream, writes the outputs.
 //! - [`weight`]: what of an output is, or will be, dead weight.
 //!
@@ -18,6 +19,8 @@
 
 pub(crate) mod choose;
 pub(crate) mod debt;
+pub(crate) mod filter;
+pub(crate) mod fold;
 pub(crate) mod parts;
 pub(crate) mod run;
 pub(crate) mod stream;

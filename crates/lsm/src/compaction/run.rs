@@ -6,15 +6,19 @@ use std::sync::Arc;
 use atoll_env::WallTime;
 use atoll_env::disk::IoClass;
 
+use crate::compaction::filter::{self, Decision};
+use crate::compaction::fold::Run;
 use crate::compaction::stream::{Fate, Survivors, deadline_of, stripe_of};
 use crate::compaction::weight::Weight;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::iter::Merge;
 use crate::iter::scan::key_kind;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer, stamp_of};
+use crate::keyspace::{About, Callbacks};
 use crate::mutants;
 use crate::options::{Compression, Options};
 use crate::pacing::Rhythm;
+use crate::slice::Slice;
 use crate::store::Store;
 use crate::table::{Codec, Filter, PrefixRule, TableOptions, TableWriter};
 use crate::tombstone::{Fragmented, RangeTombstone};
@@ -57,6 +61,12 @@ pub(crate) struct Job<'a> {
     pub(crate) value_rule: ValueRule,
     /// Value files that should go.
     pub(crate) leaving: &'a BTreeSet<u64>,
+    /// The keyspaces that have an operator or a filter.
+    pub(crate) callbacks: Callbacks,
+    /// Whether values may be shown to filters: no snapshot sees all of the present.
+    pub(crate) filters: bool,
+    /// Is told what an operator or a filter did not answer.
+    pub(crate) complain: &'a (dyn Fn(Error) + Sync),
     /// Draws the number of the next output.
     pub(crate) next_id: &'a (dyn Fn() -> u64 + Sync),
     /// Whether to give up.
@@ -109,12 +119,15 @@ impl Job<'_> {
         let kept_ranges = self.kept_ranges(covering);
         let snapshots = self.snapshots.clone();
         let mut survivors = Survivors::new(snapshots, self.expire_before, self.horizon, covering);
-        let mut output: Option<Output> = None;
-        let mut mover = Mover::new(self);
-        // Range tombstones before this key are written.
         let (start, end) = self.keys;
-        let mut ranges_from = start.to_vec();
-        let mut last_user_key: Vec<u8> = Vec::new();
+        let mut sink = Sink {
+            job: self,
+            kept_ranges: &kept_ranges,
+            output: None,
+            mover: Mover::new(self),
+            ranges_from: start.to_vec(),
+            last_user_key: Vec::new(),
+        };
         // Of this turn.
         let (mut records, mut moved) = (0usize, 0u64);
         let mut rhythm = Rhythm::new(self.store, self.job);
@@ -128,7 +141,7 @@ impl Job<'_> {
                 break;
             }
             records += 1;
-            if records == RECORDS_PER_TURN || moved + BYTES_PER_TURN < outcome.moved_bytes {
+            if records >= RECORDS_PER_TURN || moved + BYTES_PER_TURN < outcome.moved_bytes {
                 if (self.cancelled)() {
                     outcome.cancelled = true;
                     return Ok(());
@@ -138,43 +151,40 @@ impl Job<'_> {
             }
             let key = input.key();
             let kind = key_kind(key.trailer);
-            let fate = survivors.fate(key, kind, input.value(), || self.is_bottom(key.user_key));
-            if fate == Fate::Drop {
-                input.step().await?;
+            let mut fate =
+                survivors.fate(key, kind, input.value(), || self.is_bottom(key.user_key));
+            if fate == Fate::Fold {
+                let bottom = |user_key: &[u8]| self.is_bottom(user_key);
+                let mut run = Run::take(&mut input, &mut survivors, bottom).await?;
+                records += run.taken - 1;
+                let about = self.about(&run.user_key);
+                run.load(about, &mut sink.mover).await;
+                for out in run.fold(about, self.complain) {
+                    let key = InternalKey::new(&run.user_key, out.trailer);
+                    sink.add(key, &out.bytes, out.made, outcome).await?;
+                }
                 continue;
             }
-            // All records of a user key stay in one table.
-            let full = output.as_ref().is_some_and(|o| {
-                o.writer.estimated_size() >= self.table_size && last_user_key != key.user_key
-            });
-            if full && let Some(output) = output.take() {
-                let cut = key.user_key.to_vec();
-                let ranges = kept_ranges.clipped(&ranges_from, Some(&cut));
-                output.finish(ranges, outcome).await?;
-                ranges_from = cut;
+            let mut replaced = None;
+            if fate == Fate::Keep
+                && let Some(about) = self.filtering(key, &survivors)
+            {
+                let record = (key, input.value_slice());
+                (fate, replaced) =
+                    self.filtered(about, record, &mut survivors, &mut sink.mover).await;
             }
-            if output.is_none() {
-                output = Some(self.begin(outcome).await?);
-            }
-            let key = input.key();
-            if let Some(output) = &mut output {
-                match fate {
-                    Fate::Bury => {
-                        let trailer = Trailer::new(key.trailer.seqno(), Kind::Tombstone);
-                        output.add(InternalKey::new(key.user_key, trailer), &[])?;
-                    }
-                    _ => {
-                        let (trailer, value) = mover.place(key, input.value(), outcome).await?;
-                        output.add(InternalKey::new(key.user_key, trailer), value)?;
-                    }
+            match (fate, replaced) {
+                (Fate::Bury, _) => {
+                    let trailer = Trailer::new(key.trailer.seqno(), Kind::Tombstone);
+                    sink.add(InternalKey::new(key.user_key, trailer), &[], true, outcome).await?;
                 }
-                if last_user_key != key.user_key {
-                    last_user_key.clear();
-                    last_user_key.extend_from_slice(key.user_key);
+                (Fate::Keep, Some((kind, value))) => {
+                    let trailer = Trailer::new(key.trailer.seqno(), kind);
+                    let key = InternalKey::new(key.user_key, trailer);
+                    sink.add(key, &value, true, outcome).await?;
                 }
-                if output.writer.is_full() {
-                    output.writer.write_out().await?;
-                }
+                (Fate::Keep, None) => sink.add(key, input.value(), false, outcome).await?,
+                (Fate::Drop | Fate::Fold, _) => {}
             }
             input.step().await?;
         }
@@ -183,18 +193,66 @@ impl Job<'_> {
             input.step().await?;
         }
         rhythm.beat((records % RECORDS_PER_TURN) as u64).await;
-        if output.is_none() && kept_ranges.clipped(&ranges_from, end).next().is_some() {
-            output = Some(self.begin(outcome).await?);
-        }
-        if let Some(output) = output.take() {
-            output.finish(kept_ranges.clipped(&ranges_from, end), outcome).await?;
-        }
-        mover.finish(outcome).await?;
+        sink.finish(outcome).await?;
         if !outcome.tables.is_empty() {
             let tag = atoll_env::IoTag::new(self.class, "table names");
             sync_dir(self.options.env.disk.as_ref(), tag, &self.paths.tables()).await?;
         }
         Ok(())
+    }
+
+    /// Returns the keyspace of a key, if it has an operator or a filter.
+    fn about(&self, user_key: &[u8]) -> Option<&About> {
+        let id = user_key.first_chunk().filter(|_| !self.callbacks.is_empty())?;
+        self.callbacks.get(&u32::from_be_bytes(*id)).map(|about| &**about)
+    }
+
+    /// Returns the keyspace of a record that would be kept, if its filter may see it.
+    fn filtering(&self, key: InternalKey<'_>, survivors: &Survivors<'_>) -> Option<&About> {
+        let shown =
+            self.filters && self.level > 0 && survivors.is_newest_stripe(key.trailer.seqno());
+        self.about(key.user_key).filter(|about| shown && about.filter.is_some())
+    }
+
+    /// Asks the filter about a record that would be kept; returns what becomes of it.
+    async fn filtered(
+        &self,
+        about: &About,
+        (key, bytes): (InternalKey<'_>, Slice),
+        survivors: &mut Survivors<'_>,
+        mover: &mut Mover<'_>,
+    ) -> (Fate, Option<(Kind, Slice)>) {
+        let keep = (Fate::Keep, None);
+        let Some(subject) = filter::Subject::of(about, self.level, (key, &bytes)) else {
+            return keep;
+        };
+        let kind = key_kind(key.trailer);
+        let needed = match (kind, key.trailer.is_separated()) {
+            (Kind::ChunkedValue, _) => Ok(false),
+            (_, false) => Ok(true),
+            (_, true) => subject.needs_value(),
+        };
+        let decision = match needed {
+            Ok(false) => subject.decide(None),
+            Ok(true) => match mover.value(key.user_key, key.trailer, &bytes).await {
+                Some(value) => subject.decide(Some(&value)),
+                // Who reads the key is told.
+                None => return keep,
+            },
+            Err(e) => Err(e),
+        };
+        match decision {
+            Ok(Decision::Keep) => keep,
+            Ok(Decision::Remove) => (survivors.remove(|| self.is_bottom(key.user_key)), None),
+            Ok(Decision::Replace(with)) => {
+                survivors.replace();
+                (Fate::Keep, Some(filter::replaced(kind, &bytes, with)))
+            }
+            Err(e) => {
+                (self.complain)(e);
+                keep
+            }
+        }
     }
 
     /// Returns whether no table below the output level can hold `user_key`.
@@ -278,6 +336,67 @@ impl Job<'_> {
     }
 }
 
+/// Where the records of a merge go: into tables, cut between keys, and value files.
+struct Sink<'j> {
+    job: &'j Job<'j>,
+    kept_ranges: &'j Fragmented,
+    output: Option<Output>,
+    mover: Mover<'j>,
+    /// Range tombstones before this key are written.
+    ranges_from: Vec<u8>,
+    last_user_key: Vec<u8>,
+}
+
+impl Sink<'_> {
+    /// Adds a record; `made` says that the merge has put it together.
+    async fn add(
+        &mut self,
+        key: InternalKey<'_>,
+        bytes: &[u8],
+        made: bool,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        // All records of a user key stay in one table.
+        let full = self.output.as_ref().is_some_and(|o| {
+            o.writer.estimated_size() >= self.job.table_size && self.last_user_key != key.user_key
+        });
+        if full && let Some(output) = self.output.take() {
+            let cut = key.user_key.to_vec();
+            let ranges = self.kept_ranges.clipped(&self.ranges_from, Some(&cut));
+            output.finish(ranges, outcome).await?;
+            self.ranges_from = cut;
+        }
+        let output = match &mut self.output {
+            Some(output) => output,
+            none => none.insert(self.job.begin(outcome).await?),
+        };
+        let (trailer, bytes) = self.mover.place(key, bytes, made, outcome).await?;
+        output.add(InternalKey::new(key.user_key, trailer), bytes)?;
+        if self.last_user_key != key.user_key {
+            self.last_user_key.clear();
+            self.last_user_key.extend_from_slice(key.user_key);
+        }
+        if output.writer.is_full() {
+            output.writer.write_out().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the last table, and begins it if there are range tombstones only; ends the value files.
+    async fn finish(mut self, outcome: &mut Outcome) -> Result<()> {
+        let (_, end) = self.job.keys;
+        let ranges = || self.kept_ranges.clipped(&self.ranges_from, end);
+        let output = match self.output.take() {
+            None if ranges().next().is_some() => Some(self.job.begin(outcome).await?),
+            output => output,
+        };
+        if let Some(output) = output {
+            output.finish(ranges(), outcome).await?;
+        }
+        self.mover.finish(outcome).await
+    }
+}
+
 /// A table under construction and what will be said about it in the manifest.
 struct Output {
     writer: TableWriter,
@@ -313,7 +432,7 @@ impl Output {
         self.weight.count(kind == Kind::Tombstone);
         match kind {
             Kind::Tombstone => self.desc.tombstones += 1,
-            Kind::ExpiringValue | Kind::ChunkedValue => {
+            Kind::ExpiringValue | Kind::ChunkedValue | Kind::Merge => {
                 if let Some(deadline) = deadline_of(value) {
                     self.desc.expiring += 1;
                     self.desc.deadline_max = self.desc.deadline_max.max(deadline);

@@ -10,7 +10,7 @@
 //!   survivors         17           44       60
 //! ```
 //!
-//! Five things complicate this:
+//! Six things complicate this:
 //! 1. **Tombstones** are kept like values, because something older may lie below the output level.
 //!    In the oldest stripe, with nothing below, they go too.
 //! 2. **Range tombstones** hide the records of their range that are older, within their stripe;
@@ -29,6 +29,9 @@
 //!    ```
 //!
 //!    Of several versions with one stamp only the newest can be read.
+//! 6. **Merge operands** hide nothing: they are folded, those of a stripe together, onto the record
+//!    that its readers see beneath them (`fold.rs`). One that has expired says nothing, but that its key
+//!    was written.
 
 use crate::key::{InternalKey, Kind, SeqNo, stamp_of};
 use crate::mutants;
@@ -43,6 +46,8 @@ pub(crate) enum Fate {
     Bury,
     /// Not written.
     Drop,
+    /// An operand, to be folded with its neighbours.
+    Fold,
 }
 
 /// Decides over the records of one merge, fed in internal-key order.
@@ -114,15 +119,22 @@ impl<'a> Survivors<'a> {
         if self.stripe == Some(stripe) || self.is_covered(key, stripe) {
             return Fate::Drop;
         }
+        if kind == Kind::Merge {
+            // While an older snapshot is open, somebody may have to find out that the key was written
+            // since; and a tombstone in its place would hide what lies below.
+            let dead = deadline_of(value).is_some_and(|d| d <= self.expire_before);
+            return if dead && stripe == 0 { Fate::Drop } else { Fate::Fold };
+        }
         self.stripe = Some(stripe);
         let dead = match kind {
             Kind::Tombstone => true,
             Kind::ExpiringValue | Kind::ChunkedValue => {
                 deadline_of(value).is_some_and(|d| d <= self.expire_before)
             }
-            // Versions were dealt with above.
+            // Versions and operands were dealt with above.
             Kind::Value
             | Kind::Chunk
+            | Kind::Merge
             | Kind::VersionedValue
             | Kind::VersionedTombstone
             | Kind::VersionedChunked => false,
@@ -137,6 +149,17 @@ impl<'a> Survivors<'a> {
             (false, Kind::Tombstone) => Fate::Keep,
             (false, _) => Fate::Bury,
         }
+    }
+
+    /// Returns what becomes of the last record, which was kept, now that somebody wants it removed.
+    pub(crate) fn remove(&mut self, is_bottom: impl FnOnce() -> bool) -> Fate {
+        self.keep_chunks = false;
+        if self.stripe == Some(0) && is_bottom() { Fate::Drop } else { Fate::Bury }
+    }
+
+    /// Notes that the last record, which was kept, is replaced by one without chunks.
+    pub(crate) fn replace(&mut self) {
+        self.keep_chunks = false;
     }
 
     fn fate_of_version(
@@ -171,8 +194,29 @@ impl<'a> Survivors<'a> {
 
     /// Returns the number of the oldest snapshot that sees `seqno`; beyond the present (records
     /// that came after the merge began) every record is its own stripe's.
-    fn stripe_of(&self, seqno: SeqNo) -> usize {
+    pub(crate) fn stripe_of(&self, seqno: SeqNo) -> usize {
         stripe_of(&self.snapshots, seqno)
+    }
+
+    /// Returns whether only the present sees `seqno`.
+    pub(crate) fn is_newest_stripe(&self, seqno: SeqNo) -> bool {
+        self.stripe_of(seqno) + 1 >= self.snapshots.len()
+    }
+
+    /// Returns the lowest sequence number that no older stripe sees.
+    pub(crate) fn floor_of(&self, stripe: usize) -> SeqNo {
+        stripe.checked_sub(1).and_then(|older| self.snapshots.get(older)).map_or(0, |s| s + 1)
+    }
+
+    /// Returns whether a range tombstone of the stripe covers `user_key`: what is older than the
+    /// records of the key that it does not hide is hidden from the stripe's readers.
+    pub(crate) fn hides_older(&self, user_key: &[u8], stripe: usize) -> bool {
+        if self.covering.is_empty() {
+            return false;
+        }
+        let newest_of_stripe = self.snapshots.get(stripe).copied().unwrap_or(SeqNo::MAX >> 8);
+        let covering = self.covering.max_covering(user_key, newest_of_stripe);
+        covering > 0 && self.stripe_of(covering) == stripe
     }
 
     fn is_covered(&self, key: InternalKey<'_>, stripe: usize) -> bool {
@@ -215,7 +259,7 @@ mod tests {
         Case { snapshots: &[100], expire_before: 0, horizon: 0, range: None, bottom: false };
 
     /// Runs records like `k@60`, `k@44x` (tombstone), `k@31t9` (deadline 9), `k@30h` (long, `k@29c`
-    /// its chunk), and versions of stamp 7 like `k@60v7`, `k@60d7` (tombstone), `k@60l7` (long);
+    /// its chunk), operands like `k@60m9` (deadline 9, `m0` none), and versions of stamp 7 like `k@60v7`, `k@60d7` (tombstone), `k@60l7` (long);
     /// prints survivors.
     fn survivors(case: Case<'_>, records: &str) -> String {
         let range = case.range.map(|(start, end, seqno)| RangeTombstone {
@@ -234,6 +278,7 @@ mod tests {
             let word = |n: &str| n.parse::<u64>().unwrap().to_le_bytes().to_vec();
             let (kind, value) = match rest[digits..].split_at_checked(1) {
                 Some(("x", _)) => (Kind::Tombstone, Vec::new()),
+                Some(("m", deadline)) => (Kind::Merge, word(deadline)),
                 Some(("t", deadline)) => (Kind::ExpiringValue, word(deadline)),
                 Some(("v", stamp)) => (Kind::VersionedValue, word(stamp)),
                 Some(("d", stamp)) => (Kind::VersionedTombstone, word(stamp)),
@@ -246,6 +291,7 @@ mod tests {
             match stream.fate(internal, kind, &value, || bottom) {
                 Fate::Keep => out.push(record.to_owned()),
                 Fate::Bury => out.push(format!("{key}@{seqno}buried")),
+                Fate::Fold => out.push(format!("{key}@{seqno}fold")),
                 Fate::Drop => {}
             }
         }
@@ -287,6 +333,21 @@ mod tests {
         assert_eq!(survivors(PLAIN, "k@60h k@59c k@58c k@44"), "k@60h k@59c k@58c");
         assert_eq!(survivors(PLAIN, "k@70 k@60h k@59c k@58c"), "k@70");
         assert_eq!(survivors(PLAIN, "k@70h k@69c k@60h k@59c"), "k@70h k@69c");
+    }
+
+    #[test]
+    fn operands_hide_nothing_and_go_with_what_hides_or_outlives_them() {
+        assert_eq!(survivors(PLAIN, "k@60m0 k@44m0 k@31 k@20m0"), "k@60fold k@44fold k@31");
+        assert_eq!(survivors(PLAIN, "k@60 k@44m0 k@31"), "k@60");
+        assert_eq!(survivors(PLAIN, "k@60m0 k@44x k@31m0"), "k@60fold k@44x");
+        let seen = Case { snapshots: &[50, 100], ..PLAIN };
+        assert_eq!(survivors(seen, "k@60m0 k@44m0 k@31"), "k@60fold k@44fold k@31");
+        let expired = Case { expire_before: 9, ..PLAIN };
+        assert_eq!(survivors(expired, "k@60m9 k@44m10 k@31t9"), "k@44fold k@31buried");
+        let seen = Case { snapshots: &[50, 100], expire_before: 9, ..PLAIN };
+        assert_eq!(survivors(seen, "k@60m9 k@44m9 k@31"), "k@60fold k@31");
+        let range = Some(("a", "m", 50));
+        assert_eq!(survivors(Case { range, ..PLAIN }, "k@60m0 k@44m0 k@31"), "k@60fold");
     }
 
     #[test]

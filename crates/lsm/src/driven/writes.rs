@@ -199,9 +199,10 @@ pub enum Write<'a> {
     RemoveRange { start: &'a [u8], end: &'a [u8] },
 }
 
-impl<'a> From<Record<'a>> for Write<'a> {
-    fn from(record: Record<'a>) -> Write<'a> {
-        match record {
+impl<'a> Write<'a> {
+    /// Returns what a record says; a merge operand is none of an owner's.
+    fn of(record: Record<'a>) -> Option<Write<'a>> {
+        Some(match record {
             // A deadline is nothing that an owner can give.
             Record::Insert { key, value, deadline: _ } => Write::Insert { key, value },
             Record::Remove { key } => Write::Remove { key },
@@ -210,7 +211,8 @@ impl<'a> From<Record<'a>> for Write<'a> {
             }
             Record::RemoveVersion { key, stamp } => Write::RemoveVersion { key, stamp },
             Record::RemoveRange { start, end } => Write::RemoveRange { start, end },
-        }
+            Record::Merge { .. } => return None,
+        })
     }
 }
 
@@ -223,7 +225,12 @@ impl<'a> From<Record<'a>> for Write<'a> {
 pub fn decode(
     bytes: &[u8],
 ) -> Result<impl Iterator<Item = Result<Write<'_>, Malformed>>, Malformed> {
-    Ok(Records::new(bytes)?.map(|record| record.map(Write::from)))
+    let mut records = Records::new(bytes)?;
+    Ok(std::iter::from_fn(move || {
+        let foreign = records.here("a write that an owner can make");
+        let record = records.next()?;
+        Some(record.and_then(|record| Write::of(record).ok_or(foreign)))
+    }))
 }
 
 #[cfg(test)]

@@ -346,7 +346,8 @@ pub(crate) fn is_dead(kind: Kind, value: &[u8], now: u64) -> bool {
         Kind::Tombstone | Kind::Chunk => true,
         // Versions are not for who reads plain records.
         Kind::VersionedValue | Kind::VersionedTombstone | Kind::VersionedChunked => true,
-        Kind::Value => false,
+        // Whether an operand stands for anything depends on what it is merged with.
+        Kind::Value | Kind::Merge => false,
         Kind::ExpiringValue | Kind::ChunkedValue => deadline_of(value).is_some_and(|d| d <= now),
     }
 }

@@ -8,9 +8,7 @@ use super::footer::{FOOTER_LEN, Footer};
 use super::index::{TopIndex, data_block, locate};
 use super::properties::{Properties, range_tombstones};
 use super::{BLOCK_MAX, filter};
-#[cfg(test)]
-use crate::key::Kind;
-use crate::key::{InternalKey, Trailer};
+use crate::key::{InternalKey, Kind, Trailer};
 use crate::pool::{Block, HeapPool, Pool};
 
 /// Walks a block in both directions, and looks for what it found.
@@ -82,7 +80,6 @@ pub(crate) fn metadata(bytes: &[u8]) {
 }
 
 /// A block to start from.
-#[cfg(test)]
 pub(crate) fn sample_block() -> Vec<u8> {
     let mut builder = super::block::BlockBuilder::new(4);
     for n in 0..30u32 {
@@ -95,7 +92,6 @@ pub(crate) fn sample_block() -> Vec<u8> {
 }
 
 /// Properties to start from.
-#[cfg(test)]
 pub(crate) fn sample_properties() -> Vec<u8> {
     let properties = Properties {
         entries: 9,

@@ -74,6 +74,7 @@ impl Properties {
                 None
             }
             Some(Kind::ExpiringValue) => deadline,
+            Some(Kind::Merge) => deadline.filter(|&deadline| deadline != 0),
             Some(Kind::ChunkedValue) => {
                 self.chunked += 1;
                 deadline.filter(|&deadline| deadline != 0)

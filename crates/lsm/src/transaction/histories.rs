@@ -24,7 +24,10 @@ use parking_lot::Mutex;
 use crate::key::SeqNo;
 use crate::keyspace::user_key;
 use crate::transaction::{Mode, Transaction};
-use crate::{Batch, Database, Durability, Error, Keyspace, KeyspaceOptions, Options, WriteOptions};
+use crate::{
+    Batch, Database, Durability, Error, Keyspace, KeyspaceOptions, Options, ValuePlacement,
+    WriteOptions,
+};
 
 type Key = u8;
 type Value = Vec<u8>;
@@ -47,6 +50,8 @@ enum Op {
         rows: Vec<(Key, Value)>,
     },
     Put(Key, Value),
+    /// Appends.
+    Merge(Key, Value),
     Remove(Key),
     RemoveRange(Key, Key),
 }
@@ -132,7 +137,7 @@ impl Client {
         let ks = self.ks.clone();
         for _ in 0..1 + self.prng.index(5) {
             self.dawdle().await;
-            match self.prng.index(if writes { 9 } else { 5 }) {
+            match self.prng.index(if writes { 11 } else { 5 }) {
                 0..=2 => {
                     let key = self.key();
                     let found = tx.get_async(&ks, [key]).await.unwrap();
@@ -157,7 +162,12 @@ impl Client {
                     tx.insert(&ks, [key], &value).unwrap();
                     ops.push(Op::Put(key, value));
                 }
-                7 => {
+                7 | 8 => {
+                    let (key, operand) = (self.key(), value(name, &mut self.prng));
+                    tx.merge(&ks, [key], &operand).unwrap();
+                    ops.push(Op::Merge(key, operand));
+                }
+                9 => {
                     let key = self.key();
                     tx.remove(&ks, [key]).unwrap();
                     ops.push(Op::Remove(key));
@@ -203,8 +213,12 @@ impl Client {
                     let (key, value) = (self.key(), value(name, &mut self.prng));
                     let (start, end) = self.span();
                     let mut batch = Batch::new();
-                    let op = match self.prng.index(3) {
+                    let op = match self.prng.index(4) {
                         0 => {
+                            batch.merge(&self.ks, &[key], &value);
+                            Op::Merge(key, value)
+                        }
+                        3 => {
                             batch.insert(&self.ks, &[key], &value);
                             Op::Put(key, value)
                         }
@@ -247,6 +261,7 @@ fn replay(map: &mut Map, ops: &[Op]) -> Result<(), String> {
                 }
             }
             Op::Put(key, value) => drop(map.insert(*key, value.clone())),
+            Op::Merge(key, operand) => map.entry(*key).or_default().extend_from_slice(operand),
             Op::Remove(key) => drop(map.remove(key)),
             Op::RemoveRange(start, end) => map.retain(|key, _| key < start || key >= end),
         }
@@ -314,7 +329,10 @@ fn history(seed: u64) -> Result<(u64, u64), String> {
         let mut prng = Prng::new(seed);
         let options = tune(&mut prng, env.clone());
         let db = Database::builder(Path::new("db")).options(options).open_async().await.unwrap();
-        let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+        let values = ValuePlacement::Separate { above: 60 };
+        let merge_operator = Some("atoll.append:".to_owned());
+        let appended = KeyspaceOptions { values, merge_operator, ..KeyspaceOptions::default() };
+        let ks = db.keyspace_async("k", appended).await.unwrap();
         let own = db.keyspace_async("own", KeyspaceOptions::default()).await.unwrap();
         let log = Arc::new(Mutex::new(Log::default()));
         let ended = Arc::new(Mutex::new(0));

@@ -19,7 +19,9 @@
 //! snapshot, by whomever: another transaction, a plain write, a range delete, a dropped keyspace.
 //! So at the point of its commit all that it saw is still true, which is all that serializability
 //! asks. How that is found out at little cost is told in [`validation`]. What it writes without
-//! having read it (a blind write) conflicts with nothing.
+//! having read it (a blind write) conflicts with nothing. A merge is one: its operand is folded after
+//! all that was committed before, whatever that is, which is the order of the commits. Whoever has read
+//! the key conflicts with it as with any write.
 //!
 //! # The single-writer one, and plain writes
 //! While it is open every other write waits: plain ones, batches, optimistic commits, dropping a
@@ -38,7 +40,7 @@
 //!
 //! # Limits
 //! - The passing of a deadline is no change: a key that a transaction has read may expire before the
-//!   commit, and one that it reads twice in between.
+//!   commit, and one that it reads twice in between. Nor is what a compaction filter does.
 //! - What was read is remembered in a bounded number of bytes. Beyond it neighbouring ranges become
 //!   one: more conflicts then, never fewer.
 //! - Writes are bounded as those of a batch are, and refused as early.
@@ -69,6 +71,7 @@ use crate::error::{Error, Result};
 use crate::iter::scan::Bounds;
 use crate::key::SeqNo;
 use crate::keyspace::{Keyspace, bounds_of, check_key, user_key};
+use crate::merge;
 use crate::options::WriteOptions;
 use crate::range::{Cursor, Range};
 use crate::read::Record;
@@ -351,20 +354,24 @@ impl<M: Mode> Transaction<M> {
         let key = key.as_ref();
         check_key(key)?;
         let user_key = user_key(keyspace.id(), key);
-        if let Some(write) = self.own.get(&user_key) {
-            let stored = write.alive(self.db.store.now());
-            return Ok(stored.map(|stored| Record {
-                value: stored.value.slice(stored.value.len() - stored.len()..stored.value.len()),
-                deadline: stored.deadline(),
-            }));
+        let now = self.db.store.now();
+        let own = self.own.get(&user_key);
+        let base = match own {
+            Some(write) if !write.is_on_theirs() => {
+                write.alive(now).cloned().and_then(|stored| stored.into_record().ok())
+            }
+            None if self.own.removed().contains(&user_key) => None,
+            _ => {
+                if let Some(reads) = &self.reads {
+                    reads.lock().key(&user_key);
+                }
+                self.snapshot.record_async(keyspace, key).await?
+            }
+        };
+        match own {
+            None => Ok(base),
+            Some(write) => merge::merged(&keyspace.about, &user_key, base, write.operands(), now),
         }
-        if self.own.removed().contains(&user_key) {
-            return Ok(None);
-        }
-        if let Some(reads) = &self.reads {
-            reads.lock().key(&user_key);
-        }
-        self.snapshot.record_async(keyspace, key).await
     }
 
     /// Returns whether `key` has a value.
@@ -440,9 +447,8 @@ impl<M: Mode> Transaction<M> {
         bounds: Bounds,
         filter: Option<(PrefixRule, Vec<u8>)>,
     ) -> Cursor {
-        let (view, _) = self.db.store.pin_owned();
-        let mut cursor =
-            Cursor::new(keyspace.clone(), bounds, filter, (view, self.snapshot.seqno()));
+        let sources = (self.snapshot.view(), self.snapshot.seqno());
+        let mut cursor = Cursor::new(keyspace.clone(), bounds, filter, sources);
         if let Err(foreign) = self.check(keyspace) {
             cursor.fail(foreign);
         }
@@ -493,6 +499,49 @@ impl<M: Mode> Transaction<M> {
         value: impl AsRef<[u8]>,
     ) -> Result<()> {
         self.put(keyspace, key.as_ref(), value.as_ref(), None)
+    }
+
+    /// Has the keyspace's merge operator change the value of `key` by `operand`, as [`Keyspace::merge`]
+    /// does. It is a blind write: the value is not read, so an optimistic transaction does not
+    /// conflict over it with others that merge or write, unless it reads the key as well.
+    ///
+    /// # Errors
+    /// As [`Transaction::insert`]; also if the keyspace has no merge operator, or it refuses the
+    /// operand.
+    pub fn merge(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        operand: impl AsRef<[u8]>,
+    ) -> Result<()> {
+        let deadline = keyspace.window_deadline().unwrap_or(0);
+        self.merge_until(keyspace, key.as_ref(), operand.as_ref(), deadline)
+    }
+
+    /// As [`merge`](Self::merge), with an operand that counts until `deadline`, in milliseconds since
+    /// the Unix epoch.
+    pub fn merge_expiring(
+        &mut self,
+        keyspace: &Keyspace,
+        key: impl AsRef<[u8]>,
+        operand: impl AsRef<[u8]>,
+        deadline: u64,
+    ) -> Result<()> {
+        // Zero stands for no deadline in what is stored.
+        self.merge_until(keyspace, key.as_ref(), operand.as_ref(), deadline.max(1))
+    }
+
+    fn merge_until(
+        &mut self,
+        keyspace: &Keyspace,
+        key: &[u8],
+        operand: &[u8],
+        deadline: u64,
+    ) -> Result<()> {
+        self.check(keyspace)?;
+        merge::check_operand(&keyspace.about, operand)?;
+        let user_key = user_key(keyspace.id(), key);
+        Arc::make_mut(&mut self.own).merge(&self.db.store, user_key, operand, deadline)
     }
 
     /// Removes `key`.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::iter::Direction;
+use crate::merge::Operand;
 use crate::mutants;
 use crate::range::Guard;
 use crate::read::Stored;
@@ -49,6 +50,8 @@ pub(crate) enum Next {
     Theirs(Guard),
     /// It is the transaction's own.
     Own(Vec<u8>, Stored),
+    /// It has to be put together first.
+    Merge(OwnMerge),
     /// It is nothing; look again.
     Hidden,
     /// It is nothing, and so is all up to this key (the first behind, or the first of it): look
@@ -56,6 +59,17 @@ pub(crate) enum Next {
     HiddenUpTo(Vec<u8>),
     /// There is none.
     End,
+}
+
+/// A key into which the transaction has merged something.
+pub(crate) struct OwnMerge {
+    pub(crate) user_key: Vec<u8>,
+    /// What it has put there before, if it is alive.
+    pub(crate) own: Option<Stored>,
+    /// What the snapshot has there, if the transaction has not written the key otherwise.
+    pub(crate) theirs: Option<Guard>,
+    /// Oldest first.
+    pub(crate) operands: Vec<Operand>,
 }
 
 impl Overlay {
@@ -133,15 +147,23 @@ impl Overlay {
             (own, _) => own,
         };
         if let Some((key, write)) = own {
-            let (key, stored) = (key.clone(), write.alive(now).cloned());
-            // The same key of the snapshot is overwritten.
-            let waiting = theirs.filter(|theirs| *theirs.user_key() != key[..]);
+            let (key, own) = (key.clone(), write.alive(now).cloned());
+            let (on_theirs, operands) = (write.is_on_theirs(), write.operands().to_vec());
+            // The same key of the snapshot is overwritten, or merged into.
+            let (mut theirs, mut waiting) = (theirs, None);
+            if theirs.as_ref().is_some_and(|theirs| *theirs.user_key() != key[..]) {
+                waiting = theirs.take();
+            }
             match direction {
                 Direction::Forward => self.front = waiting,
                 Direction::Backward => self.back = waiting,
             }
             self.pass(direction, key.clone());
-            return stored.map_or(Next::Hidden, |stored| Next::Own(key, stored));
+            if operands.is_empty() {
+                return own.map_or(Next::Hidden, |stored| Next::Own(key, stored));
+            }
+            let theirs = theirs.filter(|_| on_theirs);
+            return Next::Merge(OwnMerge { user_key: key, own, theirs, operands });
         }
         let Some(theirs) = theirs else { return Next::End };
         let key = theirs.user_key().to_vec();

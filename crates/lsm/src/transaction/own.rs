@@ -1,6 +1,7 @@
 //! What a transaction has written and not committed, for its own eyes and for the batch.
 //!
-//! Only the outcome is kept, not the way to it: the last write of each key, and the ranges whose
+//! Only the outcome is kept, not the way to it: the last write of each key with what was merged onto it
+//! since (the operands one by one: what they make depends on their deadlines), and the ranges whose
 //! older contents are gone. A range that is removed takes the writes in it with it, so whatever is
 //! in the map came after:
 //!
@@ -29,6 +30,7 @@ use crate::iter::scan::{Bounds, is_dead, key_kind};
 use crate::key::{Kind, Trailer};
 use crate::keyspace::check_key;
 use crate::memtable::Memtable;
+use crate::merge::Operand;
 use crate::options::VALUE_LEN_MAX;
 use crate::read::Stored;
 use crate::slice::Slice;
@@ -38,34 +40,69 @@ use crate::transaction::spans::{Span, SpanSet};
 /// Most bytes that a record of a batch takes beside its key, value and deadline: kind and lengths.
 const RECORD_OVERHEAD: usize = 12;
 
-/// The last write of a key.
+/// What the transaction has made of a key.
 #[derive(Clone)]
-pub(crate) enum Write {
+pub(crate) struct Write {
+    base: Base,
+    /// What was merged onto it since, oldest first.
+    operands: Vec<Operand>,
+}
+
+#[derive(Clone)]
+enum Base {
+    /// What the snapshot sees: there are only operands.
+    Theirs,
     Put(Stored),
-    Remove,
+    Removed,
 }
 
 impl Write {
-    /// Returns what is there at `now`, if anything is.
+    fn new(base: Base) -> Write {
+        Write { base, operands: Vec::new() }
+    }
+
+    /// Returns what it has put there, if that is alive at `now`.
     pub(crate) fn alive(&self, now: u64) -> Option<&Stored> {
-        match self {
-            Write::Put(stored) => {
+        match &self.base {
+            Base::Put(stored) => {
                 (!is_dead(key_kind(stored.trailer), &stored.value, now)).then_some(stored)
             }
-            Write::Remove => None,
+            Base::Theirs | Base::Removed => None,
         }
+    }
+
+    /// Returns whether its operands are merged onto what the snapshot sees.
+    pub(crate) fn is_on_theirs(&self) -> bool {
+        matches!(self.base, Base::Theirs)
+    }
+
+    /// Returns what was merged onto what was put, oldest first.
+    pub(crate) fn operands(&self) -> &[Operand] {
+        &self.operands
     }
 
     /// Returns what it adds to the batch: encoded bytes, and bytes in the memtable.
     fn size(&self, key: &[u8]) -> (usize, usize) {
-        match self {
-            Write::Put(stored) => {
+        let base = match &self.base {
+            Base::Theirs => (0, 0),
+            Base::Put(stored) => {
                 let bytes = RECORD_OVERHEAD + key.len() + stored.value.len();
                 (bytes, value_arena_bytes(key.len(), stored.len()))
             }
-            Write::Remove => (RECORD_OVERHEAD + key.len(), Memtable::record_bytes(key.len(), 0)),
-        }
+            Base::Removed => (RECORD_OVERHEAD + key.len(), Memtable::record_bytes(key.len(), 0)),
+        };
+        let add = |(bytes, arena), operand: &Operand| {
+            let (more_bytes, more_arena) = operand_size(key, operand);
+            (bytes + more_bytes, arena + more_arena)
+        };
+        self.operands.iter().fold(base, add)
     }
+}
+
+/// Returns what an operand adds to the batch: encoded bytes, and bytes in the memtable.
+fn operand_size(key: &[u8], operand: &Operand) -> (usize, usize) {
+    let stored = 8 + operand.bytes.len();
+    (RECORD_OVERHEAD + key.len() + stored, Memtable::record_bytes(key.len(), stored))
 }
 
 /// The uncommitted writes of a transaction. Keys carry the keyspace id.
@@ -84,6 +121,7 @@ pub(crate) struct Own {
 #[derive(Clone)]
 enum Undo {
     Wrote { key: Vec<u8>, before: Option<Write> },
+    Merged { key: Vec<u8> },
     Removed { span: Option<(Span, Vec<Span>)>, dropped: Vec<(Vec<u8>, Write)> },
 }
 
@@ -156,13 +194,54 @@ impl Own {
             None => (Kind::Value, value.to_vec()),
         };
         let stored = Stored { trailer: Trailer::new(0, kind), value: Slice::from(bytes) };
-        self.write(store, key, Write::Put(stored))
+        self.write(store, key, Write::new(Base::Put(stored)))
     }
 
     /// Removes a key.
     pub(crate) fn remove(&mut self, store: &Store, key: Vec<u8>) -> Result<()> {
         check_key(key.get(4..).unwrap_or_default())?;
-        self.write(store, key, Write::Remove)
+        self.write(store, key, Write::new(Base::Removed))
+    }
+
+    /// Merges an operand, which was checked, into a key. `deadline` is 0 for none.
+    pub(crate) fn merge(
+        &mut self,
+        store: &Store,
+        key: Vec<u8>,
+        operand: &[u8],
+        deadline: u64,
+    ) -> Result<()> {
+        check_key(key.get(4..).unwrap_or_default())?;
+        let operand = Operand { seqno: 0, deadline, bytes: Slice::from(operand) };
+        let (bytes, arena) = operand_size(&key, &operand);
+        // The range that was removed came before; what it hides is no base.
+        let hidden = self.removed.contains(&key) && !self.writes.contains_key(&key);
+        if hidden {
+            let mut write = Write::new(Base::Removed);
+            write.operands.push(operand);
+            return self.write(store, key, write);
+        }
+        let (bytes, arena) = (self.bytes + bytes, self.arena + arena);
+        self.check(store, bytes, arena, &self.removed)?;
+        (self.bytes, self.arena) = (bytes, arena);
+        if !self.savepoints.is_empty() {
+            self.undo.push(Undo::Merged { key: key.clone() });
+        }
+        let write = self.writes.entry(key).or_insert_with(|| Write::new(Base::Theirs));
+        write.operands.push(operand);
+        Ok(())
+    }
+
+    /// Takes the last operand of a key back.
+    fn unmerge(&mut self, key: &[u8]) {
+        let Some(write) = self.writes.get_mut(key) else { return };
+        let Some(operand) = write.operands.pop() else { return };
+        let (bytes, arena) = operand_size(key, &operand);
+        self.bytes -= bytes;
+        self.arena -= arena;
+        if write.is_on_theirs() && write.operands.is_empty() {
+            self.writes.remove(key);
+        }
     }
 
     fn write(&mut self, store: &Store, key: Vec<u8>, write: Write) -> Result<()> {
@@ -256,6 +335,7 @@ impl Own {
                         self.restore(key, before);
                     }
                 }
+                Undo::Merged { key } => self.unmerge(&key),
                 Undo::Removed { span, dropped } => {
                     span.into_iter().for_each(|span| self.removed.undo(span));
                     dropped.into_iter().for_each(|(key, write)| self.restore(key, write));
@@ -290,18 +370,22 @@ impl Own {
         for (key, write) in &self.writes {
             let (id, key) = key.split_first_chunk().unwrap_or((&[0; 4], &[]));
             let id = u32::from_be_bytes(*id);
-            match write {
-                Write::Remove => batch.remove_raw(id, key),
-                Write::Put(Stored { trailer, value }) => match key_kind(*trailer) {
-                    Kind::ExpiringValue => batch.insert_raw(
-                        id,
-                        key,
-                        value.get(8..).unwrap_or_default(),
-                        deadline_of(value),
-                    ),
-                    _ => batch.insert_raw(id, key, value, None),
-                },
-            };
+            match &write.base {
+                Base::Theirs => {}
+                Base::Removed => drop(batch.remove_raw(id, key)),
+                Base::Put(Stored { trailer, value }) => {
+                    let (value, deadline) = match key_kind(*trailer) {
+                        Kind::ExpiringValue => {
+                            (value.get(8..).unwrap_or_default(), deadline_of(value))
+                        }
+                        _ => (&value[..], None),
+                    };
+                    batch.insert_raw(id, key, value, deadline);
+                }
+            }
+            for Operand { deadline, bytes, .. } in &write.operands {
+                batch.merge_raw(id, key, bytes, Some(*deadline).filter(|at| *at != 0));
+            }
         }
         batch
     }

@@ -29,7 +29,9 @@ pub(super) fn options(env: atoll_env::Env) -> Options {
 async fn open(env: &atoll_env::Env) -> (Database, Keyspace) {
     let options = options(env.clone());
     let db = Database::builder(Path::new("db")).options(options).open_async().await.unwrap();
-    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+    let merge_operator = Some("atoll.append:".to_owned());
+    let appended = KeyspaceOptions { merge_operator, ..KeyspaceOptions::default() };
+    let ks = db.keyspace_async("k", appended).await.unwrap();
     (db, ks)
 }
 
@@ -83,7 +85,7 @@ async fn drive(
         };
     }
     for _ in 0..10 + prng.index(60) {
-        match prng.index(20) {
+        match prng.index(24) {
             0..=5 => {
                 let (key, value) = (key(prng), vec![prng.below(256) as u8; prng.index(40)]);
                 tx!(tx, tx.insert(ks, &key, &value)).unwrap();
@@ -143,6 +145,11 @@ async fn drive(
                 savepoints.truncate(1 + prng.index(savepoints.len()));
                 let (savepoint, _) = savepoints.pop().unwrap();
                 tx!(tx, tx.release(savepoint)).unwrap();
+            }
+            20..=23 => {
+                let (key, operand) = (key(prng), vec![prng.below(256) as u8; prng.index(40)]);
+                tx!(tx, tx.merge(ks, &key, &operand)).unwrap();
+                model.entry(key).or_default().extend_from_slice(&operand);
             }
             19 if prng.chance(0.3) => db.flush_async().await.unwrap(),
             _ => {}

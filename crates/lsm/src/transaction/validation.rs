@@ -362,6 +362,7 @@ impl Condition {
         for record in Records::new(payload).map_err(damaged)? {
             let (key, changed) = match record.map_err(damaged)? {
                 Record::Insert { key, .. }
+                | Record::Merge { key, .. }
                 | Record::Remove { key }
                 | Record::InsertVersion { key, .. }
                 | Record::RemoveVersion { key, .. } => (key, self.reads.containing(key)),

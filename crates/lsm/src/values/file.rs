@@ -11,6 +11,9 @@
 //! write by the sequence number. A value that LZ4 shrinks by an eighth is stored packed; records of one
 //! flush or merge stand in key order.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

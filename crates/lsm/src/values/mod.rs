@@ -54,6 +54,8 @@ use atoll_env::Env;
 use atoll_env::disk::IoClass;
 
 pub(crate) use ahead::Ahead;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use file::fuzzing;
 pub(crate) use file::verify;
 pub(crate) use mover::{Mover, ValueRule};
 pub(crate) use pointer::Pointer;

@@ -4,6 +4,7 @@
 //! | the record comes from | and is | it becomes |
 //! |---|---|---|
 //! | a memtable | longer than the threshold | separated |
+//! | the merge itself, which folded operands or replaced a value | longer than the threshold | separated, unless it would be merged back |
 //! | a table | separated, in a file that should go | separated, in a new file |
 //! | a table, merged into the last level | separated, and short enough to be merged back | inline |
 //! | anywhere else | | what it was |
@@ -15,9 +16,11 @@ use super::file::{Stored, ValueWriter};
 use super::{Ahead, Pointer, ValueDesc};
 use crate::compaction::run::{Job, Outcome};
 use crate::error::Result;
-use crate::key::{InternalKey, Trailer};
+use crate::iter::scan::key_kind;
+use crate::key::{InternalKey, SeqNo, Trailer};
 use crate::options::{Compression, ValuePlacement};
 use crate::pieces::Subject;
+use crate::slice::Slice;
 use crate::version::LEVELS;
 use crate::version::manifest::sync_dir;
 
@@ -77,11 +80,13 @@ impl<'a> Mover<'a> {
 }
 
 impl Mover<'_> {
-    /// Returns the record as it is to be stored: its trailer and its bytes.
+    /// Returns the record as it is to be stored: its trailer and its bytes. `made` says that the merge
+    /// has put it together.
     pub(crate) async fn place<'v>(
         &'v mut self,
         key: InternalKey<'_>,
         bytes: &'v [u8],
+        made: bool,
         outcome: &mut Outcome,
     ) -> Result<(Trailer, &'v [u8])> {
         let as_it_is = (key.trailer, bytes);
@@ -91,8 +96,11 @@ impl Mover<'_> {
         let head = kind.head_len();
         if !key.trailer.is_separated() {
             // Records come from a memtable when they go into level 0, and only then.
-            let separates = self.job.level == 0
-                && bytes.len().saturating_sub(head) > self.job.value_rule.above(key.user_key);
+            let is_new = self.job.level == 0 || made;
+            let len = bytes.len().saturating_sub(head);
+            let separates = is_new
+                && len > self.job.value_rule.above(key.user_key)
+                && !self.merges_back(key.user_key, u32::try_from(len).unwrap_or(u32::MAX));
             if !separates {
                 return Ok(as_it_is);
             }
@@ -104,8 +112,7 @@ impl Mover<'_> {
         }
         // What cannot be decoded is not touched: who reads the key is told.
         let Ok(pointer) = Pointer::decode(bytes, head) else { return Ok(as_it_is) };
-        let back = self.job.level == LEVELS - 1
-            && self.job.value_rule.merges_back(key.user_key, pointer.len);
+        let back = self.merges_back(key.user_key, pointer.len);
         if !back && !self.job.leaving.contains(&pointer.file) {
             return Ok(as_it_is);
         }
@@ -125,6 +132,44 @@ impl Mover<'_> {
         }
     }
 
+    fn merges_back(&self, user_key: &[u8], len: u32) -> bool {
+        self.job.level == LEVELS - 1 && self.job.value_rule.merges_back(user_key, len)
+    }
+
+    /// Returns the value of a record, for who wants to look at it. `None` if it cannot be read: its file
+    /// is left alone from now on.
+    pub(crate) async fn value(
+        &mut self,
+        user_key: &[u8],
+        trailer: Trailer,
+        bytes: &Slice,
+    ) -> Option<Slice> {
+        let head = key_kind(trailer).head_len();
+        if !trailer.is_separated() {
+            return Some(bytes.clone().after(head));
+        }
+        let pointer = Pointer::decode(bytes, head).ok()?;
+        let stored = self.read(user_key, trailer.seqno(), pointer).await;
+        let corrupt = stored.as_ref().err().is_none_or(|e| e.is_corruption());
+        let value = stored.ok().and_then(|stored| stored.into_value().ok());
+        if value.is_none() {
+            self.failed(pointer, corrupt);
+        }
+        value
+    }
+
+    async fn read(&self, user_key: &[u8], seqno: SeqNo, pointer: Pointer) -> Result<Stored> {
+        let how = (&self.ahead, self.job.class);
+        self.job.values.read_stored(self.job.version, user_key, seqno, pointer, how).await
+    }
+
+    /// Notes that a value could not be read.
+    fn failed(&self, pointer: Pointer, corrupt: bool) {
+        if let Some(file) = self.job.version.value_file(pointer.file) {
+            file.handle.failed(corrupt);
+        }
+    }
+
     /// Reads a separated value; one that goes back into its table is put into `state.bytes`, behind
     /// room for the head. `None` if it cannot be read: its file is left alone from now on.
     async fn fetch(
@@ -133,11 +178,7 @@ impl Mover<'_> {
         pointer: Pointer,
         back: bool,
     ) -> Option<Fetched> {
-        let seqno = key.trailer.seqno();
-        let how = (&self.ahead, self.job.class);
-        let read =
-            self.job.values.read_stored(self.job.version, key.user_key, seqno, pointer, how).await;
-        let stored = match read {
+        let stored = match self.read(key.user_key, key.trailer.seqno(), pointer).await {
             Ok(stored) if !back => return Some(Fetched::Stored(stored)),
             other => other,
         };
@@ -150,9 +191,7 @@ impl Mover<'_> {
         if unpacked {
             return Some(Fetched::Value);
         }
-        if let Some(file) = self.job.version.value_file(pointer.file) {
-            file.handle.failed(corrupt);
-        }
+        self.failed(pointer, corrupt);
         None
     }
 

@@ -309,31 +309,34 @@ impl Edit {
     }
 }
 
+/// A table to start from.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn sample_desc(id: u64, smallest: &str, largest: &str) -> TableDesc {
+    TableDesc {
+        id,
+        salt: id * 7,
+        size: 1000,
+        smallest: smallest.into(),
+        largest: largest.into(),
+        largest_exclusive: false,
+        seqnos: (1, 9),
+        entries: 10,
+        tombstones: 0,
+        range_tombstones: 0,
+        expiring: 0,
+        deadline_max: 0,
+        passing: 0,
+        passing_stamp: 0,
+        values: Arc::default(),
+        dense: 0,
+        half_expired: 0,
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    pub(crate) use super::sample_desc as desc;
     use super::*;
-
-    pub(crate) fn desc(id: u64, smallest: &str, largest: &str) -> TableDesc {
-        TableDesc {
-            id,
-            salt: id * 7,
-            size: 1000,
-            smallest: smallest.into(),
-            largest: largest.into(),
-            largest_exclusive: false,
-            seqnos: (1, 9),
-            entries: 10,
-            tombstones: 0,
-            range_tombstones: 0,
-            expiring: 0,
-            deadline_max: 0,
-            passing: 0,
-            passing_stamp: 0,
-            values: Arc::default(),
-            dense: 0,
-            half_expired: 0,
-        }
-    }
 
     #[test]
     fn an_edit_round_trips_and_no_cut_of_it_panics() {
