@@ -20,6 +20,8 @@ Recipes:
                                   are those of atoll-sim engine (--seed N, --seeds COUNT)
   cargo xtask fuzz                checks that the fuzz targets compile under their own manifest; the
                                   tests of xtask compile and run them too, without libFuzzer
+  cargo xtask fuzz [FLAGS]        runs each target on mutations of real bytes, by the stable compiler
+                                  (--executions N --seed S [TARGET...])
   cargo xtask sim --mutants       the same with one rule of shards or transactions left out after
                                   the other; each must be caught within 100 seeds
   cargo xtask loom                the rings between cores under the model checker: all orders of
@@ -32,6 +34,9 @@ Recipes:
   cargo xtask bench-server [FLAGS]
                                   the server beside Redis 7, under equal promises; flags are those
                                   of atoll-bench server (--quick ends in about two minutes)
+  cargo xtask bench-allocators [SECONDS]
+                                  engine and server under the system's allocator, jemalloc and mimalloc,
+                                  side by side: rate, p99 and memory; builds each (scripts/bench-allocators)
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff
   cargo xtask corpus              records what a real Redis answers to the sequences of the
                                   differential test; needs a redis-server; read the diff";
@@ -71,10 +76,12 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("crash", _) => crash(flags),
         ("sim", _) => vec![sim(flags)],
         ("fuzz", true) => vec![fuzz()],
+        ("fuzz", false) => vec![fuzz_stable(flags)],
         ("loom", true) => vec![loom("atoll-env", "ring::model"), loom("atoll-lsm", "pool::model")],
         ("bench", _) => vec![bench(flags)],
         ("bench-peers", _) => bench_peers(flags),
         ("bench-server", _) => bench_server(flags),
+        ("bench-allocators", _) => vec![bench_allocators(flags)],
         ("golden", true) => vec![golden()],
         ("corpus", true) => vec![corpus()],
         _ => return None,
@@ -131,6 +138,13 @@ fn fuzz() -> Command {
     check
 }
 
+/// The targets on inputs of our own making.
+fn fuzz_stable(flags: &[String]) -> Command {
+    let mut run = cargo(["run", "--release", "-p", "xtask", "--example", "fuzz", "--"]);
+    run.args(flags);
+    run
+}
+
 /// In a directory of its own: the flag is for every crate and would rebuild everything twice.
 fn loom(package: &str, model: &str) -> Command {
     let mut test = cargo(["test", "-p", package, "--lib", model]);
@@ -173,6 +187,12 @@ fn bench_server(flags: &[String]) -> Vec<Command> {
     let mut run = cargo(["run", "--release", "-p", "atoll-bench", "--", "server"]);
     run.args(flags);
     vec![cargo(["build", "--release", "-p", "atoll"]), run]
+}
+
+fn bench_allocators(flags: &[String]) -> Command {
+    let mut run = Command::new(root().join("scripts/bench-allocators"));
+    run.args(flags);
+    run
 }
 
 fn golden() -> Command {
