@@ -10,7 +10,7 @@ use atoll_lsm::PoolStrategy;
 
 use crate::Failure;
 use crate::data;
-use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name};
+use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name, Switch};
 use crate::process;
 use crate::report::Figures;
 use crate::timings::{Timings, Usage};
@@ -43,6 +43,8 @@ pub struct Args {
     direct: Direct,
     #[arg(long)]
     pool: PoolStrategy,
+    #[arg(long, value_enum)]
+    record_cache: Switch,
     /// Where to write the process's id before anything else.
     #[arg(long)]
     join: Option<PathBuf>,
@@ -94,6 +96,7 @@ fn run_phase(args: &Args) -> Result<(), Failure> {
         io: args.io,
         direct: args.direct,
         pool: args.pool,
+        record_cache: args.record_cache == Switch::On,
         value_len: args.workload.value_len(),
         unflushed: (args.phase == Phase::Die && args.workload.fills_the_log())
             .then(|| args.workload.record_bytes(extent.records)),

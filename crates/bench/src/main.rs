@@ -94,7 +94,7 @@ use std::process::ExitCode;
 use atoll_lsm::PoolStrategy;
 use clap::{Args, Parser, Subcommand};
 
-use crate::engines::{Direct, Io, Name};
+use crate::engines::{Direct, Io, Name, Switch};
 use crate::workload::Family;
 
 /// Why a benchmark could not be run, as a sentence.
@@ -189,6 +189,9 @@ struct EngineArgs {
     /// Where the block cache of our engine has its memory: auto, pinned, vm or heap.
     #[arg(long, value_name = "STRATEGY", default_value = "auto")]
     pool: PoolStrategy,
+    /// Whether our engine caches hot records one by one, beside blocks.
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t = Switch::On)]
+    record_cache: Switch,
     /// Times each measurement is taken; the median is shown.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
     #[arg(default_value_if("quick", "true", "1"))]

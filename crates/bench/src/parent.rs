@@ -196,6 +196,7 @@ impl Bench<'_> {
         command.args(["--size", &self.args.size.to_string()]);
         command.args(["--io", &word(self.args.io), "--direct", &word(self.args.direct)]);
         command.args(["--pool", self.args.pool.name()]);
+        command.args(["--record-cache", &word(self.args.record_cache)]);
         if let Some(group) = &group {
             command.arg("--join").arg(group.processes());
         }

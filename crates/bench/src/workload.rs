@@ -463,6 +463,7 @@ mod tests {
             dir: dir.path().to_owned(),
             memory: 8 << 20,
             synced: false,
+            record_cache: true,
             io: engines::Io::Auto,
             direct: engines::Direct::Log,
             pool: Default::default(),

@@ -253,17 +253,22 @@ impl Background {
             flushed: Some(Flushed { position: sealed.position, applied: sealed.applied.clone() }),
             ..Edit::default()
         };
+        // What the record cache says of these keys is true up to the new view.
+        let change = store.tables.records().begin_change();
+        change.forget_memtable(&sealed.memtable).await;
         let installed = self
             .install(
                 FLUSH_INSTALL,
                 edit,
                 Some((underway.id, outcome.bytes_written)),
                 |view, version| {
+                    change.installed();
                     let keep = view.memtables.iter().filter(|m| !Arc::ptr_eq(m, &sealed.memtable));
-                    View { memtables: keep.cloned().collect(), version }
+                    View::new(keep.cloned().collect(), version)
                 },
             )
             .await;
+        drop(change);
         if let Err(e) = installed {
             if matches!(e, Error::NoSpace(_)) {
                 self.remove_begun(outcome).await;
@@ -607,7 +612,17 @@ impl Background {
             ..Edit::default()
         };
         let ended = Some((underway.id, outcome.bytes_written));
-        let installed = self.install(COMPACTION_INSTALL, edit, ended, View::at).await;
+        let change = outcome.filtered.then(|| self.store.tables.records().begin_change());
+        if let Some(change) = &change {
+            change.forget_tables(inputs.iter().map(|(_, handle)| &handle.desc)).await;
+        }
+        let installed = self
+            .install(COMPACTION_INSTALL, edit, ended, |view, version| {
+                change.iter().for_each(|change| change.installed());
+                view.at(version)
+            })
+            .await;
+        drop(change);
         if matches!(installed, Err(Error::NoSpace(_))) {
             self.remove_begun(outcome).await;
         }

@@ -29,20 +29,22 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, Waker};
 
 use atoll_env::sync::Notify;
 use atoll_env::task;
-use parking_lot::Mutex;
 
 use crate::batch::Payload;
 use crate::database::closed;
 use crate::error::Result;
 use crate::log::Prepared;
+use crate::mutants;
 use crate::options::Durability;
 use crate::store::Store;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::transaction::validation::Condition;
 use crate::version::Applied;
 
@@ -64,9 +66,10 @@ pub(crate) enum Work {
     End,
     /// A step of a client that drives log and tree itself, as consensus will.
     #[cfg(test)]
-    Drive(Mutex<Option<Step>>),
+    #[cfg_attr(atoll_loom, expect(dead_code, reason = "the tests that use it are left out"))]
+    Drive(parking_lot::Mutex<Option<Step>>),
     /// Take the log's next segment, which was made aside.
-    Adopt(Mutex<Option<Result<Prepared>>>),
+    Adopt(parking_lot::Mutex<Option<Result<Prepared>>>),
 }
 
 impl Work {
@@ -231,9 +234,49 @@ impl Queue {
     }
 }
 
+/// What is led: the store, or what stands for it in the model checker's tests.
+pub(crate) trait Led: Send + Sync + Sized + 'static {
+    /// Returns the queue of what waits for a leader.
+    fn queue(&self) -> &Queue;
+
+    /// Returns the memory that a group may take.
+    fn group_bytes_max(&self) -> usize;
+
+    /// Returns whether the calling thread may lead.
+    fn may_lead(&self) -> bool;
+
+    /// Carries a group through and answers it.
+    fn carry(self: &Arc<Self>, group: VecDeque<Request>) -> impl Future<Output = ()> + Send;
+
+    /// Has a task lead.
+    fn spawn(&self, leader: Pin<Box<dyn Future<Output = ()> + Send>>);
+}
+
+impl Led for Store {
+    fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    fn group_bytes_max(&self) -> usize {
+        Store::group_bytes_max(self)
+    }
+
+    fn may_lead(&self) -> bool {
+        task::may_block()
+    }
+
+    fn carry(self: &Arc<Self>, group: VecDeque<Request>) -> impl Future<Output = ()> + Send {
+        self.commit(group)
+    }
+
+    fn spawn(&self, leader: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.options.env.tasks.spawn("group commit", leader);
+    }
+}
+
 /// Hands `work` to the next group and waits for its answer.
-pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
-    let can_lead = task::may_block();
+pub(crate) async fn submit<L: Led>(store: &Arc<L>, work: Work) -> Result<()> {
+    let can_lead = store.may_lead();
     let (ticket, lead) = enqueue(store, work, can_lead);
     if lead {
         if can_lead {
@@ -253,15 +296,15 @@ pub(crate) async fn submit(store: &Arc<Store>, work: Work) -> Result<()> {
 
 /// A waiter whose future may be dropped: a call to lead that it does not hear any more is passed
 /// on, or nobody would lead ever again.
-struct Waiter<'s> {
-    store: &'s Arc<Store>,
+struct Waiter<'s, L: Led> {
+    store: &'s Arc<L>,
     ticket: Arc<Ticket>,
 }
 
-impl Drop for Waiter<'_> {
+impl<L: Led> Drop for Waiter<'_, L> {
     fn drop(&mut self) {
         let state = std::mem::replace(&mut *self.ticket.state.lock(), TicketState::Abandoned);
-        if matches!(state, TicketState::Lead) {
+        if matches!(state, TicketState::Lead) && !mutants::is("lead-not-passed-on") {
             spawn_leader(self.store);
         }
     }
@@ -269,7 +312,7 @@ impl Drop for Waiter<'_> {
 
 /// Hands `work` to the next group; nobody waits for its answer. For the flush, which must go on
 /// while a leader waits for it to free memory.
-pub(crate) fn post(store: &Arc<Store>, work: Work) {
+pub(crate) fn post<L: Led>(store: &Arc<L>, work: Work) {
     let (_, lead) = enqueue(store, work, false);
     if lead {
         spawn_leader(store);
@@ -277,30 +320,34 @@ pub(crate) fn post(store: &Arc<Store>, work: Work) {
 }
 
 /// Puts `work` into the queue; says whether somebody has to lead.
-fn enqueue(store: &Arc<Store>, work: Work, can_lead: bool) -> (Arc<Ticket>, bool) {
+fn enqueue<L: Led>(store: &Arc<L>, work: Work, can_lead: bool) -> (Arc<Ticket>, bool) {
     let ticket = Arc::new(Ticket { state: Mutex::new(TicketState::Waiting(None)), can_lead });
-    let mut queue = store.queue.state.lock();
+    let mut queue = store.queue().state.lock();
     if queue.leader == Leader::Gone {
         ticket.answer(Err(closed()));
         return (ticket, false);
     }
     queue.waiting.push_back(Request { work, ticket: ticket.clone() });
     if queue.leader == Leader::Owner {
-        store.queue.waits.store(true, Ordering::Release);
+        store.queue().waits.store(true, Ordering::Release);
         drop(queue);
-        store.queue.due.notify();
+        store.queue().due.notify();
         return (ticket, false);
     }
     (ticket, std::mem::replace(&mut queue.leader, Leader::Somebody) == Leader::Nobody)
 }
 
 /// Leads one group on the calling thread, then hands over.
-async fn lead_once(store: &Arc<Store>) {
-    store.commit(store.queue.take(store.group_bytes_max())).await;
+async fn lead_once<L: Led>(store: &Arc<L>) {
+    store.carry(store.queue().take(store.group_bytes_max())).await;
     let next = {
-        let mut queue = store.queue.state.lock();
+        let mut queue = store.queue().state.lock();
         match queue.waiting.front() {
             None => {
+                if mutants::is("leader-leaves-unlocked") {
+                    drop(queue);
+                    queue = store.queue().state.lock();
+                }
                 queue.leader = Leader::Nobody;
                 return;
             }
@@ -313,24 +360,25 @@ async fn lead_once(store: &Arc<Store>) {
 }
 
 /// Leads groups in a task of its own for as long as there are any.
-fn spawn_leader(store: &Arc<Store>) {
+fn spawn_leader<L: Led>(store: &Arc<L>) {
     let leader = store.clone();
-    store.options.env.tasks.spawn(
-        "group commit",
-        Box::pin(async move {
-            loop {
-                leader.commit(leader.queue.take(leader.group_bytes_max())).await;
-                let mut queue = leader.queue.state.lock();
-                if queue.waiting.is_empty() {
-                    queue.leader = Leader::Nobody;
-                    return;
-                }
+    store.spawn(Box::pin(async move {
+        loop {
+            leader.carry(leader.queue().take(leader.group_bytes_max())).await;
+            let mut queue = leader.queue().state.lock();
+            if queue.waiting.is_empty() {
+                queue.leader = Leader::Nobody;
+                return;
             }
-        }),
-    );
+        }
+    }));
 }
 
+#[cfg(all(test, atoll_loom))]
+mod model;
+
 #[cfg(test)]
+#[cfg(not(atoll_loom))]
 mod tests {
     use std::pin::pin;
     use std::task::Context;
@@ -356,7 +404,7 @@ mod tests {
                 })
             });
             let mut cx = Context::from_waker(Waker::noop());
-            let mut leader = pin!(submit(store, Work::Drive(Mutex::new(Some(step)))));
+            let mut leader = pin!(submit(store, Work::Drive(parking_lot::Mutex::new(Some(step)))));
             assert!(leader.as_mut().poll(&mut cx).is_pending());
             let mut next = Box::pin(submit(store, Work::Sync));
             assert!(next.as_mut().poll(&mut cx).is_pending());

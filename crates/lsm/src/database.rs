@@ -606,6 +606,7 @@ impl Store {
         stats.delay_reason = (stats.delay_nanos > 0).then(|| pressure.reason.name());
         stats.cache = self.tables.pool().stats();
         stats.pool = self.tables.pool().placement();
+        stats.records = self.tables.records().stats();
         stats.refusal = self.refusal().map(|e| e.to_string());
         let failure = self.failure(Chore::Flush).or(self.failure(Chore::Compaction));
         stats.background_failure =

@@ -11,7 +11,8 @@
 //! fits into the share beside those that are not flushed. A batch that is larger than the share
 //! gets a memtable of its own size once all others are flushed; the cache gives up what the share
 //! lacks and has it back when that one is flushed. So the sum stays within the budget, and no batch
-//! ever waits for itself.
+//! ever waits for itself. Of what the cache has, hot records get a fixed part
+//! ([`Options::record_cache_percent`]) and blocks the rest.
 //!
 //! A memtable that was flushed may live on in the hands of a reader. Nobody waits for readers; if
 //! one holds it longer than until the next [`Governor::look`], the cache is smaller by its bytes as
@@ -27,6 +28,7 @@ use parking_lot::Mutex;
 use crate::memtable::{self, Memtable};
 use crate::options::Options;
 use crate::pool::Pool;
+use crate::records::Records;
 
 /// Divides the memory budget between memtables and cache.
 pub(crate) struct Governor {
@@ -35,7 +37,10 @@ pub(crate) struct Governor {
     share: usize,
     /// What the cache has then.
     cache: usize,
+    /// How many parts in a hundred of it are the record cache's.
+    record_percent: usize,
     pool: Arc<dyn Pool>,
+    records: Arc<Records>,
     ledger: Mutex<Ledger>,
 }
 
@@ -83,18 +88,23 @@ impl Governor {
     /// Returns the governor of a store that starts with `memtables`, the newest first.
     pub(crate) fn new(
         options: &Options,
-        pool: Arc<dyn Pool>,
+        (pool, records): (Arc<dyn Pool>, Arc<Records>),
         memtables: &[Arc<Memtable>],
     ) -> Governor {
+        // What the record cache needs beside its records stays taken.
+        let fixed = records.fixed_bytes();
         let governor = Governor {
-            budget: options.memory,
+            budget: options.memory - fixed,
             share: options.memtable_share(),
-            cache: options.cache_capacity(),
+            cache: options.cache_capacity() - fixed,
+            record_percent: options.record_cache_percent,
             pool,
+            records,
             ledger: Mutex::default(),
         };
         let mut ledger = governor.ledger.lock();
         ledger.entries.extend(memtables.iter().rev().map(entry));
+        governor.share_out(governor.cache);
         governor.divide(&mut ledger, 0);
         drop(ledger);
         governor
@@ -154,9 +164,27 @@ impl Governor {
         let left = self.budget.saturating_sub(taken);
         let shrunk = (left < self.cache).then_some(left);
         if shrunk != std::mem::replace(&mut ledger.shrunk, shrunk) {
-            self.pool.set_capacity(shrunk.unwrap_or(self.cache));
+            self.share_out(shrunk.unwrap_or(self.cache));
         }
     }
+
+    /// Divides what caches may take between records and blocks.
+    fn share_out(&self, cache: usize) {
+        let (records, blocks) = parts(&self.records, cache, self.record_percent);
+        self.records.set_capacity(records);
+        self.pool.set_capacity(blocks);
+    }
+}
+
+/// Divides `cache` bytes between records and blocks.
+pub(crate) fn parts(records: &Records, cache: usize, percent: usize) -> (usize, usize) {
+    let part = if records.is_on() { record_part(cache, percent) } else { 0 };
+    (part, cache - part)
+}
+
+/// Returns the record cache's part of `cache` bytes.
+pub(crate) fn record_part(cache: usize, percent: usize) -> usize {
+    cache / 100 * percent
 }
 
 fn entry(memtable: &Arc<Memtable>) -> Entry {
@@ -180,11 +208,16 @@ mod tests {
 
     #[test]
     fn memory_is_divided_by_bytes_and_readers_are_counted_but_not_waited_for() {
-        let options = Options { memory: 16 * MIB, ..Options::new(Sim::new(1).node("a").env()) };
+        let options = Options {
+            memory: 16 * MIB,
+            record_cache_percent: 0,
+            ..Options::new(Sim::new(1).node("a").env())
+        };
         assert_eq!((options.memtable_share(), options.cache_capacity()), (6 * MIB, 10 * MIB));
         let pool = Arc::new(HeapPool::new(options.cache_capacity()));
         let (mut first, memtable) = Memtable::new(2 * MIB);
-        let governor = Governor::new(&options, pool.clone(), std::slice::from_ref(&memtable));
+        let caches = (pool.clone() as Arc<dyn Pool>, Arc::new(Records::new(0)));
+        let governor = Governor::new(&options, caches, std::slice::from_ref(&memtable));
         let cache = || pool.stats().capacity as usize / MIB;
         assert!(governor.admits(14 * MIB), "an empty memtable is in nobody's way");
         fill(&mut first, MIB);

@@ -132,7 +132,7 @@ pub fn stamp_of(value: &[u8]) -> u64 {
 }
 
 /// Sequence number and kind in one word: `seqno << 8 | kind`. Larger is newer and sorts first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Trailer(pub u64);
 
 impl Trailer {

@@ -144,7 +144,7 @@ impl Keyspace {
         self.check_alive()?;
         let _timer = self.db.begin_read(key.as_ref())?;
         let (view, snapshot) = self.db.store.pin();
-        Ok(self.db.find_stored(&view, self.id(), key.as_ref(), snapshot).await?.is_some())
+        Ok(self.db.find(&view, self.id(), key.as_ref(), snapshot).await?.is_some())
     }
 
     /// Returns the values of several keys, all as of one moment, in the order asked.

@@ -49,9 +49,10 @@ impl ValueReader {
     pub(crate) async fn open(keyspace: Keyspace, key: &[u8]) -> Result<Option<ValueReader>> {
         let db = &keyspace.db;
         let (view, snapshot) = db.store.pin_owned();
-        let Some(stored) = db.find_stored(&view, keyspace.id(), key, snapshot).await? else {
+        let Some(hit) = db.find(&view, keyspace.id(), key, snapshot).await? else {
             return Ok(None);
         };
+        let stored = Stored::from(hit);
         let user_key = user_key(keyspace.id(), key);
         let (len, deadline) = (stored.len(), stored.deadline());
         let rest = match key_kind(stored.trailer) {

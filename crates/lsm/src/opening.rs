@@ -13,11 +13,13 @@ use atoll_env::Env;
 
 use crate::error::{Error, Result};
 use crate::events::{Events, FlushReason};
+use crate::governor::{parts, record_part};
 use crate::identity::{self, FIRST_SEGMENT, Kind};
 use crate::log::{Log, LogOptions};
 use crate::memtable::Memtable;
 use crate::options::{Durability, Options};
 use crate::pool;
+use crate::records::Records;
 use crate::recovery::{Replay, inspect};
 use crate::store::{Catalog, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
@@ -172,9 +174,12 @@ async fn recover(
     let in_tables = state.version.tables().map(|(_, table)| table.desc.seqnos.1).max();
     visible = visible.max(in_tables.unwrap_or(0));
 
-    let cache = pool::open(options.pool, options.cache_capacity());
     let events = Arc::new(Events::new(options.listener.clone(), &paths.root));
-    let tables = Tables::new(env.clone(), paths.clone(), cache).told_to(events.clone());
+    let cache = options.cache_capacity();
+    let records = Arc::new(Records::new(record_part(cache, options.record_cache_percent)));
+    let (_, blocks) = parts(&records, cache - records.fixed_bytes(), options.record_cache_percent);
+    let pool = pool::open(options.pool, blocks);
+    let tables = Tables::new(env.clone(), paths.clone(), pool, records).told_to(events.clone());
     let tables = Arc::new(tables);
     let next_file = state.next_file;
     let parts = Parts {

@@ -83,7 +83,7 @@ pub enum Compression {
 pub struct Options {
     /// The world to run in.
     pub env: Env,
-    /// Everything the engine may hold in memory, in bytes: memtables and block cache.
+    /// Everything the engine may hold in memory, in bytes: memtables, block and record cache.
     pub memory: usize,
     /// Where the block cache has its memory.
     pub pool: PoolStrategy,
@@ -133,6 +133,9 @@ pub struct Options {
     pub filter_bits: u32,
     /// Kinds of filters.
     pub filter_policy: FilterPolicy,
+    /// How many parts in a hundred of the memory that memtables leave are for single records that are
+    /// read again and again, instead of blocks; 0 for none. Below 32 KiB there are none either.
+    pub record_cache_percent: usize,
     /// Who is told what goes on in the background.
     pub listener: Option<Arc<dyn EventListener>>,
     /// Operators that keyspaces name. The ready-made ones need not be here.
@@ -167,6 +170,7 @@ impl Options {
             value_garbage_percent: 30,
             filter_bits: 10,
             filter_policy: FilterPolicy::default(),
+            record_cache_percent: 15,
             listener: None,
             merge_operators: Vec::new(),
             compaction_filters: Vec::new(),
@@ -195,7 +199,7 @@ impl Options {
         self.memtable_capacity() * (self.sealed_memtables_max + 1)
     }
 
-    /// Returns what is left for the block cache once all memtables are full.
+    /// Returns what is left for caches once all memtables are full.
     pub(crate) fn cache_capacity(&self) -> usize {
         self.memory.saturating_sub(self.memtable_share()).max(self.memory / 8)
     }
@@ -218,6 +222,9 @@ impl Options {
         let segment = self.segment_capacity();
         if segment < 16 << 10 || !segment.is_multiple_of(4096) {
             return wrong("a log segment must be a multiple of 4 KiB and at least 16 KiB");
+        }
+        if self.record_cache_percent > 90 {
+            return wrong("record_cache_percent must be at most 90: blocks need room, too");
         }
         if self.memtable_capacity() > u32::MAX as usize / 2 {
             return wrong("a memtable can hold at most 2 GiB: lower memtable_size");

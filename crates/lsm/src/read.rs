@@ -50,6 +50,12 @@ impl Chunked {
     }
 }
 
+impl From<Hit> for Stored {
+    fn from(Hit { trailer, value, .. }: Hit) -> Stored {
+        Stored { trailer, value }
+    }
+}
+
 impl Stored {
     /// Returns a value as one record holds it, also a long one.
     pub(crate) fn of(record: Record) -> Stored {
@@ -125,15 +131,16 @@ impl Inner {
         snapshot: SeqNo,
     ) -> Result<Option<Record>> {
         let _timer = self.begin_read(key)?;
-        let Some(stored) = self.find_stored(view, keyspace, key, snapshot).await? else {
+        let Some(hit) = self.find(view, keyspace, key, snapshot).await? else {
             return Ok(None);
         };
-        let stored = match stored.into_record() {
+        let to_remember = hit.to_remember;
+        let stored = match Stored::from(hit).into_record() {
             Ok(record) => return Ok(Some(record)),
             Err(stored) => stored,
         };
         let user_key = user_key(keyspace, key);
-        self.store.complete(view, &user_key, stored).await.map(Some)
+        self.store.complete_found(view, &user_key, stored, to_remember).await.map(Some)
     }
 
     /// Begins a read of `key`. What is returned, if the read is one to be timed, is to be kept to its
@@ -146,13 +153,13 @@ impl Inner {
 
     /// Returns the record of `key`, whose read was begun, that `snapshot` sees in `view`, as it is
     /// stored; merged, if its newest record is an operand.
-    pub(crate) async fn find_stored(
+    pub(crate) async fn find(
         &self,
         view: &View,
         keyspace: u32,
         key: &[u8],
         snapshot: SeqNo,
-    ) -> Result<Option<Stored>> {
+    ) -> Result<Option<Hit>> {
         // Keys are short: most fit a buffer on the stack.
         let mut short = [0; 64];
         let long;
@@ -171,9 +178,10 @@ impl Inner {
         let hit = view.get(&self.store.tables, user_key, snapshot, now).await?;
         match hit {
             Some(Hit { trailer, .. }) if key_kind(trailer) == Kind::Merge => {
-                Box::pin(self.find_merged(view, keyspace, user_key, (snapshot, now))).await
+                let merged = self.find_merged(view, keyspace, user_key, (snapshot, now));
+                Ok(Box::pin(merged).await?.map(Hit::from))
             }
-            hit => Ok(hit.map(|Hit { trailer, value }| Stored { trailer, value })),
+            hit => Ok(hit),
         }
     }
 
@@ -240,6 +248,23 @@ impl Store {
         stored: Stored,
     ) -> Result<Record> {
         self.complete_with(view, user_key, stored, None).await
+    }
+
+    /// Does what [`Store::complete`] does, for a point read that found the record, and leaves what it
+    /// reads to the record cache if that was [to remember](Hit::to_remember) it.
+    pub(crate) async fn complete_found(
+        &self,
+        view: &View,
+        user_key: &[u8],
+        stored: Stored,
+        to_remember: bool,
+    ) -> Result<Record> {
+        if !to_remember {
+            return self.complete(view, user_key, stored).await;
+        }
+        let record = self.complete(view, user_key, stored.clone()).await?;
+        view.remember_value(&self.tables, user_key, &stored, &record.value);
+        Ok(record)
     }
 
     /// Does what [`Store::complete`] does, for a scan that may read ahead.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 use crate::pool::{Placement, PoolStats};
+use crate::records::RecordStats;
 use crate::version::LEVELS;
 
 /// One in so many short operations is timed: the first, and each that comes so many later.
@@ -322,6 +323,8 @@ pub struct Stats {
     pub callback_failures: u64,
     /// Why, the last time.
     pub callback_failure: Option<String>,
+    /// The record cache.
+    pub records: RecordStats,
     /// Why writes are refused, if they are.
     pub refusal: Option<String>,
     /// Why the last flush or compaction failed, if it did. It is tried again. If none did, why a merge
@@ -394,6 +397,7 @@ impl Stats {
         self.callback_failures += other.callback_failures;
         let failure = self.callback_failure.take();
         self.callback_failure = failure.or_else(|| other.callback_failure.clone());
+        self.records.add(&other.records);
         self.refusal = self.refusal.take().or_else(|| other.refusal.clone());
         let failure = self.background_failure.take();
         self.background_failure = failure.or_else(|| other.background_failure.clone());

@@ -211,10 +211,11 @@ pub(crate) struct Parts {
 
 impl Store {
     pub(crate) fn new(parts: Parts) -> Arc<Store> {
-        let pool = parts.tables.pool().clone();
-        let governor = Governor::new(&parts.options, pool, &parts.memtables);
+        let caches = (parts.tables.pool().clone(), parts.tables.records().clone());
+        let governor = Governor::new(&parts.options, caches, &parts.memtables);
         let pacing = Pacing::new(&parts.options);
-        let view = View { memtables: parts.memtables, version: parts.version };
+        let epoch = parts.tables.records().epoch();
+        let view = View::new(parts.memtables, parts.version).of_epoch(epoch);
         Arc::new(Store {
             options: parts.options,
             paths: parts.paths,
@@ -457,7 +458,8 @@ impl Store {
     pub(crate) fn update_view(&self, change: impl FnOnce(&View) -> View) {
         let _guard = self.view_update.lock();
         let next = change(&self.view.load());
-        self.view.store(Arc::new(next));
+        let epoch = self.tables.records().epoch();
+        self.view.store(Arc::new(next.of_epoch(epoch)));
     }
 
     // ---- the leader ----
@@ -802,10 +804,7 @@ impl Store {
         }
         self.update_view(|view| {
             let keep = view.memtables.iter().skip(usize::from(was_empty)).cloned();
-            View {
-                memtables: std::iter::once(memtable).chain(keep).collect(),
-                version: view.version.clone(),
-            }
+            view.with(std::iter::once(memtable).chain(keep).collect())
         });
         self.flush_due.notify();
         Ok(())

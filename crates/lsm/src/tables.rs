@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::events::{CorruptionFound, Event, Events};
 use crate::key::SeqNo;
 use crate::pool::Pool;
+use crate::records::Records;
 use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
 use crate::tombstone::Fragmented;
 use crate::values::Values;
@@ -37,6 +38,7 @@ pub(crate) struct Tables {
     paths: Paths,
     pool: Arc<dyn Pool>,
     values: Values,
+    records: Arc<Records>,
     /// Tables found corrupt since the background work last looked.
     suspects: Mutex<Vec<u64>>,
     /// Whether what still verifies of a quarantined table is read.
@@ -45,10 +47,15 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    pub(crate) fn new(env: Env, paths: Paths, pool: Arc<dyn Pool>) -> Tables {
+    pub(crate) fn new(
+        env: Env,
+        paths: Paths,
+        pool: Arc<dyn Pool>,
+        records: Arc<Records>,
+    ) -> Tables {
         let values = Values::new(env.clone(), paths.clone(), pool.clone());
         let (suspects, events) = (Mutex::default(), Arc::default());
-        Tables { env, paths, pool, values, suspects, past_quarantine: false, events }
+        Tables { env, paths, pool, values, records, suspects, past_quarantine: false, events }
     }
 
     /// Returns the same tables with a listener for what is found in them.
@@ -59,7 +66,9 @@ impl Tables {
     /// Returns the same tables for a reader that takes what still verifies of a quarantined one:
     /// the names of the keyspaces are needed to open a database at all.
     pub(crate) fn past_quarantine(&self) -> Tables {
-        let tables = Tables::new(self.env.clone(), self.paths.clone(), self.pool.clone());
+        // What such a reader finds is not what others may be answered.
+        let records = Arc::new(Records::new(0));
+        let tables = Tables::new(self.env.clone(), self.paths.clone(), self.pool.clone(), records);
         Tables { past_quarantine: true, events: self.events.clone(), ..tables }
     }
 
@@ -71,6 +80,12 @@ impl Tables {
     /// Returns the value files that tables point into.
     pub(crate) fn values(&self) -> &Values {
         &self.values
+    }
+
+    /// Returns the cache of their hot records.
+    #[inline]
+    pub(crate) fn records(&self) -> &Arc<Records> {
+        &self.records
     }
 
     /// Returns the newest record of `user_key` in the table at or below `snapshot`.
@@ -126,6 +141,7 @@ impl Tables {
     pub(crate) fn suspect(&self, handle: &TableHandle, error: &Error) {
         if error.is_corruption() && !handle.quarantined.swap(true, Ordering::AcqRel) {
             self.suspects.lock().push(handle.desc.id);
+            self.records.distrust();
             if let Error::Corruption { file, offset, what } = error {
                 let (file, offset, what) = (file.clone(), *offset, what.clone());
                 self.events.tell(|| Event::CorruptionFound(CorruptionFound { file, offset, what }));

@@ -21,6 +21,7 @@ use crate::iter::{Direction, Merge, Scan, Source};
 use crate::key::{Kind, SeqNo, Trailer, stamp_of};
 use crate::memtable::Memtable;
 use crate::read::{Chunked, Stored};
+use crate::records::{self, Reader};
 use crate::slice::Slice;
 use crate::table::PrefixRule;
 use crate::tables::{ReadMode, Tables};
@@ -32,15 +33,31 @@ pub(crate) struct View {
     /// Newest first; the first is the active one.
     pub(crate) memtables: Vec<Arc<Memtable>>,
     pub(crate) version: Arc<Version>,
+    /// That of the record cache in which it was made.
+    epoch: u64,
+    /// The newest sequence number in its tables. It may be above what is visible as yet.
+    newest: SeqNo,
 }
 
 /// A record that answers a point read.
 pub(crate) struct Hit {
     pub(crate) trailer: Trailer,
     pub(crate) value: Slice,
+    /// Whether the record cache is to be offered it by whoever reads its value, which stands elsewhere.
+    pub(crate) to_remember: bool,
+}
+
+impl From<Stored> for Hit {
+    fn from(Stored { trailer, value }: Stored) -> Hit {
+        Hit::new(trailer, value)
+    }
 }
 
 impl Hit {
+    fn new(trailer: Trailer, value: Slice) -> Hit {
+        Hit { trailer, value, to_remember: false }
+    }
+
     fn kind(&self) -> Kind {
         key_kind(self.trailer)
     }
@@ -76,11 +93,11 @@ impl Place<'_> {
         Ok(match self {
             Place::Memtable(memtable) => memtable
                 .get(user_key, snapshot)
-                .map(|(trailer, value)| Hit { trailer, value: value.to_slice() }),
+                .map(|(trailer, value)| Hit::new(trailer, value.to_slice())),
             Place::Table(handle) => tables
                 .get(handle, user_key, hash, snapshot)
                 .await?
-                .map(|found| Hit { trailer: found.trailer, value: found.value }),
+                .map(|found| Hit::new(found.trailer, found.value)),
         })
     }
 
@@ -171,9 +188,25 @@ fn before(hit: &Hit) -> Option<SeqNo> {
 }
 
 impl View {
+    /// Makes a view. The store says which epoch it is of before anybody sees it.
+    pub(crate) fn new(memtables: Vec<Arc<Memtable>>, version: Arc<Version>) -> View {
+        let newest = version.tables().map(|(_, table)| table.desc.seqnos.1).max().unwrap_or(0);
+        View { memtables, version, epoch: 0, newest }
+    }
+
     /// Returns the view with the same memtables and another version.
     pub(crate) fn at(&self, version: Arc<Version>) -> View {
-        View { memtables: self.memtables.clone(), version }
+        View::new(self.memtables.clone(), version)
+    }
+
+    /// Returns the view as one of an epoch of the record cache.
+    pub(crate) fn of_epoch(self, epoch: u64) -> View {
+        View { epoch, ..self }
+    }
+
+    /// Returns the view with the same version and other memtables.
+    pub(crate) fn with(&self, memtables: Vec<Arc<Memtable>>) -> View {
+        View { memtables, version: self.version.clone(), ..*self }
     }
 
     /// Returns the live record of `user_key` that `snapshot` sees at time `now`.
@@ -227,7 +260,7 @@ impl View {
     ) -> Result<Option<Slice>> {
         let wanted = Trailer::new(seqno, Kind::Chunk);
         let found = self.find(tables, user_key, seqno, ANY).await?;
-        let Some((_, Hit { trailer, value })) = found else { return Ok(None) };
+        let Some((_, Hit { trailer, value, .. })) = found else { return Ok(None) };
         if trailer.is_separated() && trailer.inline() == wanted {
             let stored = Stored { trailer, value };
             return tables.separated(&self.version, user_key, &stored, None).await.map(Some);
@@ -252,7 +285,7 @@ impl View {
                 covering = covering.max(tombstones.max_covering(user_key, snapshot));
             }
             if let Some((trailer, value)) = memtable.get(user_key, snapshot) {
-                let hit = Hit { trailer, value: value.to_slice() };
+                let hit = Hit::new(trailer, value.to_slice());
                 if hit.is_at(at) {
                     return Ok(Some((covering, hit)));
                 }
@@ -263,6 +296,15 @@ impl View {
             }
         }
         let hash = hash64(user_key);
+        let reader = Reader { epoch: self.epoch, snapshot };
+        if let Some((trailer, value)) = tables.records().get(user_key, hash, reader) {
+            let hit = Hit::new(trailer, value);
+            if hit.is_at(at) {
+                return Ok(Some((covering, hit)));
+            }
+        }
+        // Whether no table has answered yet.
+        let mut first = true;
         for handle in &self.version.levels[0] {
             let in_range = handle.desc.smallest.as_slice() <= user_key
                 && handle.desc.ends_at_or_after(user_key);
@@ -275,10 +317,14 @@ impl View {
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
-                let hit = Hit { trailer: found.trailer, value: found.value };
+                let mut hit = Hit::new(found.trailer, found.value);
                 if hit.is_at(at) {
+                    if first && snapshot >= self.newest && covering <= hit.trailer.seqno() {
+                        self.remember(tables, user_key, hash, &mut hit);
+                    }
                     return Ok(Some((covering, hit)));
                 }
+                first = false;
                 let older = Place::Table(handle).older(tables, user_key, &hit, at);
                 if let Some(hit) = Box::pin(older).await? {
                     return Ok(Some((covering, hit)));
@@ -293,10 +339,14 @@ impl View {
                 covering = covering.max(newest);
             }
             if let Some(found) = tables.get(handle, user_key, hash, snapshot).await? {
-                let hit = Hit { trailer: found.trailer, value: found.value };
+                let mut hit = Hit::new(found.trailer, found.value);
                 if hit.is_at(at) {
+                    if first && snapshot >= self.newest && covering <= hit.trailer.seqno() {
+                        self.remember(tables, user_key, hash, &mut hit);
+                    }
                     return Ok(Some((covering, hit)));
                 }
+                first = false;
                 let older = Place::Table(handle).older(tables, user_key, &hit, at);
                 if let Some(hit) = Box::pin(older).await? {
                     return Ok(Some((covering, hit)));
@@ -304,6 +354,36 @@ impl View {
             }
         }
         Ok(None)
+    }
+
+    /// Offers the newest record of `user_key` in the tables to the record cache, or notes that who reads
+    /// its value should. A snapshot below what tables hold may have missed a newer one, or a range
+    /// tombstone over it: it must not come here.
+    #[inline]
+    fn remember(&self, tables: &Tables, user_key: &[u8], hash: u64, hit: &mut Hit) {
+        hit.to_remember = hit.trailer.is_separated();
+        tables.records().fill(user_key, hash, self.epoch, hit.trailer, &hit.value);
+    }
+
+    /// Offers a record of a table to the record cache with the value that it points to. A read found it
+    /// that was [to remember](Hit::to_remember) it.
+    pub(crate) fn remember_value(
+        &self,
+        tables: &Tables,
+        user_key: &[u8],
+        stored: &Stored,
+        value: &[u8],
+    ) {
+        let (records, hash, trailer) =
+            (tables.records(), hash64(user_key), stored.trailer.inline());
+        match key_kind(trailer).head_len() {
+            0 => records.fill(user_key, hash, self.epoch, trailer, value),
+            _ if value.len() > records::LEN_MAX => {}
+            head => {
+                let head = stored.value.get(..head).unwrap_or_default();
+                records.fill(user_key, hash, self.epoch, trailer, &[head, value].concat());
+            }
+        }
     }
 
     /// Returns a scan of `bounds`. `prefix` is a key prefix that the filters know and that every

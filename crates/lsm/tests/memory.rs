@@ -1,4 +1,4 @@
-//! Memory stays in its budget, whatever is written: memtables and block cache together.
+//! Memory stays in its budget, whatever is written: memtables, block and record cache together.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
 use std::sync::Arc;
@@ -49,7 +49,7 @@ fn run<T>(seed: u64, future: impl AsyncFnOnce(atoll_env::Env) -> T) -> T {
 
 fn held(db: &Database) -> u64 {
     let stats = db.stats();
-    stats.memtable_bytes + stats.cache.bytes
+    stats.memtable_bytes + stats.cache.bytes + stats.records.bytes
 }
 
 /// Returns a batch of about `bytes` in memory, of records of one size.
@@ -75,6 +75,11 @@ async fn warm(db: &Database, ks: &Keyspace) {
             guard.value_async().await.unwrap();
         }
     }
+    for n in (0..16_000).chain(0..16_000) {
+        ks.get_async(format!("{n:08}")).await.unwrap();
+    }
+    let records = db.stats().records;
+    assert!(records.bytes > records.capacity / 2, "{records:?}");
     assert!(db.stats().cache.bytes > MEMORY as u64 / 2, "{:?}", db.stats().cache);
 }
 
@@ -177,7 +182,8 @@ fn a_memtable_that_a_reader_holds_makes_the_cache_smaller() {
         let held = db.stats();
         assert!(held.memtable_bytes > MEMORY as u64 / 3, "the cursor holds it");
         assert!(held.cache.capacity < usual, "{:?}", held.cache);
-        assert!(held.memtable_bytes + held.cache.capacity <= MEMORY as u64);
+        let caches = held.cache.capacity + held.records.capacity;
+        assert!(held.memtable_bytes + caches <= MEMORY as u64);
         drop(cursor);
         env.clock.sleep(Duration::from_secs(2)).await;
         assert_eq!(db.stats().cache.capacity, usual);

@@ -219,6 +219,8 @@ fn tune(prng: &mut Prng, env: Env) -> Options {
         separate_above: [None, Some(0), Some(30), Some(512)][one_of(&[0, 1, 2, 3]) as usize],
         value_file_size: one_of(&[1, 8, 128]) * 1024,
         value_garbage_percent: one_of(&[0, 10, 30, 70]) as u32,
+        // None, one that evicts all the time, one for all there is.
+        record_cache_percent: one_of(&[0, 1, 15]) as usize,
         ..Options::new(env)
     }
 }

@@ -81,7 +81,8 @@ impl ShardBackend {
     /// Returns how much memory the stores hold: caches, memtables.
     pub(crate) fn store_bytes(&self) -> u64 {
         let stats = self.tasks.core.store_stats();
-        stats.iter().map(|(_, s)| s.memtable_bytes + s.cache.bytes).sum()
+        let bytes = |s: &atoll_lsm::Stats| s.memtable_bytes + s.cache.bytes + s.records.bytes;
+        stats.iter().map(|(_, s)| bytes(s)).sum()
     }
 }
 

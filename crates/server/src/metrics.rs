@@ -76,6 +76,17 @@ impl Page {
             ("cache_evictions", "Blocks pushed out of it.", stats.cache.evictions),
             ("cache_strayed", "Blocks its region had no room for.", stats.cache.strayed),
             ("cache_cleared_runs", "Runs of it cleared for others.", stats.cache.cleared_runs),
+            ("record_cache_hits", "Records found in the record cache.", stats.records.hits),
+            ("record_cache_misses", "Records not found in it.", stats.records.misses),
+            ("record_cache_admitted", "Records that it took.", stats.records.admitted),
+            ("record_cache_rejected", "Records that it did not take.", stats.records.rejected),
+            ("record_cache_late", "Records refused for a flush under way.", stats.records.late),
+            ("record_cache_evictions", "Records pushed out of it.", stats.records.evictions),
+            (
+                "record_cache_invalidations",
+                "Records that newer ones made untrue.",
+                stats.records.invalidations,
+            ),
         ] {
             self.counter(&format!("atoll_engine_{name}_total"), help, value);
         }
@@ -95,6 +106,9 @@ impl Page {
             ("cache_blocks", "Blocks in the block cache.", stats.cache.blocks),
             ("cache_region_bytes", "Bytes in runs of its region.", stats.cache.region_bytes),
             ("cache_heap_bytes", "Bytes of its blocks on the heap.", stats.cache.heap_bytes),
+            ("record_cache_bytes", "Bytes in the record cache.", stats.records.bytes),
+            ("record_cache_records", "Records in it.", stats.records.records),
+            ("record_cache_capacity_bytes", "Capacity of it.", stats.records.capacity),
             ("quarantined_tables", "Tables set aside as corrupt.", stats.quarantined as u64),
             ("writes_refused", "1 while writes are refused.", u64::from(stats.refusal.is_some())),
         ] {

@@ -24,8 +24,8 @@ Recipes:
                                   (--executions N --seed S [TARGET...])
   cargo xtask sim --mutants       the same with one rule of shards or transactions left out after
                                   the other; each must be caught within 100 seeds
-  cargo xtask loom                the rings between cores under the model checker: all orders of
-                                  a few threads
+  cargo xtask loom                rings between cores, memtable, record cache and group commit under
+                                  the model checker: all orders of a few threads
   cargo xtask bench [FLAGS]       the engine benchmark beside its peers, everything at the default
                                   size; flags are those of atoll-bench engine (--workload NAME,...)
   cargo xtask bench-peers [FLAGS] the same beside RocksDB and LMDB too (--quick ends in minutes); builds
@@ -77,7 +77,7 @@ fn steps(recipe: &str, flags: &[String]) -> Option<Vec<Command>> {
         ("sim", _) => vec![sim(flags)],
         ("fuzz", true) => vec![fuzz()],
         ("fuzz", false) => vec![fuzz_stable(flags)],
-        ("loom", true) => vec![loom("atoll-env", "ring::model"), loom("atoll-lsm", "pool::model")],
+        ("loom", true) => vec![loom("atoll-env", "ring::model"), loom("atoll-lsm", "::model::")],
         ("bench", _) => vec![bench(flags)],
         ("bench-peers", _) => bench_peers(flags),
         ("bench-server", _) => bench_server(flags),
@@ -113,7 +113,10 @@ fn crash(args: &[String]) -> Vec<Command> {
         run.args(["--", "crash", "--mutant", mutant]).args(&args);
         run
     };
-    MUTANTS.into_iter().map(with).collect()
+    let mut steps: Vec<Command> = MUTANTS.into_iter().map(with).collect();
+    // Those that a power cut does not show try themselves.
+    steps.push(cargo(["test", "-p", "atoll-lsm", "--features", "mutants", "--test", "records"]));
+    steps
 }
 
 fn sim(flags: &[String]) -> Command {

@@ -25,6 +25,9 @@ pub(super) fn open(
     };
     let io = IoOptions { backend, direct, ..IoOptions::default() };
     let mut options = Options::new(env_with(io)?);
+    if !config.record_cache {
+        options.record_cache_percent = 0;
+    }
     let builder = Database::builder(&config.dir);
     let builder = match config.unflushed {
         None => builder.options(options).memory(memory),

@@ -91,6 +91,8 @@ pub struct Config {
     pub memory: u64,
     /// Whether a write is on stable storage, or else in the kernel, before it is answered.
     pub synced: bool,
+    /// Whether hot records are cached one by one, where there is a choice.
+    pub record_cache: bool,
     /// What carries its transfers out, where it has a choice.
     pub io: Io,
     /// What of it goes past the page cache, where it has a choice.
@@ -124,6 +126,15 @@ pub enum Direct {
     Log,
     /// These, and tables.
     All,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// As the engine comes.
+    On,
+    /// Without it.
+    Off,
 }
 
 /// The direction of a scan.
@@ -237,6 +248,7 @@ mod tests {
             dir,
             memory: 16 << 20,
             synced: false,
+            record_cache: true,
             io: Io::Auto,
             direct: Direct::Log,
             pool: PoolStrategy::default(),

@@ -89,6 +89,8 @@ pub(crate) struct Outcome {
     /// Value files begun, finished or not.
     pub(crate) begun_values: Vec<u64>,
     pub(crate) cancelled: bool,
+    /// Whether a filter removed or replaced anything.
+    pub(crate) filtered: bool,
 }
 
 impl Outcome {
@@ -102,6 +104,7 @@ impl Outcome {
         self.begun.extend(other.begun);
         self.begun_values.extend(other.begun_values);
         self.cancelled |= other.cancelled;
+        self.filtered |= other.filtered;
     }
 }
 
@@ -172,6 +175,7 @@ impl Job<'_> {
                 let record = (key, input.value_slice());
                 (fate, replaced) =
                     self.filtered(about, record, &mut survivors, &mut sink.mover).await;
+                outcome.filtered |= fate != Fate::Keep || replaced.is_some();
             }
             match (fate, replaced) {
                 (Fate::Bury, _) => {

@@ -15,7 +15,6 @@ use crate::read::Stored;
 use crate::slice::Slice;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::view::Hit;
 
 /// What is applied of a store, for readers on any thread. Cheap to clone.
 ///
@@ -45,13 +44,15 @@ impl Tree {
         let _timer = self.store.time_read();
         let (view, snapshot) = self.store.pin();
         // No record of a store has a deadline.
-        let Some(Hit { trailer, value }) = view.get(&self.store.tables, key, snapshot, 0).await?
-        else {
+        let Some(hit) = view.get(&self.store.tables, key, snapshot, 0).await? else {
             return Ok(None);
         };
-        let record = match (Stored { trailer, value }).into_record() {
+        let to_remember = hit.to_remember;
+        let record = match Stored::from(hit).into_record() {
             Ok(record) => record,
-            Err(stored) => Box::pin(self.store.complete(&view, key, stored)).await?,
+            Err(stored) => {
+                Box::pin(self.store.complete_found(&view, key, stored, to_remember)).await?
+            }
         };
         Ok(Some(record.value))
     }
@@ -62,18 +63,19 @@ impl Tree {
         self.check_open()?;
         let _timer = self.store.time_read();
         let (view, snapshot) = self.store.pin();
-        let Some(Hit { trailer, value }) =
-            view.get_version(&self.store.tables, key, snapshot, at).await?
-        else {
+        let Some(hit) = view.get_version(&self.store.tables, key, snapshot, at).await? else {
             return Ok(None);
         };
-        let stamp = stamp_of(&value);
-        if key_kind(trailer) == Kind::VersionedTombstone {
+        let stamp = stamp_of(&hit.value);
+        if key_kind(hit.trailer) == Kind::VersionedTombstone {
             return Ok(Some(Version { stamp, value: None }));
         }
-        let record = match (Stored { trailer, value }).into_record() {
+        let to_remember = hit.to_remember;
+        let record = match Stored::from(hit).into_record() {
             Ok(record) => record,
-            Err(stored) => Box::pin(self.store.complete(&view, key, stored)).await?,
+            Err(stored) => {
+                Box::pin(self.store.complete_found(&view, key, stored, to_remember)).await?
+            }
         };
         Ok(Some(Version { stamp, value: Some(record.value) }))
     }

@@ -23,21 +23,27 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::ops::{Deref, Range};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::slice::Owner;
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::order;
 
 /// Allocates a region for at most `capacity` bytes and the only handle that can fill it.
 pub(super) fn bytes(capacity: usize) -> (Appender, Arc<Bytes>) {
-    let bytes = Arc::new(Bytes { region: Region::new(capacity), len: AtomicUsize::new(0) });
+    let bytes = Arc::new(Bytes {
+        region: Region::new(capacity),
+        watched: Watched::new(capacity),
+        len: AtomicUsize::new(0),
+    });
     (Appender { bytes: bytes.clone() }, bytes)
 }
 
 /// Append-only bytes. Everything below `len` is immutable for the life of the region.
 pub(super) struct Bytes {
     region: Region,
+    watched: Watched,
     /// Starts at 0 and only grows. Written by the [`Appender`] alone, after the bytes below it.
     len: AtomicUsize,
 }
@@ -53,6 +59,7 @@ impl Bytes {
     pub(super) fn get(&self, at: usize, len: usize) -> &[u8] {
         let written = self.len.load(Ordering::Acquire);
         assert!(at <= written && len <= written - at, "range beyond the written bytes");
+        self.watched.read(at..at + len);
         // SAFETY: `at + len <= written <= region.size` lies in the region, which lives as long as
         // `self`; bytes below `written` are initialised and never change, and the acquire load
         // above makes the appender's copy happen before this read.
@@ -92,23 +99,85 @@ impl Appender {
             }
             end += part.len();
         }
-        self.bytes.len.store(end, Ordering::Release);
+        self.bytes.watched.write(start..end);
+        self.bytes.len.store(end, order("bytes before their length", Ordering::Release));
         Some(start)
     }
 }
 
+/// What tells the model checker of reads and writes of bytes, which it cannot see; nothing otherwise.
+#[cfg(not(all(test, atoll_loom)))]
+struct Watched;
+
+#[cfg(not(all(test, atoll_loom)))]
+impl Watched {
+    fn new(_capacity: usize) -> Watched {
+        Watched
+    }
+
+    #[inline(always)]
+    fn read(&self, _range: Range<usize>) {}
+
+    #[inline(always)]
+    fn write(&self, _range: Range<usize>) {}
+}
+
+#[cfg(all(test, atoll_loom))]
+struct Watched(Box<[loom::cell::UnsafeCell<()>]>);
+
+// SAFETY: the cells hold nothing; the checker reports two threads that use one at the same time.
+#[cfg(all(test, atoll_loom))]
+unsafe impl Sync for Watched {}
+
+#[cfg(all(test, atoll_loom))]
+impl Watched {
+    fn new(capacity: usize) -> Watched {
+        Watched((0..capacity).map(|_| loom::cell::UnsafeCell::new(())).collect())
+    }
+
+    fn read(&self, range: Range<usize>) {
+        self.0[range].iter().for_each(|cell| cell.with(|_| ()));
+    }
+
+    fn write(&self, range: Range<usize>) {
+        self.0[range].iter().for_each(|cell| cell.with_mut(|_| ()));
+    }
+}
+
+/// Atomic words, all zero at first: the model checker's have no place in a region.
+#[cfg(all(test, atoll_loom))]
+pub(super) struct Words(Box<[AtomicU32]>);
+
+#[cfg(all(test, atoll_loom))]
+impl Words {
+    pub(super) fn new(count: usize) -> Words {
+        Words((0..count).map(|_| AtomicU32::new(0)).collect())
+    }
+}
+
+#[cfg(all(test, atoll_loom))]
+impl Deref for Words {
+    type Target = [AtomicU32];
+    fn deref(&self) -> &[AtomicU32] {
+        &self.0
+    }
+}
+
 /// Atomic words, all zero at first.
+#[cfg(not(all(test, atoll_loom)))]
 pub(super) struct Words {
     region: Region,
     count: usize,
 }
 
+#[cfg(not(all(test, atoll_loom)))]
 impl Words {
     pub(super) fn new(count: usize) -> Words {
         Words { region: Region::new(count * size_of::<AtomicU32>()), count }
     }
 }
 
+#[cfg(not(all(test, atoll_loom)))]
 impl Deref for Words {
     type Target = [AtomicU32];
     #[inline]
@@ -173,6 +242,7 @@ impl Drop for Region {
 }
 
 #[cfg(test)]
+#[cfg(not(atoll_loom))]
 mod tests {
     use super::*;
 

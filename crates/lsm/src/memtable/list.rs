@@ -41,11 +41,12 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicUsize};
 
 use super::arena::{self, Appender, Bytes, Words};
 use crate::key::{InternalKey, Trailer};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::atomic::{AtomicU32, AtomicUsize};
+use crate::sync::order;
 
 /// Levels a tower may have. With half of the nodes rising, 20 serve a million nodes
 /// without a detour; beyond, a search gets slower by degrees.
@@ -315,9 +316,10 @@ impl Splice {
         }
         // From here on the node is visible: complete first, then level by level from below.
         for level in 0..height {
-            list.link(self.before[level], level).store(node, Release);
+            let complete = order("a node before its links", Release);
+            list.link(self.before[level], level).store(node, complete);
             if level == 0 {
-                list.words[self.after[0] as usize + PREV].store(node, Release);
+                list.words[self.after[0] as usize + PREV].store(node, complete);
             }
             self.before[level] = node;
         }

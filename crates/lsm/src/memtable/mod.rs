@@ -26,7 +26,10 @@ mod arena;
 mod index;
 mod iter;
 mod list;
+#[cfg(all(test, atoll_loom))]
+mod model;
 #[cfg(test)]
+#[cfg(not(atoll_loom))]
 mod tests;
 
 use std::ops::Deref;
