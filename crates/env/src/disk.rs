@@ -147,6 +147,14 @@ pub trait Disk: Send + Sync {
     /// Renames a file, replacing the target atomically. Durable after `sync_dir` of the
     /// directories involved.
     fn rename<'a>(&'a self, tag: IoTag, from: &'a Path, to: &'a Path) -> IoFuture<'a, ()>;
+    /// Gives a file one more name, on the same file system. Fails with `AlreadyExists` if the name is
+    /// taken, and with `CrossesDevices`, `Unsupported`, `PermissionDenied` or `TooManyLinks` where
+    /// there are no such links: then the bytes can be copied. Durable after `sync_dir` of the new
+    /// name's directory.
+    fn link<'a>(&'a self, tag: IoTag, from: &'a Path, to: &'a Path) -> IoFuture<'a, ()> {
+        let _ = (tag, from, to);
+        Box::pin(std::future::ready(Err(io::ErrorKind::Unsupported.into())))
+    }
     /// Removes a file. Durable after `sync_dir`.
     fn remove<'a>(&'a self, tag: IoTag, path: &'a Path) -> IoFuture<'a, ()>;
     /// Creates a directory and its missing parents; succeeds if it exists. Durable after

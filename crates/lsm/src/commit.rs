@@ -39,6 +39,7 @@ use atoll_env::task;
 use crate::batch::Payload;
 use crate::database::closed;
 use crate::error::Result;
+use crate::image::Moment;
 use crate::log::Prepared;
 use crate::mutants;
 use crate::options::Durability;
@@ -68,6 +69,8 @@ pub(crate) enum Work {
     #[cfg(test)]
     #[cfg_attr(atoll_loom, expect(dead_code, reason = "the tests that use it are left out"))]
     Drive(parking_lot::Mutex<Option<Step>>),
+    /// Note what the store is, for a copy of it.
+    Image(Arc<parking_lot::Mutex<Option<Moment>>>),
     /// Take the log's next segment, which was made aside.
     Adopt(parking_lot::Mutex<Option<Result<Prepared>>>),
 }

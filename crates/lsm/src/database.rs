@@ -304,6 +304,10 @@ impl Database {
         self.inner.store.gather_stats()
     }
 
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.inner.check_open()
+    }
+
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.inner.store
     }

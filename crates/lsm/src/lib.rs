@@ -41,7 +41,9 @@
 //! protocol.
 
 mod background;
+pub mod backup;
 mod batch;
+mod checkpoint;
 mod commit;
 mod compaction;
 mod database;
@@ -54,6 +56,7 @@ pub mod fuzzing;
 mod governor;
 mod header;
 mod identity;
+mod image;
 mod iter;
 pub mod key;
 mod keyspace;
@@ -96,6 +99,7 @@ pub use events::{
     CorruptionFound, EventListener, FlushBegun, FlushEnded, FlushReason, JobEnd, TableInfo,
     WriteDelayed, WriteStalled,
 };
+pub use image::Image;
 pub use keyspace::Keyspace;
 pub use long::ValueReader;
 pub use merge::{Add, Append, Max, MergeOperator, OPERAND_LEN_MAX, Refusal};

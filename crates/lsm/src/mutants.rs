@@ -12,9 +12,10 @@
 //! | `early-tombstone-drop` | a tombstone stays until nothing older lies below it |
 //! | `pointer-without-checksum` | what a pointer leads to is held against the pointer |
 //! | `value-file-removed-early` | a value file stays while a table points into it |
+//! | `checkpoint-links-a-segment` | a checkpoint copies the log, which is written again |
 
 /// Those that a power cut shows.
-pub const ALL: [&str; 7] = [
+pub const ALL: [&str; 8] = [
     "ack-before-sync",
     "no-synced-to-check",
     "no-salt",
@@ -22,6 +23,7 @@ pub const ALL: [&str; 7] = [
     "early-tombstone-drop",
     "pointer-without-checksum",
     "value-file-removed-early",
+    "checkpoint-links-a-segment",
 ];
 
 /// Rules of the optimistic transactions, which the histories in `transaction/histories.rs` must

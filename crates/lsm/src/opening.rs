@@ -75,8 +75,14 @@ async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
     // its identity has a log, and a log that is gone is noticed.
     let first = LogOptions { lane: id, segment_capacity: FIRST_SEGMENT, ..LogOptions::default() };
     Log::open(env, &paths.log(), first, 0).await?.finish().await?;
-    // Directories above it may have been made with it.
-    for above in paths.root.ancestors().skip(1) {
+    sync_above(env, &paths.root).await?;
+    identity::write(env, paths, kind, id).await?;
+    Ok(id)
+}
+
+/// Makes the names of the directories above `root` durable: they may have been made with it.
+pub(crate) async fn sync_above(env: &Env, root: &Path) -> Result<()> {
+    for above in root.ancestors().skip(1) {
         // A name without a folder is in the working directory.
         let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
         match env.disk.sync_dir(SWAP, above).await {
@@ -85,8 +91,7 @@ async fn make(env: &Env, paths: &Paths, kind: Kind) -> Result<u64> {
             synced => synced.map_err(|e| Error::io("syncing the directory", above, e))?,
         }
     }
-    identity::write(env, paths, kind, id).await?;
-    Ok(id)
+    Ok(())
 }
 
 /// Makes the folder of value files, which a directory from before there were any does not have.

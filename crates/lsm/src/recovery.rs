@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
-use crate::log::{LaneSummary, Log, LogOptions, Recovery, Replayed};
+use crate::log::{LaneCut, LaneSummary, Log, LogOptions, Recovery, Replayed};
 use crate::version::manifest::Contents;
 use crate::version::{Applied, Flushed, Paths};
 
@@ -184,6 +184,11 @@ impl Replay {
             self.applied.insert(group, index);
         }
         Ok(())
+    }
+
+    /// Returns the log as far as it counts, for a copy.
+    pub(crate) fn cut(&self) -> LaneCut {
+        self.recovery.cut()
     }
 
     /// Returns what was found in the log.

@@ -579,6 +579,11 @@ impl Store {
                     None => Ok(()),
                 }
             }
+            Work::Image(slot) => {
+                let moment = self.note_moment(writer).await?;
+                *slot.lock() = Some(moment);
+                Ok(())
+            }
             Work::Adopt(prepared) => {
                 let prepared = prepared.lock().take();
                 self.adopt(writer, prepared).await

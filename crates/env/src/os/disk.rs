@@ -112,6 +112,11 @@ impl Disk for OsDisk {
         self.run(tag, move || fs::rename(from, to))
     }
 
+    fn link<'a>(&'a self, tag: IoTag, from: &'a Path, to: &'a Path) -> IoFuture<'a, ()> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.run(tag, move || fs::hard_link(from, to))
+    }
+
     fn remove<'a>(&'a self, tag: IoTag, path: &'a Path) -> IoFuture<'a, ()> {
         let path = path.to_owned();
         self.run(tag, move || fs::remove_file(path))

@@ -145,6 +145,8 @@ pub enum OpKind {
     Lock,
     /// `Disk::rename`.
     Rename,
+    /// `Disk::link`.
+    Link,
     /// `Disk::remove`.
     Remove,
     /// `Disk::sync_dir`.
@@ -182,6 +184,7 @@ impl OpKind {
             OpKind::List => "list",
             OpKind::Lock => "lock",
             OpKind::Rename => "rename",
+            OpKind::Link => "link",
             OpKind::Remove => "remove",
             OpKind::SyncDir => "sync_dir",
             OpKind::Read => "read",
@@ -273,9 +276,11 @@ impl DiskFaults {
             ],
             OpKind::Sync => [(self.sync_error, FaultKind::SyncLoses), never, never, never],
             OpKind::SyncDir => [(self.sync_error, FaultKind::Error), never, never, never],
-            OpKind::Allocate | OpKind::Truncate | OpKind::Rename | OpKind::Remove => {
-                [(self.write_error, FaultKind::Error), never, never, never]
-            }
+            OpKind::Allocate
+            | OpKind::Truncate
+            | OpKind::Rename
+            | OpKind::Link
+            | OpKind::Remove => [(self.write_error, FaultKind::Error), never, never, never],
             _ => [never; 4],
         };
         let of_all = [(self.slow, FaultKind::Slow), (self.hang, FaultKind::Hang)];

@@ -9,7 +9,7 @@
 //! An operation that was submitted has its effect even if its future is dropped, as with a real
 //! kernel. Handles belong to an epoch of the node and never answer after its crash.
 //!
-//! Limits: directories are neither removed nor renamed, and there are no links.
+//! Limits: directories are neither removed nor renamed, and there are no symbolic links.
 
 use std::future::Future;
 use std::io;
@@ -172,6 +172,13 @@ impl Disk for NodeDisk {
         info.content = xxh3_64(to.as_os_str().as_encoded_bytes());
         let (from, to) = (from.to_owned(), to.to_owned());
         self.submit(info, move |medium| medium.names(|tree| tree.rename(&from, &to)))
+    }
+
+    fn link<'a>(&'a self, tag: IoTag, from: &'a Path, to: &'a Path) -> IoFuture<'a, ()> {
+        let mut info = Info::of_path(OpKind::Link, Some(tag), from);
+        info.content = xxh3_64(to.as_os_str().as_encoded_bytes());
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.submit(info, move |medium| medium.names(|tree| tree.link(&from, &to)))
     }
 
     fn remove<'a>(&'a self, tag: IoTag, path: &'a Path) -> IoFuture<'a, ()> {

@@ -128,6 +128,21 @@ impl Tree {
         Ok(())
     }
 
+    /// Gives a file one more name, which is free.
+    pub(super) fn link(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = self.find(from)?;
+        let (dir, name) = self.parent(to)?;
+        if self.entries(dir)?.contains_key(name) {
+            return Err(Errno::EXIST.into());
+        }
+        if self.entries(inode).is_ok() {
+            return Err(Errno::PERM.into());
+        }
+        let group = self.new_group();
+        self.set(group, dir, name, Some(inode));
+        Ok(())
+    }
+
     /// Removes a file's name.
     pub(super) fn remove(&mut self, path: &Path) -> io::Result<()> {
         self.find_file(path)?;

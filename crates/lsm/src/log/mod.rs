@@ -51,6 +51,7 @@
 //! The format is in docs/formats/log.md. The parts: `frame.rs` and `segment.rs` (what is on disk),
 //! `groups.rs` (what is live), `writer.rs`, `lane.rs` (reading), `recovery.rs`, `repair.rs`.
 
+mod cut;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -71,6 +72,7 @@ use std::path::Path;
 use atoll_env::disk::IoClass;
 use atoll_env::{Env, IoTag};
 
+pub(crate) use cut::LaneCut;
 pub use frame::{FrameHeader, FrameKind};
 pub use groups::GroupState;
 pub use recovery::{Recovery, Replayed};
@@ -539,6 +541,12 @@ impl Log {
     /// Returns what is known of every group, by ascending id.
     pub fn groups(&self) -> impl Iterator<Item = GroupSummary> {
         self.groups.iter().map(|(&id, g)| summary(id, g))
+    }
+
+    /// Returns the lane up to what is known durable, for a copy. None of its segments is recycled
+    /// until the cut is dropped.
+    pub(crate) fn cut(&self) -> LaneCut {
+        self.writer.cut()
     }
 
     /// Returns the lane position behind the last staged frame.

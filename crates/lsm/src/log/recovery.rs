@@ -22,6 +22,7 @@ use atoll_env::disk::IoClass;
 use atoll_env::sometimes;
 use atoll_env::{Env, IoBuf, IoTag, OpenMode};
 
+use super::cut::LaneCut;
 use super::frame::{ALIGN, BLOCK, FrameHeader, FrameKind, MAX_FRAME};
 use super::groups::{Group, GroupState, Location};
 use super::lane::{Cursor, Frame, Search};
@@ -389,6 +390,11 @@ impl Recovery {
     /// Returns what is known of every group, by ascending id.
     pub fn groups(&self) -> impl Iterator<Item = GroupSummary> {
         self.groups.iter().map(|(&id, g)| summary(id, g))
+    }
+
+    /// Returns the lane as far as it counts, for a copy.
+    pub(crate) fn cut(&self) -> LaneCut {
+        LaneCut::new(&self.segments, self.chain.end, None)
     }
 
     /// Returns what was found.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use atoll_env::random::Random;
 use atoll_env::{IoBuf, IoTag};
 
+use super::cut::{Holds, LaneCut};
 use super::frame::{BLOCK, FrameHeader, FrameKind, HEADER_LEN, MAX_FRAME, extent};
 use super::groups::Group;
 use super::segment::{
@@ -149,6 +150,8 @@ pub(super) struct Writer {
     pub written: u64,
     pub synced: u64,
     spares: Spares,
+    /// Segments that somebody copies.
+    holds: Holds,
     /// Memory of the last written run, to be staged into again.
     idle: IoBuf,
     /// Why the log stopped.
@@ -186,6 +189,7 @@ impl Writer {
             written: end,
             synced: end,
             spares,
+            holds: Holds::default(),
             idle: IoBuf::new(),
             failed: None,
             appended_bytes: 0,
@@ -487,10 +491,18 @@ impl Writer {
         Preparation { directory: self.directory.clone(), header, source }
     }
 
-    /// Counts the oldest segments before the one being written of which `dead`, called with the
-    /// segment's end and content, says that nobody needs them.
+    /// See [`super::Log::cut`].
+    pub fn cut(&self) -> LaneCut {
+        let oldest = self.lane.first().map_or(0, |s| s.header.number);
+        LaneCut::new(&self.lane, self.synced, Some(self.holds.hold(oldest)))
+    }
+
+    /// Counts the oldest segments before the one being written, and before those that are held, of
+    /// which `dead`, called with the segment's end and content, says that nobody needs them.
     pub fn obsolete(&self, dead: impl Fn(u64, &Content) -> bool) -> usize {
-        let old = self.slots.iter().take_while(|s| s.header.number < self.writing);
+        let held = self.holds.oldest().unwrap_or(u64::MAX);
+        let before = self.writing.min(held);
+        let old = self.slots.iter().take_while(|s| s.header.number < before);
         old.take_while(|s| dead(s.header.end(), &s.content)).count()
     }
 

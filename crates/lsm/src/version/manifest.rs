@@ -58,6 +58,12 @@ impl State {
         State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 }
     }
 
+    /// Returns another state of the same tables.
+    pub(crate) fn share(&self) -> State {
+        let (version, flushed) = (self.version.share(), self.flushed.clone());
+        State { version, flushed, next_file: self.next_file }
+    }
+
     fn apply(&mut self, edit: &Edit, garbage: &Arc<Garbage>) -> Result<(), String> {
         self.version = self.version.after(edit, garbage)?;
         if let Some(flushed) = &edit.flushed {
@@ -249,10 +255,7 @@ impl Manifest {
     async fn create(env: &Env, paths: &Paths, id: u64, first: &Edit) -> Result<Manifest> {
         let path = paths.manifest(id);
         let salt = env.random.next_u64();
-        let mut payload = Vec::new();
-        first.encode(&mut payload);
-        let mut bytes = HEADER.encode(id, salt);
-        bytes.extend_from_slice(&encode_edit(id, salt, HEADER_LEN as u64, &payload));
+        let bytes = encode_file(id, salt, first);
 
         let disk = &env.disk;
         let context = |e| Error::io("writing", &path, e);
@@ -290,6 +293,20 @@ fn snapshot_edit(state: &State) -> Edit {
         next_file: state.next_file,
         ..Edit::default()
     }
+}
+
+/// Returns manifest `id` of a directory that holds the files of `state`.
+pub(crate) fn encode_first(id: u64, salt: u64, state: &State) -> Vec<u8> {
+    encode_file(id, salt, &snapshot_edit(state))
+}
+
+/// Returns manifest `id` with a single edit.
+fn encode_file(id: u64, salt: u64, first: &Edit) -> Vec<u8> {
+    let mut payload = Vec::new();
+    first.encode(&mut payload);
+    let mut bytes = HEADER.encode(id, salt);
+    bytes.extend_from_slice(&encode_edit(id, salt, HEADER_LEN as u64, &payload));
+    bytes
 }
 
 fn encode_edit(id: u64, salt: u64, offset: u64, payload: &[u8]) -> Vec<u8> {
