@@ -67,7 +67,7 @@ fn measure(env: &Env, path: &Path, codec: Codec, records: u64) -> Outcome<()> {
     println!("  write            {:7.1} ns/record", per(start, records));
 
     let pool = Arc::new(HeapPool::new(1 << 30));
-    let expected = Expected { size: meta.size, salt: meta.salt };
+    let expected = Expected { size: meta.size, salt: meta.salt, base: 0 };
     let table = block_on(Table::open(&*env.disk, path, 1, expected, pool.clone()))?;
     println!("  memory when open {:7} bytes", table.memory());
     for (round, options) in

@@ -1,7 +1,7 @@
 //! Background work: flush, compaction, the interval's sync, removal of dead files.
 //!
-//! Three tasks per store, and a fourth that tells a listener what happens, if there is one. Each runs
-//! until the store stops, and none of them is ever waited for by a reader.
+//! Three tasks per store, one more that tells a listener what happens, if there is one, and one if it is
+//! scrubbed. Each runs until the store stops, and none of them is ever waited for by a reader.
 //!
 //! # Failures
 //! A flush or a compaction that fails is undone and tried again: until its edit is in the manifest
@@ -37,6 +37,7 @@ use crate::events::{
     BackgroundError, CompactionBegun, CompactionEnded, CompactionKind, CompactionReason, Event,
     FlushBegun, FlushEnded, JobEnd, TableInfo,
 };
+use crate::ingest::Ingests;
 use crate::iter::{Direction, Merge, Source};
 use crate::keyspace::{Callbacks, Keyspaces};
 use crate::mutants;
@@ -77,6 +78,8 @@ pub(crate) struct Background {
     full_compactions: AtomicU64,
     /// Value files had too much garbage, and some is still to be collected.
     collecting: AtomicBool,
+    /// Tables that wait for their place.
+    pub(crate) ingests: Ingests,
 }
 
 impl Background {
@@ -87,14 +90,16 @@ impl Background {
         next_file: u64,
     ) -> Arc<Background> {
         let listened = store.events.are_wanted();
+        let scrubs = store.options.scrub_interval;
         let this = Arc::new(Background {
             store,
             keyspaces,
             next_file: AtomicU64::new(next_file),
-            running: AtomicU64::new(3 + u64::from(listened)),
+            running: AtomicU64::new(3 + u64::from(listened) + u64::from(scrubs.is_some())),
             ended: Notify::new(),
             full_compactions: AtomicU64::new(0),
             collecting: AtomicBool::new(false),
+            ingests: Ingests::default(),
         });
         this.store.pace_levels(&this.store.pin().0.version, None);
         let tasks = &this.store.options.env.tasks;
@@ -130,6 +135,14 @@ impl Background {
                 }),
             );
         }
+        if let Some(interval) = scrubs {
+            let scrub = this.clone();
+            let task = async move {
+                scrub.scrub_loop(interval).await;
+                scrub.end();
+            };
+            tasks.spawn("scrub", Box::pin(task));
+        }
         this
     }
 
@@ -160,7 +173,7 @@ impl Background {
         self.store.events.due.notify();
     }
 
-    fn draw_id(&self) -> u64 {
+    pub(crate) fn draw_id(&self) -> u64 {
         self.next_file.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -365,7 +378,7 @@ impl Background {
 
     /// Writes `edit` to the manifest and then publishes what follows from it. `ended` is the job whose
     /// end it is, for the pacer, and what it wrote.
-    async fn install(
+    pub(crate) async fn install(
         &self,
         tag: IoTag,
         mut edit: Edit,
@@ -376,6 +389,9 @@ impl Background {
         let mut catalog = store.catalog.enter().await;
         edit.next_file = self.next_file.load(Ordering::Relaxed);
         let catalog = &mut *catalog;
+        if let Some(flushed) = &mut edit.flushed {
+            flushed.raise(&catalog.state.flushed);
+        }
         // What lost its last reader's handle may go only after the edit is durable; computing the
         // next version first also proves that the edit fits.
         let next = catalog.state.version.after(&edit, &store.garbage).map_err(|what| {
@@ -417,11 +433,12 @@ impl Background {
     async fn remove_garbage(&self) {
         let ids = self.store.garbage.take();
         self.remove_tables(&ids).await;
+        self.remove_tables(&self.store.garbage.take_begun()).await;
         self.remove_value_files(&self.store.garbage.take_values()).await;
         ids.iter().for_each(|id| self.store.events.tell(|| Event::TableDeleted(*id)));
     }
 
-    async fn remove_tables(&self, ids: &[u64]) {
+    pub(crate) async fn remove_tables(&self, ids: &[u64]) {
         self.remove_files(REMOVE, ids, Paths::table).await;
     }
 
@@ -448,6 +465,7 @@ impl Background {
 
     async fn compaction_loop(self: &Arc<Self>) {
         while !self.store.is_stopping() {
+            self.place_ingests().await;
             match self.compact_once().await {
                 Ok(true) => {}
                 Ok(false) => self.pause(&self.store.compaction_due).await,
@@ -459,6 +477,7 @@ impl Background {
                 }
             }
         }
+        self.refuse_ingests();
     }
 
     /// Does the most useful thing; returns whether there was one.

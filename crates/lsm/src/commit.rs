@@ -40,6 +40,7 @@ use crate::batch::Payload;
 use crate::database::closed;
 use crate::error::Result;
 use crate::image::Moment;
+use crate::ingest::Turn;
 use crate::log::Prepared;
 use crate::mutants;
 use crate::options::Durability;
@@ -69,6 +70,8 @@ pub(crate) enum Work {
     #[cfg(test)]
     #[cfg_attr(atoll_loom, expect(dead_code, reason = "the tests that use it are left out"))]
     Drive(parking_lot::Mutex<Option<Step>>),
+    /// Let nothing be written while tables that were ingested get their place.
+    Ingest(parking_lot::Mutex<Option<Turn>>),
     /// Note what the store is, for a copy of it.
     Image(Arc<parking_lot::Mutex<Option<Moment>>>),
     /// Take the log's next segment, which was made aside.

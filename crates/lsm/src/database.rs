@@ -66,7 +66,7 @@ pub struct Database {
 pub(crate) struct Inner {
     pub(crate) store: Arc<Store>,
     pub(crate) keyspaces: Arc<Keyspaces>,
-    background: Arc<Background>,
+    pub(crate) background: Arc<Background>,
     /// Held while keyspaces are created or dropped, so that names and records agree.
     naming: Gate<()>,
     pub(crate) transactions: Transactions,

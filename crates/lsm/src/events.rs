@@ -68,7 +68,8 @@ pub trait EventListener: Send + Sync {
     fn read_only_left(&self, store: &Path) {}
     /// The store has stopped and has to be opened again.
     fn stopped(&self, store: &Path, why: &Error) {}
-    /// Bytes of a table do not verify: it is in quarantine.
+    /// Bytes of a table do not verify: it is in quarantine. Or those of a value file, each time that a
+    /// scrub comes by.
     fn corruption_found(&self, store: &Path, event: &CorruptionFound) {}
     /// The listener was too slow: so many events were not told.
     fn events_lost(&self, store: &Path, count: u64) {}
@@ -228,7 +229,7 @@ pub struct BackgroundError {
     pub error: Error,
 }
 
-/// A table that does not verify.
+/// A table or a value file that does not verify.
 #[derive(Clone, Debug)]
 pub struct CorruptionFound {
     /// The file.

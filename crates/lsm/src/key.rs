@@ -152,6 +152,19 @@ impl Trailer {
         Trailer(seqno << 8 | 0xff)
     }
 
+    /// Returns the trailer of a record whose sequence number is given relative to `base`.
+    #[inline]
+    pub(crate) fn above(self, base: SeqNo) -> Trailer {
+        Trailer(self.0.wrapping_add(base << 8))
+    }
+
+    /// Returns what to look for among records whose sequence numbers are relative to `base`. What is
+    /// below it sorts behind all of them.
+    #[inline]
+    pub(crate) fn relative_to(self, base: SeqNo) -> Trailer {
+        Trailer(self.0.saturating_sub(base << 8))
+    }
+
     /// Returns the sequence number.
     pub fn seqno(self) -> SeqNo {
         self.0 >> 8
@@ -194,6 +207,12 @@ impl<'a> InternalKey<'a> {
     /// Puts the two parts together.
     pub fn new(user_key: &'a [u8], trailer: Trailer) -> InternalKey<'a> {
         InternalKey { user_key, trailer }
+    }
+
+    /// As [`Trailer::relative_to`].
+    #[inline]
+    pub(crate) fn relative_to(self, base: SeqNo) -> InternalKey<'a> {
+        InternalKey { trailer: self.trailer.relative_to(base), ..self }
     }
 }
 

@@ -57,6 +57,7 @@ mod governor;
 mod header;
 mod identity;
 mod image;
+mod ingest;
 mod iter;
 pub mod key;
 mod keyspace;
@@ -76,6 +77,7 @@ mod read;
 mod records;
 mod recovery;
 mod repair;
+mod scrub;
 mod slice;
 mod stats;
 mod store;
@@ -100,6 +102,7 @@ pub use events::{
     WriteDelayed, WriteStalled,
 };
 pub use image::Image;
+pub use ingest::Ingested;
 pub use keyspace::Keyspace;
 pub use long::ValueReader;
 pub use merge::{Add, Append, Max, MergeOperator, OPERAND_LEN_MAX, Refusal};

@@ -24,7 +24,7 @@ use crate::recovery::{Replay, inspect};
 use crate::store::{Catalog, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
 use crate::version::manifest::{self, Manifest, SWAP};
-use crate::version::{Garbage, Paths};
+use crate::version::{Edit, Garbage, Paths};
 
 /// Opens the directory `path` of that kind, making it if it is missing or empty; returns the store
 /// and the next file number. Nothing runs in the background yet.
@@ -167,6 +167,14 @@ async fn recover(
     make_values_folder(&env, &paths).await?;
     let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
     manifest.replace_above(options.manifest_size);
+    if state.unproven {
+        // A crash came between an ingest and what proves it (`ingest.rs`).
+        let edit = Edit { next_file: state.next_file, ..Edit::default() };
+        match manifest.append(SWAP, &edit, &state).await {
+            Ok(()) | Err(Error::NoSpace(_)) => {}
+            Err(e) => return Err(e),
+        }
+    }
     let log = replay.finish().await?;
     // A replacement that a crash interrupted is a stray, and the next one takes over its name.
     for path in strays.into_iter().filter(|path| path != manifest.path()) {

@@ -142,6 +142,10 @@ pub struct Options {
     pub merge_operators: Vec<Arc<dyn MergeOperator>>,
     /// Who decides over the values of a keyspace, by its name, when they are compacted.
     pub compaction_filters: Vec<(String, Arc<dyn CompactionFilter>)>,
+    /// Between two scrubs, which read all tables to find what rotted; `None` for no scrubs.
+    pub scrub_interval: Option<Duration>,
+    /// Bytes that a scrub reads a second at most.
+    pub scrub_rate: u64,
 }
 
 impl Options {
@@ -174,6 +178,8 @@ impl Options {
             listener: None,
             merge_operators: Vec::new(),
             compaction_filters: Vec::new(),
+            scrub_interval: None,
+            scrub_rate: 16 << 20,
         }
     }
 

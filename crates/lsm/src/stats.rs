@@ -30,6 +30,8 @@ pub(crate) struct Recorder {
     compaction_written: AtomicU64,
     values_written: AtomicU64,
     values_moved: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+    scrub_problems: AtomicU64,
     stalls: AtomicU64,
     stall_micros: AtomicU64,
     delay_micros: AtomicU64,
@@ -57,6 +59,8 @@ impl Default for Recorder {
             compaction_written: AtomicU64::new(0),
             values_written: AtomicU64::new(0),
             values_moved: AtomicU64::new(0),
+            scrubbed_bytes: AtomicU64::new(0),
+            scrub_problems: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
             stall_micros: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
@@ -142,6 +146,11 @@ impl Recorder {
         let histogram = if step == 0 { &self.seek_nanos } else { &self.step_nanos };
         record_nanos(histogram, took);
     }
+    /// Counts a table that a scrub read.
+    pub(crate) fn scrubbed(&self, bytes: u64, problem: bool) {
+        add(&self.scrubbed_bytes, bytes);
+        add(&self.scrub_problems, u64::from(problem));
+    }
     pub(crate) fn synced(&self, took: Duration) {
         record(&self.syncs, took);
     }
@@ -197,6 +206,8 @@ impl Recorder {
             compaction_written_bytes: get(&self.compaction_written),
             values_written_bytes: get(&self.values_written),
             values_moved_bytes: get(&self.values_moved),
+            scrubbed_bytes: get(&self.scrubbed_bytes),
+            scrub_problems: get(&self.scrub_problems),
             stalls: get(&self.stalls),
             stall_seconds: get(&self.stall_micros) as f64 / 1e6,
             delay_seconds: get(&self.delay_micros) as f64 / 1e6,
@@ -289,6 +300,10 @@ pub struct Stats {
     pub value_file_bytes: u64,
     /// Of these, bytes of values that tables point to.
     pub value_live_bytes: u64,
+    /// Bytes of tables that scrubs read.
+    pub scrubbed_bytes: u64,
+    /// Tables that scrubs could not verify.
+    pub scrub_problems: u64,
     /// Times a writer waited for memory.
     pub stalls: u64,
     /// How long they waited in all.
@@ -354,6 +369,8 @@ impl Stats {
         worse(&mut self.syncs, &other.syncs);
         worse(&mut self.flushes, &other.flushes);
         self.flushed_bytes += other.flushed_bytes;
+        self.scrubbed_bytes += other.scrubbed_bytes;
+        self.scrub_problems += other.scrub_problems;
         worse(&mut self.compactions, &other.compactions);
         self.compaction_read_bytes += other.compaction_read_bytes;
         self.compaction_written_bytes += other.compaction_written_bytes;

@@ -46,7 +46,7 @@ use crate::view::View;
 /// The group whose entries are the database's own batches.
 pub(crate) const GROUP: u64 = 0;
 /// Its only term: nobody is elected in an embedded database.
-const TERM: u64 = 1;
+pub(crate) const TERM: u64 = 1;
 /// Site of a log write with a range delete in it: the crash harness counts it apart.
 const RANGE_DELETE: IoTag = IoTag::new(IoClass::Log, "range delete");
 /// Bytes a writer may put at once, relative to the memory budget.
@@ -67,7 +67,7 @@ pub(crate) struct Store {
     /// Guards the replacement of `view`: rotation, flush and compaction each change a part of it.
     view_update: Mutex<()>,
     /// Every record at or below it may be read.
-    visible: AtomicU64,
+    pub(crate) visible: AtomicU64,
     /// Nobody reads versions at a stamp below it. Only rises; a merge reads it once.
     pub(crate) horizon: AtomicU64,
     /// Compactions under way whose filter may change what readers see.
@@ -138,7 +138,7 @@ pub(crate) struct Writer {
     /// Delay that is owed to back-pressure.
     pub(crate) owed: Owed,
     /// What optimistic transactions are held against.
-    recent: Recent,
+    pub(crate) recent: Recent,
     /// Whether the listener was told that writers are slowed down.
     pub(crate) slowed_down: bool,
 }
@@ -579,6 +579,13 @@ impl Store {
                     None => Ok(()),
                 }
             }
+            Work::Ingest(turn) => {
+                let turn = turn.lock().take();
+                match turn {
+                    Some(turn) => self.ingest(writer, turn).await,
+                    None => Ok(()),
+                }
+            }
             Work::Image(slot) => {
                 let moment = self.note_moment(writer).await?;
                 *slot.lock() = Some(moment);
@@ -696,7 +703,7 @@ impl Store {
         }
     }
 
-    async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
+    pub(crate) async fn persist(&self, writer: &mut Writer, site: IoTag, sync: bool) -> Result<()> {
         if sync {
             let started = self.options.env.clock.now();
             writer.log.write_synced(site).await?;
@@ -955,6 +962,16 @@ pub(crate) fn insert(
     Ok(seqno - 1)
 }
 
+/// Returns the bytes of the head of a long value. `first` is what it begins with, a deadline or a
+/// stamp.
+pub(crate) fn head_of(first: u64, len: usize) -> [u8; 20] {
+    let mut about = [0; 20];
+    about[..8].copy_from_slice(&first.to_le_bytes());
+    about[8..16].copy_from_slice(&(len as u64).to_le_bytes());
+    about[16..].copy_from_slice(&(len.div_ceil(CHUNK_LEN) as u32).to_le_bytes());
+    about
+}
+
 /// Inserts a long value: its chunks under `seqnos`, the first one with the highest number, and the
 /// head above them. `first` is what the head begins with, a deadline or a stamp.
 fn put_long(
@@ -965,10 +982,7 @@ fn put_long(
     seqnos: Range<SeqNo>,
 ) -> Result<()> {
     let chunks = value.chunks(CHUNK_LEN);
-    let mut about = [0; 20];
-    about[..8].copy_from_slice(&first.to_le_bytes());
-    about[8..16].copy_from_slice(&(value.len() as u64).to_le_bytes());
-    about[16..].copy_from_slice(&(chunks.len() as u32).to_le_bytes());
+    let about = head_of(first, value.len());
     let head = seqnos.end;
     for (chunk, seqno) in chunks.zip(seqnos.rev()) {
         put(active, user_key, Trailer::new(seqno, Kind::Chunk), [chunk, b""])?;

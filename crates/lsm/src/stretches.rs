@@ -123,6 +123,16 @@ impl Stretches {
         }
     }
 
+    /// Records up to `newest` are about to become visible that were in no batch: what was noted before
+    /// does not hold any more, nor what a scan notes that does not see them.
+    pub(crate) fn forget(&self, newest: SeqNo) {
+        self.applying.fetch_max(newest, Ordering::SeqCst);
+        let mut notes = self.notes.lock();
+        notes.stretches.clear();
+        notes.recent.clear();
+        notes.known_from = notes.known_from.max(newest);
+    }
+
     /// Returns whether there may be notes.
     #[inline]
     pub(crate) fn is_active(&self) -> bool {

@@ -21,7 +21,7 @@ use crate::table::{Expected, Found, ReadOptions, Table, TableIter};
 use crate::tombstone::Fragmented;
 use crate::values::Values;
 use crate::verify::verify_table;
-use crate::version::{OpenTable, Paths, TableHandle, Version};
+use crate::version::{OpenTable, Paths, TableDesc, TableHandle, Version};
 
 /// Who reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,8 @@ impl Tables {
             return Ok(table);
         }
         let path = self.paths.table(handle.desc.id);
-        let expected = Expected { size: handle.desc.size, salt: handle.desc.salt };
+        let TableDesc { size, salt, base, .. } = handle.desc;
+        let expected = Expected { size, salt, base };
         let open = || {
             Table::open(self.env.disk.as_ref(), &path, handle.desc.id, expected, self.pool.clone())
         };

@@ -74,7 +74,7 @@ impl VerifyReport {
         self.problems.is_empty()
     }
 
-    fn count(&mut self, table: Verified) {
+    pub(crate) fn count(&mut self, table: Verified) {
         self.table_bytes += table.bytes;
         self.data_blocks += table.data_blocks;
         self.records += table.entries;
@@ -250,7 +250,7 @@ pub(crate) async fn verify_table(
     pool: &Arc<dyn Pool>,
 ) -> Result<Verified> {
     let path = paths.table(desc.id);
-    let expected = Expected { size: desc.size, salt: desc.salt };
+    let expected = Expected { size: desc.size, salt: desc.salt, base: desc.base };
     let table = match Table::open(env.disk.as_ref(), &path, desc.id, expected, pool.clone()).await {
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::corruption(&path, 0, "the file is missing"));
@@ -260,7 +260,7 @@ pub(crate) async fn verify_table(
     let verified = table.verify().await?;
     let p = table.properties();
     if (p.smallest.as_slice(), p.largest.as_slice()) != (&desc.smallest[..], &desc.largest[..])
-        || (p.seqno_min, p.seqno_max) != desc.seqnos
+        || (p.seqno_min + desc.base, p.seqno_max + desc.base) != desc.seqnos
         || p.range_tombstones != desc.range_tombstones
         || verified.values[..] != desc.values[..]
     {

@@ -4,15 +4,28 @@
 #[expect(dead_code, reason = "only its options and its runner are of use here")]
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use atoll_env::Env;
 use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Node, Outcome, Sim};
 use atoll_lsm::backup::{Backups, Image, Mode, Source};
-use atoll_lsm::{Database, Durability, Error, Keyspace, WriteOptions};
-use support::{dir, open, options, run};
+use atoll_lsm::{
+    Database, Durability, Error, Keyspace, KeyspaceOptions, Options, Result, WriteOptions,
+};
+use support::{dir, run};
 
 const BUFFERED: WriteOptions = WriteOptions { durability: Some(Durability::Buffered) };
+
+/// Options under which half of the values are in value files.
+fn options(env: Env) -> Options {
+    Options { separate_above: Some(150), ..support::options(env) }
+}
+
+async fn open(env: &Env) -> Result<(Database, Keyspace)> {
+    let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
+    Ok((db, ks))
+}
 
 fn backups(env: &Env) -> Backups {
     Backups::in_env(env, "/backup")
@@ -28,13 +41,13 @@ async fn put(ks: &Keyspace, keys: std::ops::Range<u32>) {
     }
 }
 
-async fn take(env: &Env, db: &Database, mode: Mode) -> atoll_lsm::Result<(u64, u64)> {
+async fn take(env: &Env, db: &Database, mode: Mode) -> Result<(u64, u64)> {
     let report = backups(env).take_async(db, mode, &mut |_| {}).await?;
     Ok((report.generation.number, report.generation.new_files))
 }
 
 /// Restores a generation to a directory of its own and returns how many keys it holds: the first ones.
-async fn restored(env: &Env, number: u64, to: &str) -> atoll_lsm::Result<u32> {
+async fn restored(env: &Env, number: u64, to: &str) -> Result<u32> {
     backups(env).restore_async(Some(number), to, &mut |_| {}).await?;
     Ok(count(env, Path::new(to)).await)
 }
@@ -83,8 +96,10 @@ fn an_incremental_backup_copies_what_is_new_and_a_whole_one_everything() {
         let (db, ks) = open(env).await.unwrap();
         put(&ks, 0..400).await;
         db.compact_async().await.unwrap();
-        let tables = db.stats().levels.iter().map(|l| l.tables).sum::<usize>() as u64;
-        assert!(tables > 2, "{tables}");
+        let stats = db.stats();
+        let tables = stats.levels.iter().map(|l| l.tables).sum::<usize>() + stats.value_files;
+        let tables = tables as u64;
+        assert!(tables > 4, "{tables} tables and value files");
         let (_, first) = take(env, &db, Mode::Incremental).await.unwrap();
         assert!(first > tables);
         put(&ks, 400..410).await;
@@ -160,6 +175,60 @@ fn what_is_damaged_is_named_refused_and_healed_by_the_next_backup() {
         assert!(backups(env).verify_async(&mut |_| {}).await.unwrap().is_sound());
         assert_eq!(restored(env, 1, "/again").await.unwrap(), 400);
         assert_eq!(restored(env, 4, "/newest").await.unwrap(), 450);
+        db.close_async().await.unwrap();
+    });
+}
+
+#[test]
+fn a_value_file_is_a_part_of_a_backup_like_a_table() {
+    in_sim(11, async |env, node| {
+        let (db, ks) = two_generations(env).await;
+        let files: Vec<String> = stored(node).into_iter().filter(|f| f.ends_with(".val")).collect();
+        assert!(files.len() > 2, "{files:?}");
+        let (rotten, gone) = (&files[0], &files[1]);
+        assert!(node.disk().corrupt(rotten, 100, 3));
+        node.disk().remove_file(gone).unwrap();
+        let found = backups(env).verify_async(&mut |_| {}).await.unwrap();
+        let named = |file: &str| {
+            let is =
+                |e: &Error| matches!(e, Error::Corruption { file: f, .. } if f == Path::new(file));
+            found.problems.iter().any(|(problem, of)| is(problem) && of == &[1, 2])
+        };
+        assert!(found.problems.len() == 2 && named(rotten) && named(gone), "{found:?}");
+        let refused = restored(env, 1, "/again").await.unwrap_err();
+        assert!(refused.is_corruption(), "{refused}");
+        assert!(!node.disk().files().iter().any(|f| f.starts_with("/again")), "nothing stays");
+        let report = backups(env).take_async(&db, Mode::Incremental, &mut |_| {}).await.unwrap();
+        assert_eq!(report.healed.len(), 2, "{report:?}");
+        // The source's files of then are collected; the generations still have them.
+        for n in 0..450 {
+            ks.insert_async(format!("key-{n:05}"), b"later", BUFFERED).await.unwrap();
+        }
+        db.compact_async().await.unwrap();
+        assert_eq!(db.stats().value_files, 0);
+        assert_eq!(restored(env, 1, "/again").await.unwrap(), 400);
+        assert_eq!(restored(env, 3, "/newest").await.unwrap(), 450);
+        // And are removed with the last one that needs them.
+        take(env, &db, Mode::Incremental).await.unwrap();
+        backups(env).prune_async(1).await.unwrap();
+        assert!(!stored(node).iter().any(|f| f.ends_with(".val")));
+        db.close_async().await.unwrap();
+    });
+}
+
+#[test]
+fn what_does_not_verify_in_a_value_file_of_the_database_is_not_copied() {
+    in_sim(12, async |env, node| {
+        let (db, ks) = open(env).await.unwrap();
+        put(&ks, 0..100).await;
+        db.flush_async().await.unwrap();
+        let files = node.disk().files();
+        let file = files.iter().find(|f| f.ends_with(".val")).unwrap();
+        node.disk().corrupt(file, 60, 1);
+        let refused = take(env, &db, Mode::Incremental).await.unwrap_err();
+        let Error::Corruption { file: named, .. } = &refused else { panic!("{refused}") };
+        assert_eq!(named, Path::new(file));
+        assert!(backups(env).generations_async().await.unwrap().is_empty());
         db.close_async().await.unwrap();
     });
 }
@@ -416,7 +485,7 @@ fn a_failure_at_any_point_of_a_backup_or_restore_harms_nothing() {
 fn a_backup_is_a_directory_of_the_operating_system_as_well() {
     let temp = tempfile::tempdir().unwrap();
     let db = Database::builder(temp.path().join("db")).memory(16 << 20).open().unwrap();
-    let ks = db.keyspace("k", atoll_lsm::KeyspaceOptions::default()).unwrap();
+    let ks = db.keyspace("k", KeyspaceOptions::default()).unwrap();
     ks.insert("a", "1").unwrap();
     db.flush().unwrap();
     ks.insert("b", "2").unwrap();
@@ -424,7 +493,7 @@ fn a_backup_is_a_directory_of_the_operating_system_as_well() {
     let mut seen = 0;
     let report = backups.take(&db, Mode::Incremental, &mut |p| seen = p.total).unwrap();
     assert!(seen > 0 && report.healed.is_empty());
-    backups.restore(None, PathBuf::from(temp.path().join("again")), &mut |_| {}).unwrap();
+    backups.restore(None, temp.path().join("again"), &mut |_| {}).unwrap();
     let again = Database::builder(temp.path().join("again")).open().unwrap();
     assert_eq!(again.find_keyspace("k").unwrap().iter().count(), 2);
 }

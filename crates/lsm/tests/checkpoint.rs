@@ -1,5 +1,6 @@
 //! Checkpoints: what they hold, while others write, after crashes and failures.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
+#![expect(clippy::disallowed_methods, reason = "what a real file system does is looked at")]
 
 #[expect(dead_code, reason = "only its options and its runner are of use here")]
 mod support;
@@ -12,11 +13,23 @@ use std::time::Duration;
 use atoll_env::Env;
 use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Outcome, Sim};
 use atoll_lsm::{
-    Database, Durability, Error, Keyspace, KeyspaceOptions, WriteOptions, verify_async,
+    Database, Durability, Error, Keyspace, KeyspaceOptions, Options, Result, WriteOptions,
+    verify_async,
 };
-use support::{dir, open, options, run};
+use support::{dir, run};
 
 const BUFFERED: WriteOptions = WriteOptions { durability: Some(Durability::Buffered) };
+
+/// Options under which half of the values are in value files.
+fn options(env: Env) -> Options {
+    Options { separate_above: Some(150), ..support::options(env) }
+}
+
+async fn open(env: &Env) -> Result<(Database, Keyspace)> {
+    let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
+    Ok((db, ks))
+}
 
 fn copy() -> PathBuf {
     PathBuf::from("/copies/one")
@@ -100,7 +113,7 @@ fn keyspaces_and_what_they_know_are_in_a_checkpoint() {
             filter_prefix_len: 3,
             ..Default::default()
         };
-        let fleeting = db.keyspace_async("fleeting", ttl).await.unwrap();
+        let fleeting = db.keyspace_async("fleeting", ttl.clone()).await.unwrap();
         fleeting.insert_async("a", vec![7; 1_300_000], WriteOptions::default()).await.unwrap();
         db.keyspace_async("dropped", KeyspaceOptions::default()).await.unwrap();
         db.drop_keyspace_async("dropped").await.unwrap();
@@ -302,19 +315,22 @@ fn tables_are_shared_and_segments_are_not() {
         ks.insert_with(key(n), value(n), BUFFERED).unwrap();
     }
     db.flush().unwrap();
-    ks.insert(key(100), value(100)).unwrap();
+    ks.insert(key(100), vec![7; 2000]).unwrap();
+    db.flush().unwrap();
+    ks.insert(key(101), value(101)).unwrap();
     db.checkpoint(&copy).unwrap();
     let links = |dir: &str| -> Vec<u64> {
         let files = std::fs::read_dir(copy.join(dir)).unwrap();
         files.map(|file| file.unwrap().metadata().unwrap().nlink()).collect()
     };
-    assert_eq!(links("tables"), [2]);
+    assert_eq!((links("tables"), links("values")), (vec![2, 2], vec![2]));
     assert_eq!(links("log").into_iter().max(), Some(1));
     db.close().unwrap();
     std::fs::remove_dir_all(&path).unwrap();
     let again = Database::builder(&copy).open().unwrap();
     let ks = again.find_keyspace("k").unwrap();
-    assert_eq!(ks.iter().count(), 101);
+    assert_eq!(ks.iter().count(), 102);
+    assert_eq!(ks.get(key(100)).unwrap().as_deref(), Some(&[7; 2000][..]));
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //!   tests/formats/database-3.txt      the same with values in value files, and merged back
 //!   tests/formats/database-4.txt      merge operands and keyspace records that name who merges: folded,
 //!                                     in a table, in the log, onto a value in a value file
+//!   tests/formats/database-5.txt      tables that were ingested, in the last level and in level 0
+//!   tests/formats/backup-1.txt        a backup of format 1 with two generations, values in value files
 //!   tests/formats/store-1.txt         a store of shards of format 1: versions, several groups
 //!   tests/formats/store-2.txt         the same with values in value files
 //! ```
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::sim::{CrashMode, Node, Sim};
+use atoll_lsm::backup::{Backups, Mode};
 use atoll_lsm::driven::{self, EntryId, GroupState, OpenOptions, Writes};
 use atoll_lsm::{
     Batch, Compression, Database, Keyspace, KeyspaceOptions, Options, ValuePlacement, WriteOptions,
@@ -41,11 +44,13 @@ use atoll_lsm::{
 use support::{dir, run};
 
 const ROW: usize = 32;
-const FIXTURES: [&str; 6] = [
+const FIXTURES: [&str; 8] = [
     "database-1.txt",
     "database-2.txt",
     "database-3.txt",
     "database-4.txt",
+    "database-5.txt",
+    "backup-1.txt",
     "store-1.txt",
     "store-2.txt",
 ];
@@ -67,6 +72,9 @@ fn write_down(node: &Node) -> String {
     let root = dir();
     for path in node.disk().files() {
         if path.ends_with(".spare") || path.ends_with("LOCK") {
+            continue;
+        }
+        if !path.starts_with(root.to_str().unwrap()) {
             continue;
         }
         let bytes = node.disk().read_file(&path).unwrap();
@@ -428,6 +436,75 @@ fn a_database_with_tables_of_version_2_holds_what_it_held() {
     read("database-2.txt", check_database);
 }
 
+/// A database with a table in the last level and one in level 0 that were ingested, around one that was
+/// flushed.
+async fn make_ingested(env: Env) {
+    let options = small(&env, Compression::Lz4, None);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+    ks.ingest_async((0..60).map(|n| (key(n), value(n)))).await.unwrap();
+    ks.insert_async(key(7), b"written", SYNCED).await.unwrap();
+    ks.insert_async(key(8), b"written", SYNCED).await.unwrap();
+    ks.ingest_async((8..10).map(|n| (key(n), b"ingested again"))).await.unwrap();
+    ks.remove_async(key(9), SYNCED).await.unwrap();
+}
+
+async fn check_ingested(env: Env) {
+    let mut expected: BTreeMap<_, _> = (0..60).map(|n| (key(n), value(n))).collect();
+    expected.insert(key(7), b"written".to_vec());
+    expected.insert(key(8), b"ingested again".to_vec());
+    expected.remove(&key(9));
+    let options = small(&env, Compression::Lz4, None);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    let ks = db.find_keyspace("k").unwrap();
+    holds(&ks, &expected).await;
+    db.close_async().await.unwrap();
+}
+
+/// Two generations of a database with values in value files, the second with one key more.
+async fn make_backup(env: Env) {
+    let options = small(&env, Compression::Lz4, SEPARATED);
+    let db = Database::builder("/source").options(options).open_async().await.unwrap();
+    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await.unwrap();
+    for n in 0..40 {
+        ks.insert_async(key(n), value(n), SYNCED).await.unwrap();
+    }
+    db.flush_async().await.unwrap();
+    let backups = Backups::in_env(&env, dir());
+    backups.take_async(&db, Mode::Incremental, &mut |_| {}).await.unwrap();
+    ks.insert_async(key(40), value(40), SYNCED).await.unwrap();
+    backups.take_async(&db, Mode::Incremental, &mut |_| {}).await.unwrap();
+    db.close_async().await.unwrap();
+}
+
+#[test]
+fn a_database_with_ingested_tables_holds_what_it_held() {
+    read("database-5.txt", check_ingested);
+}
+
+#[test]
+fn a_backup_of_format_1_restores_what_it_held() {
+    let sim = Sim::new(9);
+    let node = sim.node("reader");
+    let text = std::fs::read_to_string(fixture("backup-1.txt")).unwrap();
+    assert!(text.contains(".sst ") && text.contains(".val "));
+    put_down(&text, &node);
+    let env = node.env();
+    run(&sim, &node, "backup", async {
+        let backups = Backups::in_env(&env, dir());
+        assert!(backups.verify_async(&mut |_| {}).await.unwrap().is_sound());
+        for (number, keys) in [(1, 40), (2, 41)] {
+            let to = format!("/restored/{number}");
+            backups.restore_async(Some(number), &to, &mut |_| {}).await.unwrap();
+            let options = small(&env, Compression::Lz4, SEPARATED);
+            let db = Database::builder(&to).options(options).open_async().await.unwrap();
+            let expected = (0..keys).map(|n| (key(n), value(n))).collect();
+            holds(&db.find_keyspace("k").unwrap(), &expected).await;
+            db.close_async().await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_database_with_merge_operands_holds_what_it_held() {
     assert!(std::fs::read_to_string(fixture("database-4.txt")).unwrap().contains(".val "));
@@ -470,6 +547,8 @@ fn fixtures_that_are_missing_are_written() {
                 "store-2.txt" => make_store(env.clone(), SEPARATED).await,
                 "database-3.txt" => make_database(env.clone(), SEPARATED).await,
                 "database-4.txt" => make_merged(env.clone()).await,
+                "database-5.txt" => make_ingested(env.clone()).await,
+                "backup-1.txt" => make_backup(env.clone()).await,
                 _ => make_database(env.clone(), None).await,
             }
             // What runs in the background ends before the process does.

@@ -15,7 +15,7 @@ use crate::rot::Verdict;
 use crate::script::{Script, Size};
 
 /// Sites that a full run must have crashed at, a thousand times each.
-pub const REQUIRED_SITES: [&str; 12] = [
+pub const REQUIRED_SITES: [&str; 18] = [
     "frame write",
     "frame sync",
     "segment reuse",
@@ -28,10 +28,26 @@ pub const REQUIRED_SITES: [&str; 12] = [
     "value names",
     "value move",
     "value removal",
+    "checkpoint names",
+    "checkpoint link",
+    "checkpoint log",
+    "backup file",
+    "backup generation",
+    "ingest install",
 ];
 /// Sites that few operations have: each is crashed at several times, with other draws.
-const DRAWS_OF_RARE: [(&str, u64); 4] =
-    [("rotation", 12), ("range delete", 3), ("value move", 20), ("value removal", 2)];
+const DRAWS_OF_RARE: [(&str, u64); 10] = [
+    ("rotation", 12),
+    ("range delete", 3),
+    ("value move", 30),
+    ("value removal", 3),
+    ("checkpoint names", 2),
+    ("checkpoint link", 40),
+    ("checkpoint log", 9),
+    ("backup file", 3),
+    ("backup generation", 6),
+    ("ingest install", 3),
+];
 /// Points of a history that is too long to crash everywhere.
 const POINTS_OF_LONG: usize = 120;
 /// Mutations up to which a history is crashed at each of them.

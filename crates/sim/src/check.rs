@@ -3,13 +3,46 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_lsm::{Cursor, Database, Error, Keyspace};
+use atoll_lsm::backup::Backups;
+use atoll_lsm::{Cursor, Database, Error, Keyspace, Options};
 
 use crate::model::{Row, Space, Value, Window, compare, show, tell};
-use crate::oracle::{Oracle, Seen};
+use crate::oracle::{Bulk, Oracle, Seen};
+
+/// Where backups are.
+pub const BACKUP: &str = "data/backup";
+/// The keyspace that is filled by ingests.
+pub const BULK: &str = "bulk";
+/// How many keys it has.
+pub const BULK_KEYS: usize = 40;
+
+/// Returns where a checkpoint is.
+pub fn copy_path(number: usize) -> String {
+    format!("data/copy-{number}")
+}
+
+/// Returns a key of the bulk keyspace.
+pub fn bulk_key(number: usize) -> String {
+    format!("bulk-{number:04}")
+}
+
+/// Returns a value of it: of a round, or of a write `before` it.
+pub fn bulk_value(round: u64, before: bool) -> Vec<u8> {
+    format!("{round} {before} {}", "x".repeat(200)).into_bytes()
+}
+
+fn bulk_number(key: &[u8]) -> Option<usize> {
+    std::str::from_utf8(key).ok()?.strip_prefix("bulk-")?.parse().ok()
+}
+
+fn bulk_content(value: &[u8]) -> Option<(u64, bool)> {
+    let mut words = std::str::from_utf8(value).ok()?.split(' ');
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
 
 /// Something that must not happen.
 #[derive(Clone, Debug)]
@@ -62,7 +95,8 @@ pub async fn check(
     let survived = {
         let mut oracle = oracle.borrow_mut();
         let survived = oracle.find(&seen, floor, oracle.submitted()).map_err(Trouble::Wrong)?;
-        oracle.settle(survived);
+        let round = seen.bulk.round(oracle.rounds()).map_err(Trouble::Wrong)?;
+        oracle.settle(survived, round);
         survived
     };
     let base = oracle.borrow().base().clone();
@@ -79,14 +113,103 @@ pub async fn check(
 pub async fn see(db: &Database, env: &Env) -> Result<Seen, Trouble> {
     let from = env.clock.wall().0;
     let mut spaces = BTreeMap::new();
-    for name in db.keyspaces() {
+    for name in db.keyspaces().into_iter().filter(|name| name != BULK) {
         let Some(keyspace) = db.find_keyspace(&name) else {
             return Err(Trouble::Wrong(format!("'{name}' is listed and not found")));
         };
         let rows = rows(keyspace.cursor::<&[u8]>(..), false).await;
         spaces.insert(name.clone(), rows.map_err(doing(format!("scanning '{name}'")))?);
     }
-    Ok(Seen { spaces, window: Window { from, to: env.clock.wall().0 } })
+    let window = Window { from, to: env.clock.wall().0 };
+    Ok(Seen { spaces, window, bulk: see_bulk(db).await? })
+}
+
+/// Reads the keyspace that is filled by ingests.
+async fn see_bulk(db: &Database) -> Result<Bulk, Trouble> {
+    let mut bulk = Bulk(vec![None; BULK_KEYS]);
+    let Some(keyspace) = db.find_keyspace(BULK) else { return Ok(bulk) };
+    let found = rows(keyspace.cursor::<&[u8]>(..), false).await;
+    for (key, value) in found.map_err(doing("scanning the bulk keyspace"))? {
+        let place = bulk_number(&key).and_then(|number| bulk.0.get_mut(number));
+        let (Some(place), Some(content)) = (place, bulk_content(&value.bytes)) else {
+            return Err(Trouble::Wrong(format!("the bulk keyspace has a row {}", show(&key))));
+        };
+        *place = Some(content);
+    }
+    Ok(bulk)
+}
+
+/// Checks the copies of the database that were begun since the last check: one that was answered is
+/// there and holds what it should; another one is so too, or nothing opens it.
+pub async fn check_copies(
+    env: &Env,
+    oracle: &RefCell<Oracle>,
+    options: impl Fn() -> Options,
+    life: u64,
+) -> Result<(), Trouble> {
+    let copies = oracle.borrow().copies().to_vec();
+    let backups = Backups::in_env(env, BACKUP);
+    let mut generations = Vec::new();
+    if copies.iter().any(|copy| copy.is_backup) {
+        let there = backups.generations_async().await;
+        generations = match there {
+            // The first one was not finished.
+            Err(Error::Foreign { .. }) => Vec::new(),
+            there => there.map_err(doing("listing the backups"))?,
+        };
+        if !generations.is_empty() {
+            let found = backups.verify_async(&mut |_| {}).await;
+            let found = found.map_err(doing("verifying the backups"))?;
+            if let Some((problem, _)) = found.problems.first() {
+                return Err(Trouble::Wrong(format!("a backup is damaged: {problem}")));
+            }
+        }
+    }
+    for copy in &copies {
+        let number = copy.number;
+        let path = if copy.is_backup {
+            // One that was not answered is there if it is one more than are known.
+            let known = oracle.borrow().generations();
+            let unknown = generations.last().map(|g| g.number).filter(|newest| *newest > known);
+            let Some(generation) = copy.generation.or(unknown) else { continue };
+            if !generations.iter().any(|there| there.number == generation) {
+                return Err(Trouble::Wrong(format!("generation {generation} is gone")));
+            }
+            let path = format!("data/restored-{number}-{life}");
+            let restored = backups.restore_async(Some(generation), &path, &mut |_| {}).await;
+            restored.map_err(doing("restoring a backup"))?;
+            path
+        } else {
+            copy_path(number)
+        };
+        let opened = Database::builder(&path).options(options()).open_async();
+        let entries = env.disk.list(Path::new(&path)).await.unwrap_or_default();
+        if entries.is_empty() && !copy.is_answered() {
+            continue;
+        }
+        let whole = entries.iter().any(|entry| entry.name == "ATOLL");
+        if !whole && !copy.is_answered() {
+            let files = entries.iter().any(|entry| !entry.is_dir);
+            match opened.await {
+                Err(Error::Foreign { .. }) => continue,
+                // Not even its first file was made.
+                Ok(db) if !files => {
+                    db.close_async().await.map_err(doing("closing an empty copy"))?;
+                    continue;
+                }
+                _ => return Err(Trouble::Wrong(format!("half of a copy opens: {path}"))),
+            }
+        }
+        let db = opened.await.map_err(doing(format!("opening the copy {path}")))?;
+        let seen = see(&db, env).await?;
+        let allowed = oracle.borrow().allows(copy, &seen);
+        allowed.map_err(|why| Trouble::Wrong(format!("the copy {path}: {why}")))?;
+        db.close_async().await.map_err(doing("closing a copy"))?;
+    }
+    if let Some(newest) = generations.last() {
+        oracle.borrow_mut().note_generation(newest.number);
+    }
+    Ok(())
 }
 
 /// Reads what is left of a cursor, from its back if asked for.

@@ -9,9 +9,13 @@ use std::time::Duration;
 use atoll_env::Env;
 use atoll_env::random::Prng;
 use atoll_env::sync::{oneshot, timeout};
-use atoll_lsm::{Batch, Database, Durability, Error, Keyspace, WriteOptions};
+use atoll_lsm::backup::{Backups, Mode};
+use atoll_lsm::{Batch, Database, Durability, Error, Keyspace, KeyspaceOptions, WriteOptions};
 
-use crate::check::{Trouble, check, doing, rows};
+use crate::check::{
+    BACKUP, BULK, BULK_KEYS, Trouble, bulk_key, bulk_value, check, check_copies, copy_path, doing,
+    rows,
+};
 use crate::model::{Change, Effect, Value, Window, compare};
 use crate::oracle::Oracle;
 use crate::script::{Edit, FLEETING, NAMES, Op, Phase, TALLY, Tuning, content, keyspace_options};
@@ -62,6 +66,8 @@ async fn lead(
     settled: Rc<Cell<bool>>,
 ) -> Result<usize, Trouble> {
     let db = open(&setting).await?;
+    let options = || setting.tuning.options(setting.env.clone());
+    check_copies(&setting.env, &setting.oracle, options, setting.number).await?;
     let Setting { env, oracle, floor, number, prng, .. } = &mut setting;
     let survived = check(&db, env, oracle, *floor, prng).await?;
     settled.set(true);
@@ -170,6 +176,9 @@ impl Shared {
                 Op::Flush => self.promise("flushing", self.db.flush_async()).await?,
                 Op::Compact => self.promise("compacting", self.db.compact_async()).await?,
                 Op::Sync => self.promise("syncing", self.db.sync_async()).await?,
+                Op::Checkpoint => self.checkpoint().await?,
+                Op::Backup => self.backup().await?,
+                Op::Ingest => self.ingest().await?,
                 Op::Sleep(time) => self.env.clock.sleep(time).await,
             }
         }
@@ -185,6 +194,46 @@ impl Shared {
         let submitted = self.oracle.borrow().submitted();
         call.await.map_err(doing(what))?;
         self.oracle.borrow_mut().synced(submitted);
+        Ok(())
+    }
+
+    async fn checkpoint(&self) -> Result<(), Trouble> {
+        let number = self.oracle.borrow_mut().begin_copy(false);
+        let made = self.db.checkpoint_async(copy_path(number)).await;
+        made.map_err(doing("making a checkpoint"))?;
+        self.oracle.borrow_mut().end_copy(number, None);
+        Ok(())
+    }
+
+    async fn backup(&self) -> Result<(), Trouble> {
+        let number = self.oracle.borrow_mut().begin_copy(true);
+        let backups = Backups::in_env(&self.env, BACKUP);
+        match backups.take_async(&self.db, Mode::Incremental, &mut |_| {}).await {
+            // The one of a life that was let go of may still be at it.
+            Err(Error::Locked(_)) => self.oracle.borrow_mut().refuse_copy(number),
+            taken => {
+                let generation = taken.map_err(doing("taking a backup"))?.generation.number;
+                self.oracle.borrow_mut().end_copy(number, Some(generation));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes some keys of the bulk keyspace, and ingests all of them after that.
+    async fn ingest(&self) -> Result<(), Trouble> {
+        let keyspace = self.db.keyspace_async(BULK, KeyspaceOptions::default()).await;
+        let keyspace = keyspace.map_err(doing("making the bulk keyspace"))?;
+        let round = self.oracle.borrow_mut().begin_round();
+        let buffered = WriteOptions::durability(Durability::Buffered);
+        let step = 1 + round as usize % 9;
+        for key in (0..BULK_KEYS).step_by(step).take(round as usize % 4) {
+            let value = bulk_value(round, true);
+            let written = keyspace.insert_async(bulk_key(key), value, buffered).await;
+            written.map_err(doing("writing before an ingest"))?;
+        }
+        let all = (0..BULK_KEYS).map(|key| (bulk_key(key), bulk_value(round, false)));
+        keyspace.ingest_async(all).await.map_err(doing("ingesting"))?;
+        self.oracle.borrow_mut().end_round(round);
         Ok(())
     }
 

@@ -42,6 +42,46 @@ pub struct Oracle {
     answered: usize,
     incarnations: u64,
     sync_interval: Duration,
+    /// Rounds of the bulk keyspace.
+    bulk: Rounds,
+    /// Copies of the database that were begun since the last check.
+    copies: Vec<Copy>,
+    begun_copies: usize,
+    /// The newest generation of the backup that is known.
+    generations: u64,
+}
+
+/// Ingested rounds that were begun, and how many of them were answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rounds {
+    /// The last one that was begun.
+    pub begun: u64,
+    /// The last one that was answered.
+    pub answered: u64,
+}
+
+/// A checkpoint or a backup, and what it may hold.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// Its number.
+    pub number: usize,
+    /// Whether it is a backup.
+    pub is_backup: bool,
+    /// The generation of an answered backup.
+    pub generation: Option<u64>,
+    /// Entries that were answered before it was begun.
+    lowest: usize,
+    /// Entries that were submitted when it was answered; `None` if it was not.
+    highest: Option<usize>,
+    /// Rounds likewise: the last that was answered before, the last that was begun when it was answered.
+    rounds: Rounds,
+}
+
+impl Copy {
+    /// Returns whether it was answered: then it is there.
+    pub fn is_answered(&self) -> bool {
+        self.highest.is_some()
+    }
 }
 
 #[derive(Clone)]
@@ -59,6 +99,42 @@ pub struct Seen {
     pub spaces: BTreeMap<String, Vec<Row>>,
     /// When it was read.
     pub window: Window,
+    /// What the bulk keyspace holds.
+    pub bulk: Bulk,
+}
+
+/// The content of the keyspace that is filled by ingests: for each of its keys the number of the round
+/// and whether that was only a write before it.
+#[derive(Clone, Debug, Default)]
+pub struct Bulk(pub Vec<Option<(u64, bool)>>);
+
+impl Bulk {
+    /// Returns the round that is there: all of it, but for keys that were written before a later one.
+    ///
+    /// # Errors
+    /// A part of a round is there, or one that was answered is not.
+    pub fn round(&self, rounds: Rounds) -> Result<u64, String> {
+        let ingested = |entry: &Option<(u64, bool)>| match entry {
+            Some((_, true)) => None,
+            Some((round, false)) => Some(*round),
+            None => Some(0),
+        };
+        let mut all = self.0.iter().filter_map(ingested);
+        // Where every key was written before a later round, which one is below cannot be seen.
+        let round = all.next().unwrap_or(rounds.answered);
+        let wrong = |what: &str| Err(format!("the bulk keyspace {what}, {rounds:?}: {:?}", self.0));
+        if all.any(|other| other != round) {
+            return wrong("holds a part of a round");
+        }
+        if !(rounds.answered..=rounds.begun).contains(&round) {
+            return wrong("holds another round than may be");
+        }
+        let below = |entry: &Option<(u64, bool)>| matches!(entry, Some((of, true)) if *of <= round || *of > rounds.begun);
+        if self.0.iter().any(below) {
+            return wrong("shows what its round has replaced");
+        }
+        Ok(round)
+    }
 }
 
 impl Oracle {
@@ -115,6 +191,81 @@ impl Oracle {
     pub fn synced(&mut self, count: usize) {
         self.answered = self.answered.max(count);
         self.durable = self.durable.max(count);
+    }
+
+    // ---- rounds ----
+
+    /// Begins a round of the bulk keyspace; returns its number.
+    pub fn begin_round(&mut self) -> u64 {
+        self.bulk.begun += 1;
+        self.bulk.begun
+    }
+
+    /// Notes that a round was ingested.
+    pub fn end_round(&mut self, round: u64) {
+        self.bulk.answered = self.bulk.answered.max(round);
+    }
+
+    /// Returns the rounds so far.
+    pub fn rounds(&self) -> Rounds {
+        self.bulk
+    }
+
+    // ---- copies ----
+
+    /// Begins a copy; returns its number.
+    pub fn begin_copy(&mut self, is_backup: bool) -> usize {
+        self.begun_copies += 1;
+        let (number, lowest, rounds) = (self.begun_copies, self.answered, self.bulk);
+        let copy = Copy { number, is_backup, generation: None, lowest, highest: None, rounds };
+        self.copies.push(copy);
+        number
+    }
+
+    /// Notes that a copy was made.
+    pub fn end_copy(&mut self, number: usize, generation: Option<u64>) {
+        let (highest, begun) = (self.entries.len(), self.bulk.begun);
+        if let Some(copy) = self.copies.iter_mut().find(|copy| copy.number == number) {
+            (copy.highest, copy.generation) = (Some(highest), generation);
+            copy.rounds.begun = begun;
+        }
+        self.note_generation(generation.unwrap_or(0));
+    }
+
+    /// Notes that a generation of the backup is there.
+    pub fn note_generation(&mut self, generation: u64) {
+        self.generations = self.generations.max(generation);
+    }
+
+    /// Returns the newest generation that is known.
+    pub fn generations(&self) -> u64 {
+        self.generations
+    }
+
+    /// Forgets a copy that was refused.
+    pub fn refuse_copy(&mut self, number: usize) {
+        self.copies.retain(|copy| copy.number != number);
+    }
+
+    /// Returns the copies begun since the last check.
+    pub fn copies(&self) -> &[Copy] {
+        &self.copies
+    }
+
+    /// Returns the oracle of a disk on which only the database itself is looked at.
+    pub fn without_copies(&self) -> Oracle {
+        Oracle { copies: Vec::new(), ..self.clone() }
+    }
+
+    /// Checks that `seen` is what a copy may hold.
+    ///
+    /// # Errors
+    /// It is not; the text says how.
+    pub fn allows(&self, copy: &Copy, seen: &Seen) -> Result<(), String> {
+        let highest = copy.highest.unwrap_or(self.entries.len());
+        self.find(seen, copy.lowest, highest)?;
+        let begun = if copy.highest.is_some() { copy.rounds.begun } else { self.bulk.begun };
+        seen.bulk.round(Rounds { begun, ..copy.rounds }).map(|_| ())
     }
 
     /// Returns how many entries must have survived, after a power cut or the death of the process.
@@ -191,8 +342,10 @@ impl Oracle {
         Err(format!("no prefix from {lowest} to {highest} explains it; the last one: {last}"))
     }
 
-    /// Forgets the entries behind `prefix`, which are lost, and makes the rest the base.
-    pub fn settle(&mut self, prefix: usize) {
+    /// Forgets the entries behind `prefix`, which are lost, and makes the rest the base. `round` is there.
+    pub fn settle(&mut self, prefix: usize, round: u64) {
+        self.bulk.answered = round;
+        self.copies.clear();
         for entry in self.entries.drain(..).take(prefix) {
             self.base.apply(&entry.effect);
         }

@@ -243,7 +243,7 @@ impl World {
             seed: self.point.seed,
             disk: self.node.disk().snapshot(),
             tuning: self.script.tuning.clone(),
-            oracle: self.oracle.borrow().clone(),
+            oracle: self.oracle.borrow().without_copies(),
             life: self.lives + 1,
             now: self.sim.now(),
         }

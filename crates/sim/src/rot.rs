@@ -54,7 +54,7 @@ pub fn try_one(copy: Copy, survived: usize, prng: &mut Prng) -> Result<Verdict, 
     let files: Vec<String> = disk
         .files()
         .into_iter()
-        .filter(|f| !f.ends_with("LOCK") && !f.ends_with(".spare"))
+        .filter(|f| f.contains(PATH) && !f.ends_with("LOCK") && !f.ends_with(".spare"))
         .collect();
     let logs: Vec<String> = files.iter().filter(|f| f.ends_with(".log")).cloned().collect();
     let victims = if prng.chance(0.7) { &logs } else { &files };

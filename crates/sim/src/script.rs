@@ -88,6 +88,12 @@ pub enum Op {
     Compact,
     /// Makes everything durable.
     Sync,
+    /// Makes a checkpoint.
+    Checkpoint,
+    /// Takes a backup.
+    Backup,
+    /// Ingests a round of sorted records.
+    Ingest,
     /// Waits.
     Sleep(Duration),
 }
@@ -256,12 +262,15 @@ impl Style {
 
     fn op(&self, prng: &mut Prng, writer: usize) -> Op {
         if prng.chance(self.upkeep) {
-            return match prng.index(if writer == 0 { 12 } else { 7 }) {
+            return match prng.index(if writer == 0 { 16 } else { 7 }) {
                 0..=2 => Op::Flush,
                 3 => Op::Compact,
                 4 => Op::Sync,
                 5 | 6 => Op::Sleep(Duration::from_micros(prng.range(100..60_000))),
                 7 | 8 => Op::DropKeyspace(1 + prng.index(NAMES.len() - 1)),
+                9 => Op::Checkpoint,
+                10 => Op::Backup,
+                11 | 12 => Op::Ingest,
                 _ => Op::Create(1 + prng.index(NAMES.len() - 1)),
             };
         }
@@ -353,6 +362,9 @@ impl fmt::Display for Op {
             Op::Flush => f.write_str("flush"),
             Op::Compact => f.write_str("compact"),
             Op::Sync => f.write_str("sync"),
+            Op::Checkpoint => f.write_str("checkpoint"),
+            Op::Backup => f.write_str("backup"),
+            Op::Ingest => f.write_str("ingest"),
             Op::Sleep(time) => write!(f, "sleep {time:?}"),
         }
     }

@@ -38,6 +38,11 @@ fn names_that_are_not_synced_are_caught() {
 }
 
 #[test]
+fn a_checkpoint_that_shares_a_segment_is_caught() {
+    is_caught("checkpoint-links-a-segment");
+}
+
+#[test]
 fn a_tombstone_dropped_too_early_is_caught() {
     is_caught("early-tombstone-drop");
 }

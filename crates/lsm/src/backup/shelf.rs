@@ -80,6 +80,8 @@ impl Shelf {
             make_dir(root.join(name)).await?;
         }
         sync_above(env, root).await?;
+        // What the mark says is there must be as durable as the mark.
+        sync_dir(env.disk.as_ref(), GENERATION, root).await?;
         shelf
             .place(GENERATION, &mark(root), sealed(&format!("{KIND} {FORMAT}")).as_bytes())
             .await?;

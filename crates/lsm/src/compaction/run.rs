@@ -290,7 +290,7 @@ impl Job<'_> {
         }))
     }
 
-    async fn begin(&self, outcome: &mut Outcome) -> Result<Output> {
+    pub(crate) async fn begin(&self, outcome: &mut Outcome) -> Result<Output> {
         let id = (self.next_id)();
         outcome.begun.push(id);
         let env = &self.options.env;
@@ -319,6 +319,7 @@ impl Job<'_> {
         let desc = TableDesc {
             id,
             salt,
+            base: 0,
             size: 0,
             smallest: Vec::new(),
             largest: Vec::new(),
@@ -402,8 +403,8 @@ impl Sink<'_> {
 }
 
 /// A table under construction and what will be said about it in the manifest.
-struct Output {
-    writer: TableWriter,
+pub(crate) struct Output {
+    pub(crate) writer: TableWriter,
     desc: TableDesc,
     /// The stamp of the last record, if it is a version; of the same user key if that has not
     /// changed.
@@ -416,7 +417,7 @@ struct Output {
 }
 
 impl Output {
-    fn add(&mut self, key: InternalKey<'_>, value: &[u8]) -> Result<()> {
+    pub(crate) fn add(&mut self, key: InternalKey<'_>, value: &[u8]) -> Result<()> {
         self.writer.add(key, value)?;
         let desc = &mut self.desc;
         if desc.entries == 0 {
@@ -469,7 +470,7 @@ impl Output {
         self.desc.seqnos = (min.min(seqno), max.max(seqno));
     }
 
-    async fn finish<'f>(
+    pub(crate) async fn finish<'f>(
         mut self,
         ranges: impl Iterator<Item = crate::tombstone::Fragment<'f>>,
         outcome: &mut Outcome,

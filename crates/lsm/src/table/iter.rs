@@ -143,7 +143,8 @@ impl TableIter {
     /// Returns the key. Panics unless [`TableIter::valid`].
     #[inline]
     pub fn key(&self) -> InternalKey<'_> {
-        self.cursor.key()
+        let key = self.cursor.key();
+        InternalKey::new(key.user_key, key.trailer.above(self.table.base()))
     }
 
     /// Returns the value. Panics unless [`TableIter::valid`].
@@ -178,6 +179,12 @@ impl TableIter {
         self.missing = None;
         self.fetched = None;
         self.window.jumped();
+        let base = self.table.base();
+        let to = match to {
+            Seek::AtOrAfter(target) => Seek::AtOrAfter(target.relative_to(base)),
+            Seek::AtOrBefore(target) => Seek::AtOrBefore(target.relative_to(base)),
+            end => end,
+        };
         if let Seek::AtOrAfter(target) | Seek::AtOrBefore(target) = to {
             self.target.clear();
             self.target.extend_from_slice(target.user_key);

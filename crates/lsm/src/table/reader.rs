@@ -29,6 +29,9 @@ pub struct Expected {
     pub size: u64,
     /// Salt of its checksums.
     pub salt: u64,
+    /// What the sequence numbers in it are relative to: 0, but for a table that was written before its
+    /// place in the order of writes was known.
+    pub base: SeqNo,
 }
 
 /// A record found by a lookup.
@@ -47,6 +50,7 @@ pub struct Table {
     path: PathBuf,
     id: u64,
     salt: u64,
+    base: SeqNo,
     size: u64,
     file: Arc<dyn File>,
     pool: Arc<dyn Pool>,
@@ -68,7 +72,7 @@ impl Table {
         let io = |e| Error::io("opening table", path, e);
         let file = disk.open_for(path, OpenMode::Read, FileUse::Table).await.map_err(io)?;
         let found = file.len().await.map_err(io)?;
-        let Expected { size, salt } = expected;
+        let Expected { size, salt, base } = expected;
         if found != size || size < FOOTER_LEN as u64 {
             let what = format!("the table has {found} bytes, {size} were expected");
             return Err(Error::corruption(path, found.min(size), what));
@@ -77,6 +81,7 @@ impl Table {
             path: path.to_owned(),
             id,
             salt,
+            base,
             size,
             file,
             pool,
@@ -111,6 +116,11 @@ impl Table {
         &self.path
     }
 
+    /// Returns what its sequence numbers are relative to; properties and the bare blocks have these.
+    pub(super) fn base(&self) -> SeqNo {
+        self.base
+    }
+
     /// Returns the length of the file in bytes.
     pub fn size(&self) -> u64 {
         self.size
@@ -137,7 +147,8 @@ impl Table {
     /// tombstones are the caller's business. `hash` is `hash64(user_key)`, computed once for all
     /// tables of a lookup. Completes at the first poll if the blocks are in memory.
     pub async fn get(&self, user_key: &[u8], snapshot: SeqNo, hash: u64) -> Result<Option<Found>> {
-        let target = InternalKey::new(user_key, Trailer::visible_at(snapshot));
+        let visible = Trailer::visible_at(snapshot).relative_to(self.base);
+        let target = InternalKey::new(user_key, visible);
         let Some(partition) = self.top.locate(target).and_then(|n| self.top.partition(n)) else {
             return Ok(None);
         };
@@ -158,7 +169,10 @@ impl Table {
             Some((trailer, _)) if trailer.kind().is_none() => {
                 Err(self.corruption(handle.offset, "a record of unknown kind"))
             }
-            Some((trailer, value)) => Ok(Some(Found { trailer, value: block.slice(value) })),
+            Some((trailer, value)) => {
+                let trailer = trailer.above(self.base);
+                Ok(Some(Found { trailer, value: block.slice(value) }))
+            }
             None => Ok(None),
         }
     }
@@ -166,7 +180,8 @@ impl Table {
     /// Returns false only if no record of the user key is in the table that is visible at
     /// `snapshot`. Reads at most one filter partition.
     pub async fn may_contain(&self, user_key: &[u8], snapshot: SeqNo, hash: u64) -> Result<bool> {
-        let target = InternalKey::new(user_key, Trailer::visible_at(snapshot));
+        let visible = Trailer::visible_at(snapshot).relative_to(self.base);
+        let target = InternalKey::new(user_key, visible);
         match self.top.locate(target).and_then(|n| self.top.partition(n)) {
             None => Ok(false),
             Some(partition) => match partition.filter {

@@ -149,7 +149,7 @@ impl Written {
         self.disk.files.lock()[Path::new("t")].clone()
     }
     fn expected(&self) -> Expected {
-        Expected { size: self.meta.size, salt: self.meta.salt }
+        Expected { size: self.meta.size, salt: self.meta.salt, base: 0 }
     }
     fn open(&self) -> Result<Arc<Table>> {
         self.open_with(Arc::new(HeapPool::new(8 << 20)))

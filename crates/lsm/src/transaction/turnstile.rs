@@ -70,6 +70,20 @@ impl Turnstile {
         }
     }
 
+    /// Takes a pass that outlives whoever asked for it.
+    pub(crate) async fn pass_owned(self: &Arc<Self>) -> Result<OwnedPass> {
+        let _pass = self.pass().await?;
+        // Nobody is alone as long as one is out, so another one may go out.
+        self.state.fetch_add(PASS, Ordering::AcqRel);
+        Ok(OwnedPass(self.clone()))
+    }
+
+    fn give_back(&self) {
+        if self.state.fetch_sub(PASS, Ordering::AcqRel) == PASS | LOCKED {
+            self.wake();
+        }
+    }
+
     fn try_pass(&self) -> Option<Pass<'_>> {
         let pass = Pass(self);
         (self.state.fetch_add(PASS, Ordering::AcqRel) & LOCKED == 0).then_some(pass)
@@ -127,9 +141,16 @@ pub(crate) struct Pass<'t>(&'t Turnstile);
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if self.0.state.fetch_sub(PASS, Ordering::AcqRel) == PASS | LOCKED {
-            self.0.wake();
-        }
+        self.0.give_back();
+    }
+}
+
+/// A [`Pass`] that is handed on with the write.
+pub(crate) struct OwnedPass(Arc<Turnstile>);
+
+impl Drop for OwnedPass {
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 

@@ -308,9 +308,7 @@ impl Recent {
         bytes_max: usize,
     ) {
         let Some(oldest) = committing.oldest() else {
-            self.batches.clear();
-            (self.bytes, self.complete_above) = (0, last);
-            return;
+            return self.written_past(last);
         };
         for (seqno, payload) in group {
             self.bytes += payload.len();
@@ -323,6 +321,13 @@ impl Recent {
                 self.complete_above = seqno;
             }
         }
+    }
+
+    /// Notes that something else than batches was written, up to `last`: it has to be looked for in the
+    /// tree.
+    pub(crate) fn written_past(&mut self, last: SeqNo) {
+        self.batches.clear();
+        (self.bytes, self.complete_above) = (0, last);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use atoll_encoding::{Malformed, Reader, varint};
 
-use crate::key::SeqNo;
+use crate::key::{SEQNO_MAX, SeqNo};
 use crate::values::ValueDesc;
 use crate::version::LEVELS;
 
@@ -19,6 +19,9 @@ pub(crate) struct TableDesc {
     pub(crate) id: u64,
     /// Random number in the file's checksums: a stale file of the same number does not verify.
     pub(crate) salt: u64,
+    /// What the sequence numbers in the file are relative to; 0 unless it was written before its place
+    /// in the order of writes was known.
+    pub(crate) base: SeqNo,
     /// File length in bytes.
     pub(crate) size: u64,
     /// Smallest user key, range tombstones included.
@@ -147,6 +150,7 @@ impl TableDesc {
         let mut desc = TableDesc {
             id,
             salt,
+            base: 0,
             size,
             smallest,
             largest,
@@ -195,6 +199,17 @@ pub(crate) struct Flushed {
     pub(crate) applied: Applied,
 }
 
+impl Flushed {
+    /// Takes in what was reached before: nothing is taken back.
+    pub(crate) fn raise(&mut self, before: &Flushed) {
+        self.position = self.position.max(before.position);
+        for (&group, &index) in &before.applied {
+            let reached = self.applied.entry(group).or_default();
+            *reached = index.max(*reached);
+        }
+    }
+}
+
 /// The difference of two versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edit {
@@ -227,6 +242,8 @@ const ADD_VALUES: u8 = 8;
 const VALUE_FILE: u8 = 9;
 /// As `ADD_VALUES`, with or without such, for a table whose dead weight was counted and is some.
 const ADD_WEIGHED: u8 = 10;
+/// What the sequence numbers in a table that the edit adds are relative to, if not 0.
+const BASE: u8 = 12;
 
 impl Edit {
     /// Appends the encoding.
@@ -234,6 +251,11 @@ impl Edit {
         for (level, desc) in &self.added {
             out.extend_from_slice(&[desc.tag(), *level]);
             desc.encode(out);
+            if desc.base > 0 {
+                out.push(BASE);
+                varint::put(out, desc.id);
+                varint::put(out, desc.base);
+            }
         }
         for id in &self.removed {
             out.push(REMOVE);
@@ -301,6 +323,16 @@ impl Edit {
                     }
                     edit.flushed = Some(flushed);
                 }
+                BASE => {
+                    let (id, base) = (r.varint("a table number")?, r.varint("a base")?);
+                    let none = r.malformed("the base of a table that is added before it");
+                    let mut added = edit.added.iter_mut().map(|(_, desc)| desc);
+                    let desc = added.find(|d| d.id == id && d.base == 0).ok_or(none)?;
+                    if base == 0 || base > SEQNO_MAX {
+                        return Err(r.malformed("a base that is a sequence number"));
+                    }
+                    desc.base = base;
+                }
                 NEXT_FILE => edit.next_file = r.varint("a file number")?,
                 _ => return Err(unknown),
             }
@@ -315,6 +347,7 @@ pub(crate) fn sample_desc(id: u64, smallest: &str, largest: &str) -> TableDesc {
     TableDesc {
         id,
         salt: id * 7,
+        base: 0,
         size: 1000,
         smallest: smallest.into(),
         largest: largest.into(),
@@ -341,16 +374,18 @@ pub(crate) mod tests {
     #[test]
     fn an_edit_round_trips_and_no_cut_of_it_panics() {
         let passing = TableDesc { passing: 3, passing_stamp: 1 << 60, ..desc(7, "zz", "zzz") };
+        let based = TableDesc { base: 1 << 50, ..desc(8, "y", "yy") };
         let edit = Edit {
             added: vec![
                 (0, desc(5, "a", "m")),
                 (6, desc(6, "", "z")),
                 (6, passing),
+                (5, based),
                 (
                     6,
                     TableDesc {
                         values: [(9, 70), (300, 1 << 33)].into(),
-                        ..desc(8, "zzz0", "zzz1")
+                        ..desc(9, "zzz0", "zzz1")
                     },
                 ),
                 (1, TableDesc { dense: 70, ..desc(10, "b", "c") }),

@@ -43,6 +43,8 @@ const EDIT_HEADER_LEN: usize = 12;
 pub(crate) const FLUSH_INSTALL: IoTag = IoTag::new(IoClass::Flush, "flush install");
 /// Site of the append of an edit by a compaction.
 pub(crate) const COMPACTION_INSTALL: IoTag = IoTag::new(IoClass::Compaction, "compaction install");
+/// Site of the append of an edit by an ingest.
+pub(crate) const INGEST_INSTALL: IoTag = IoTag::new(IoClass::Compaction, "ingest install");
 /// Site of the replacement of the file.
 pub(crate) const SWAP: IoTag = IoTag::new(IoClass::Flush, "manifest swap");
 
@@ -51,17 +53,25 @@ pub(crate) struct State {
     pub(crate) version: Version,
     pub(crate) flushed: Flushed,
     pub(crate) next_file: u64,
+    /// The last edit added ingested tables, and nothing but an edit behind it could tell that it is
+    /// missing.
+    pub(crate) unproven: bool,
 }
 
 impl State {
     fn empty() -> State {
-        State { version: Version::empty(), flushed: Flushed::default(), next_file: 1 }
+        State {
+            version: Version::empty(),
+            flushed: Flushed::default(),
+            next_file: 1,
+            unproven: false,
+        }
     }
 
     /// Returns another state of the same tables.
     pub(crate) fn share(&self) -> State {
         let (version, flushed) = (self.version.share(), self.flushed.clone());
-        State { version, flushed, next_file: self.next_file }
+        State { version, flushed, ..*self }
     }
 
     fn apply(&mut self, edit: &Edit, garbage: &Arc<Garbage>) -> Result<(), String> {
@@ -70,6 +80,7 @@ impl State {
             self.flushed = flushed.clone();
         }
         self.next_file = self.next_file.max(edit.next_file);
+        self.unproven = edit.added.iter().any(|(_, desc)| desc.base > 0);
         Ok(())
     }
 }

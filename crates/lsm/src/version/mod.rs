@@ -87,7 +87,13 @@ impl Version {
                 handle.quarantined.store(true, Ordering::Release);
             }
         }
-        levels[0].sort_by_key(|t| std::cmp::Reverse(t.desc.id));
+        // Flushes draw their numbers in the order of what they hold. A table that was ingested drew its
+        // own long before it had a place; where such are, every table has sequence numbers of its own.
+        if levels[0].iter().any(|t| t.desc.base > 0) {
+            levels[0].sort_by_key(|t| std::cmp::Reverse((t.desc.seqnos.1, t.desc.id)));
+        } else {
+            levels[0].sort_by_key(|t| std::cmp::Reverse(t.desc.id));
+        }
         for tables in &mut levels[1..] {
             tables.sort_by(|a, b| a.desc.smallest.cmp(&b.desc.smallest));
             if let Some(pair) =
@@ -235,10 +241,22 @@ impl Drop for TableHandle {
 pub(crate) struct Garbage {
     ids: Mutex<Vec<u64>>,
     values: Mutex<Vec<u64>>,
+    /// Tables that never were part of a version.
+    begun: Mutex<Vec<u64>>,
 }
 
 impl Garbage {
-    /// Takes all tables.
+    /// Adds tables that never were part of a version.
+    pub(crate) fn add_begun(&self, ids: impl IntoIterator<Item = u64>) {
+        self.begun.lock().extend(ids);
+    }
+
+    /// Takes all of those.
+    pub(crate) fn take_begun(&self) -> Vec<u64> {
+        std::mem::take(&mut self.begun.lock())
+    }
+
+    /// Takes all tables that were part of one.
     pub(crate) fn take(&self) -> Vec<u64> {
         std::mem::take(&mut self.ids.lock())
     }

@@ -124,7 +124,7 @@ fn conclude(arguments: &Arguments, report: &Report) -> ExitCode {
             ExitCode::FAILURE
         }
         (None, None) => {
-            // Eight sites, and none of them so rare that it falls below a hundredth of the points.
+            // None of these sites is so rare that it falls below a hundredth of the points.
             let missing = report.missing_sites(arguments.plan.points / 100);
             if missing.is_empty() {
                 return ExitCode::SUCCESS;
