@@ -23,7 +23,7 @@ const PAGE_BYTES_MAX: u64 = 16 << 20;
 /// Time for a page of counters to arrive.
 const PAGE_TIME_MAX: Duration = Duration::from_secs(10);
 
-async fn connect(server: &ServerArgs) -> Result<Client> {
+pub(crate) async fn connect(server: &ServerArgs) -> Result<Client> {
     Client::connect(server.resp.0, server.password.as_deref()).await
 }
 
@@ -119,7 +119,7 @@ pub(crate) async fn scan(
 }
 
 /// Takes a SCAN reply apart: the next cursor and keys.
-fn step(reply: Value) -> std::result::Result<(Vec<u8>, Vec<Vec<u8>>), Value> {
+pub(crate) fn step(reply: Value) -> std::result::Result<(Vec<u8>, Vec<Vec<u8>>), Value> {
     match reply {
         Value::Array(items) => match <[Value; 2]>::try_from(items) {
             Ok([Value::Bulk(cursor), Value::Array(keys)]) => {

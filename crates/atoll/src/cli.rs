@@ -114,12 +114,88 @@ pub(crate) enum Command {
         #[command(subcommand)]
         how: Reshard,
     },
+    /// Write the strings of a server as lines of JSON
+    #[command(after_help = "A line is {\"key\":...,\"value\":...}; what is no UTF-8 text is in \
+                            key_base64 and value_base64, a deadline in expires_ms, in milliseconds \
+                            since 1970. Keys that are written meanwhile may be in it or \
+                            not.\n\nExample:\n  atoll export --match 'session:*' --to \
+                            sessions.jsonl")]
+    Export {
+        #[command(flatten)]
+        server: ServerArgs,
+        /// Only keys that match the pattern, as `atoll scan` has it
+        #[arg(long = "match", value_name = "PATTERN", default_value = "*")]
+        pattern: String,
+        /// The file to make [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Set the keys of a server from lines of JSON, as `atoll export` writes them
+    #[command(after_help = "A line that cannot be read is named and ends the import; what stands \
+                            before it is set. Importing again does no harm: a line says what its key \
+                            is to be.\n\nExample:\n  atoll import sessions.jsonl")]
+    Import {
+        #[command(flatten)]
+        server: ServerArgs,
+        /// The file, `-` for standard input
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
+    },
     /// Read every byte of a stopped server's data and check it
     #[command(after_help = "Changes nothing. Exit code 1 if something is wrong.\n\nExample:\n  \
                             atoll verify --data ./atoll-data")]
     Verify {
         #[command(flatten)]
         data: DataArgs,
+    },
+    /// Back a stopped server's data up; what a backup has already is not copied again
+    #[command(
+        after_help = "Each backup is a generation that can be restored by itself; tables that did \
+                      not change are shared, after a look at their checksums. What is found \
+                      damaged in the backup is copied again.\n\nExample:\n  atoll backup --data \
+                      ./atoll-data --to /mnt/backup"
+    )]
+    Backup {
+        #[command(flatten)]
+        data: DataArgs,
+        /// The directory of the backup, made if missing
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// Copy everything and share no file with earlier generations
+        #[arg(long, conflicts_with = "trust")]
+        whole: bool,
+        /// Share tables without reading them again; `atoll backups --verify` finds rot in them
+        #[arg(long)]
+        trust: bool,
+    },
+    /// Restore a backup to a new directory
+    #[command(after_help = "Every byte is held against its checksum. The server starts on the \
+                            directory afterwards.\n\nExample:\n  atoll restore --from /mnt/backup \
+                            --to ./restored")]
+    Restore {
+        /// The directory of the backup
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Which generation [default: the newest]
+        #[arg(long, value_name = "N")]
+        generation: Option<Count>,
+        /// The directory to make; missing or without a file
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// List the generations of a backup, verify or prune them
+    #[command(after_help = "Examples:\n  atoll backups --from /mnt/backup --verify\n  atoll \
+                            backups --from /mnt/backup --keep 7")]
+    Backups {
+        /// The directory of the backup
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Read every file and hold it against its checksums
+        #[arg(long)]
+        verify: bool,
+        /// Remove all but the newest N generations, and what only they needed
+        #[arg(long, value_name = "N")]
+        keep: Option<Count>,
     },
     /// Merge a stopped server's tables and drop what is dead
     #[command(after_help = "Example:\n  atoll compact --data ./atoll-data")]

@@ -4,9 +4,10 @@
 //!   cli       the command line as data       value, memory, config   what its settings mean
 //!   start     the server                     pages    what its HTTP port shows
 //!   ask       ping get set scan stats  --+
+//!   transfer  export import                --+
 //!   bench     the load generator       --+-- client   one RESP connection
 //!   offline   verify compact repair          failure  a sentence and an exit code
-//!   allocator which one was built in
+//!   backup    generations, and back          allocator which one was built in
 //! ```
 //!
 //! The program composes and says things; it decides nothing about data. What goes wrong ends as one
@@ -15,6 +16,7 @@
 
 mod allocator;
 mod ask;
+mod backup;
 mod bench;
 mod cli;
 mod client;
@@ -26,12 +28,14 @@ mod offline;
 mod pages;
 mod shards;
 mod start;
+mod transfer;
 mod value;
 
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use atoll_lsm::RepairOptions;
+use atoll_lsm::backup::Mode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
@@ -82,9 +86,27 @@ async fn perform(command: Command, out: &mut dyn Write) -> Result<()> {
         Command::Shards { http, .. } => shards::list(&http, out).await,
         Command::Reshard { how: Reshard::Double { http } } => shards::double(&http, out).await,
         Command::Bench(args) => bench::run(&args, out).await,
+        Command::Export { server, pattern, to } => {
+            transfer::export(&server, &pattern, to.as_deref(), out).await
+        }
+        Command::Import { server, from } => transfer::import(&server, &from).await,
         // These block: there is nothing else to do meanwhile.
         Command::Verify { data } => offline::verify(&data.dir, out),
         Command::Compact { data } => offline::compact(&data.dir, out),
+        Command::Backup { data, to, whole, trust } => {
+            let mode = match (whole, trust) {
+                (true, _) => Mode::Whole,
+                (false, true) => Mode::Trusting,
+                (false, false) => Mode::Incremental,
+            };
+            backup::take(&data.dir, &to, mode, out)
+        }
+        Command::Restore { from, generation, to } => {
+            backup::restore(&from, generation.map(|number| number.0), &to, out)
+        }
+        Command::Backups { from, verify, keep } => {
+            backup::list(&from, verify, keep.map(|keep| keep.0), out)
+        }
         Command::Repair { data, cut_log, drop_corrupt_tables, drop_lost_values } => {
             offline::repair(
                 &data.dir,

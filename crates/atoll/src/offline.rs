@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 use crate::value::Size;
 
 /// Returns the stores of a data directory; a bare engine's directory is its own only one.
-fn stores(data: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn stores(data: &Path) -> Result<Vec<PathBuf>> {
     must_exist(data)?;
     // A bare engine has its files here, a server's directory only stores.
     if ["CURRENT", "tables", "log"].iter().any(|name| data.join(name).exists()) {
@@ -25,7 +25,7 @@ fn stores(data: &Path) -> Result<Vec<PathBuf>> {
     stores.map_err(|e| Failure::of_data(data, e))
 }
 
-fn env() -> Result<Env> {
+pub(crate) fn env() -> Result<Env> {
     atoll_env::os::env().map_err(|e| {
         Failure::new(format!("the kernel's random generator cannot be read: {e}; try again"))
     })

@@ -84,6 +84,24 @@ pub async fn stores(env: &Env, root: &Path) -> Result<Vec<PathBuf>> {
     Ok(stores)
 }
 
+/// Takes the lock of a stopped server's directory until what is returned is dropped.
+///
+/// # Errors
+/// `Locked` if a server has it.
+pub async fn lock_stopped(env: &Env, root: &Path) -> Result<Box<dyn Send + Sync>> {
+    crate::node::lock(env, root).await
+}
+
+/// Returns the content of the directory's `ATOLL`, after reading it as [`stores`] does: a copy of the
+/// stores needs it to count.
+pub async fn bytes(env: &Env, root: &Path) -> Result<Vec<u8>> {
+    let Some(found) = read(env, root).await? else {
+        let what = "the file ATOLL is missing: restore it from a backup".to_owned();
+        return Err(Error::Foreign { path: root.to_owned(), what });
+    };
+    Ok(encode(&found).into_bytes())
+}
+
 /// Returns the stores that are there, whatever the directory says.
 pub(crate) async fn stores_found(env: &Env, root: &Path) -> Result<Vec<PathBuf>> {
     let entries = env.disk.list(root).await.map_err(|e| Error::io("listing", root, e))?;
