@@ -14,6 +14,7 @@
 
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -195,6 +196,11 @@ pub trait File: Send + Sync {
             self.sync(sync).await?;
             Ok(buf)
         })
+    }
+    /// Is told that `range`, which was written, will be synced before long: a good moment to begin. Promises
+    /// nothing, and whoever waits for the sync then waits for less.
+    fn start_write_back(&self, tag: IoTag, range: Range<u64>) {
+        let _ = (tag, range);
     }
     /// Reserves space for `len` bytes and sets the length to at least `len`; new bytes read as
     /// zero. `StorageFull` if there is none.

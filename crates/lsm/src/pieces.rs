@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 
 /// Bytes of one write to the file.
 const PIECE: usize = 256 << 10;
+/// Bytes that are written before the kernel is told to begin with them: what a sync has to do at the end
+/// is done at once, and every other sync of the disk waits behind it.
+const WRITE_BACK: u64 = 1 << 20;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +135,12 @@ impl Pieces {
         let written = self.file.write_at(tag, self.written, piece).await;
         let mut piece = written.map_err(|e| self.failure("writing", e))?;
         self.broken = false;
+        let before = self.written;
         self.written += len;
+        let (from, to) = (before / WRITE_BACK * WRITE_BACK, self.written / WRITE_BACK * WRITE_BACK);
+        if from < to {
+            self.file.start_write_back(tag, from..to);
+        }
         piece.clear();
         self.spare = Some(piece);
         Ok(())

@@ -8,6 +8,7 @@
 //!   tests/formats/database-4.txt      merge operands and keyspace records that name who merges: folded,
 //!                                     in a table, in the log, onto a value in a value file
 //!   tests/formats/database-5.txt      tables that were ingested, in the last level and in level 0
+//!   tests/formats/database-6.txt      a row of tombstones and records that expire: dead weight is counted
 //!   tests/formats/backup-1.txt        a backup of format 1 with two generations, values in value files
 //!   tests/formats/store-1.txt         a store of shards of format 1: versions, several groups
 //!   tests/formats/store-2.txt         the same with values in value files
@@ -44,12 +45,13 @@ use atoll_lsm::{
 use support::{dir, run};
 
 const ROW: usize = 32;
-const FIXTURES: [&str; 8] = [
+const FIXTURES: [&str; 9] = [
     "database-1.txt",
     "database-2.txt",
     "database-3.txt",
     "database-4.txt",
     "database-5.txt",
+    "database-6.txt",
     "backup-1.txt",
     "store-1.txt",
     "store-2.txt",
@@ -252,6 +254,40 @@ async fn check_database(env: Env) {
     assert_eq!(fresh.get_async("a").await.unwrap().as_deref(), Some(&b"1"[..]));
     assert_eq!(keyspaces[1].options().filter_prefix_len, 5);
     db.drop_keyspace_async("fresh").await.unwrap();
+}
+
+/// A row of tombstones over records in the last level, and records that expire: tables of which it is
+/// counted what will be dead weight.
+async fn make_weighed(env: Env) {
+    let options = small(&env, Compression::Lz4, None);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    let plain = db.keyspace_async("plain", KeyspaceOptions::default()).await.unwrap();
+    for n in 0..200 {
+        plain.insert_async(key(n), value(n), SYNCED).await.unwrap();
+    }
+    db.compact_async().await.unwrap();
+    for n in 50..150 {
+        plain.remove_async(key(n), SYNCED).await.unwrap();
+    }
+    db.flush_async().await.unwrap();
+    let expiring = db.keyspace_async("expiring", KeyspaceOptions::default()).await.unwrap();
+    let mut batch = Batch::new();
+    (0..3).for_each(|n| _ = batch.insert_expiring(&expiring, &key(n), &value(n), FAR));
+    db.write_async(batch, SYNCED).await.unwrap();
+    db.flush_async().await.unwrap();
+}
+
+async fn check_weighed(env: Env) {
+    let options = small(&env, Compression::Lz4, None);
+    let db = Database::builder(dir()).options(options).open_async().await.unwrap();
+    assert_eq!(db.stats().levels[0].tombstones, 100);
+    let plain = db.find_keyspace("plain").unwrap();
+    let expiring = db.find_keyspace("expiring").unwrap();
+    let left = (0..50).chain(150..200).map(|n| (key(n), value(n))).collect();
+    holds(&plain, &left).await;
+    holds(&expiring, &(0..3).map(|n| (key(n), value(n))).collect()).await;
+    let record = expiring.record_async(key(1)).await.unwrap().unwrap();
+    assert_eq!(record.deadline, Some(FAR));
 }
 
 async fn holds(keyspace: &Keyspace, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
@@ -529,6 +565,11 @@ fn a_store_with_value_files_holds_what_it_held() {
 }
 
 #[test]
+fn a_database_whose_dead_weight_was_counted_holds_what_it_held() {
+    read("database-6.txt", check_weighed);
+}
+
+#[test]
 #[ignore = "writes fixtures"]
 #[expect(clippy::disallowed_methods, reason = "a fixture is a file of the repository")]
 fn fixtures_that_are_missing_are_written() {
@@ -549,6 +590,7 @@ fn fixtures_that_are_missing_are_written() {
                 "database-4.txt" => make_merged(env.clone()).await,
                 "database-5.txt" => make_ingested(env.clone()).await,
                 "backup-1.txt" => make_backup(env.clone()).await,
+                "database-6.txt" => make_weighed(env.clone()).await,
                 _ => make_database(env.clone(), None).await,
             }
             // What runs in the background ends before the process does.

@@ -17,6 +17,7 @@
 use std::fs::{self, OpenOptions};
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::pin::Pin;
@@ -33,7 +34,7 @@ use crate::disk::{DirEntry, Disk, DiskStatus, File, FileUse, IoClass, IoFuture, 
 use crate::os::io::{Backend, DirectIo, Io};
 use crate::os::pool::{Job, Pool};
 use crate::os::transfer::{Action, Direct, Handle, Transfer};
-use crate::os::uring;
+use crate::os::{uring, write_back};
 use crate::sync::oneshot;
 use crate::task;
 use crate::throttle::{Answer, Throttle, Ticket};
@@ -276,6 +277,14 @@ impl File for OsFile {
 
     fn sync(&self, tag: IoTag) -> IoFuture<'_, ()> {
         self.transfer(tag, (Action::Sync, 0), IoBuf::new(), drop)
+    }
+
+    fn start_write_back(&self, tag: IoTag, range: Range<u64>) {
+        // The call waits where the disk's queue is full, so it is nothing for the thread of a writer.
+        let (handle, background) = (self.handle.clone(), tag.class.is_background());
+        let run = Box::new(move || write_back::start(&handle.file, range));
+        // Without a thread for it the sync has all to do.
+        _ = self.pool.submit(Job { name: tag.site, background, run });
     }
 
     fn allocate(&self, tag: IoTag, len: u64) -> IoFuture<'_, ()> {

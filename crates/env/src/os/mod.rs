@@ -28,6 +28,7 @@ mod tasks;
 mod tests;
 mod transfer;
 mod uring;
+mod write_back;
 
 use std::sync::Arc;
 

@@ -91,6 +91,8 @@ use writer::Writer;
 pub const FRAME_WRITE: IoTag = IoTag::new(IoClass::Log, "frame write");
 /// Site of the sync that commits wait for.
 pub const FRAME_SYNC: IoTag = IoTag::new(IoClass::Log, "frame sync");
+/// Site of the start of write-back, which is not waited for.
+pub const WRITE_BACK_START: IoTag = IoTag::new(IoClass::Log, "write-back");
 /// Site of the sync of a full segment, before the first frame of the next one is written.
 pub const ROTATION: IoTag = IoTag::new(IoClass::Log, "rotation");
 

@@ -26,8 +26,11 @@ use super::segment::{
     Directory, FIRST_FRAME, Preparation, Prepared, SEGMENT_REUSE, Segment, SegmentHeader, Source,
     stopped,
 };
-use super::{EntryId, FRAME_SYNC, GroupId, LogOptions, LogStats, ROTATION};
+use super::{EntryId, FRAME_SYNC, GroupId, LogOptions, LogStats, ROTATION, WRITE_BACK_START};
 use crate::error::{Error, Result};
+
+/// Bytes that are written before the kernel is told to begin with them.
+const WRITE_BACK: u64 = 1 << 20;
 
 /// What a segment holds of one group.
 #[derive(Clone, Copy, Debug, Default)]
@@ -149,6 +152,8 @@ pub(super) struct Writer {
     pub end: u64,
     pub written: u64,
     pub synced: u64,
+    /// Write-back was started up to here.
+    writing_back: u64,
     spares: Spares,
     /// Segments that somebody copies.
     holds: Holds,
@@ -188,6 +193,7 @@ impl Writer {
             end,
             written: end,
             synced: end,
+            writing_back: end,
             spares,
             holds: Holds::default(),
             idle: IoBuf::new(),
@@ -411,6 +417,7 @@ impl Writer {
                     if bytes.capacity() <= MAX_FRAME {
                         self.idle = bytes;
                     }
+                    self.start_write_back(&segment);
                 }
                 Err(e) => {
                     let doing = if sync { "writing and syncing" } else { "writing" };
@@ -420,6 +427,19 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Keeps what a sync has to write below [`WRITE_BACK`]: a segment that is full is synced while its
+    /// writer waits, as is what a memtable holds that is sealed.
+    fn start_write_back(&mut self, segment: &Segment) {
+        let base = segment.header.base;
+        let from = self.writing_back.max(self.synced).max(base);
+        // Without the last block: more is about to be written there, and would wait for the disk.
+        let to = self.written - (self.written - base) % BLOCK;
+        if to >= from + WRITE_BACK {
+            segment.file.start_write_back(WRITE_BACK_START, from - base..to - base);
+            self.writing_back = to;
+        }
     }
 
     async fn sync_written(&mut self, site: IoTag) -> Result<()> {
