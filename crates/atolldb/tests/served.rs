@@ -16,7 +16,8 @@ fn serve(path: &std::path::Path, stores: u16, work: impl AsyncFnOnce(atoll_keysp
         options.cores = 2;
         options.stores = stores;
         options.shards = stores.max(2);
-        let identity = Identity { version: "test", process_id: 1, run_id: 1, measure: None };
+        let identity =
+            Identity { version: "test", process_id: 1, run_id: 1, measure: None, allocator: "" };
         let engine = Engine::start(options, Config::default(), identity).await.unwrap();
         work(engine.client()).await;
         engine.stop().await.unwrap();
