@@ -9,22 +9,13 @@ use std::path::Path;
 use atoll_env::Env;
 use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Node, Outcome, Sim};
 use atoll_lsm::backup::{Backups, Image, Mode, Source};
-use atoll_lsm::{
-    Database, Durability, Error, Keyspace, KeyspaceOptions, Options, Result, WriteOptions,
-};
-use support::{dir, run};
+use atoll_lsm::{Database, Durability, Error, Keyspace, KeyspaceOptions, Result, WriteOptions};
+use support::{cut_by, dir, in_sim, open_with, run, with_value_files as options};
 
 const BUFFERED: WriteOptions = WriteOptions { durability: Some(Durability::Buffered) };
 
-/// Options under which half of the values are in value files.
-fn options(env: Env) -> Options {
-    Options { separate_above: Some(150), ..support::options(env) }
-}
-
 async fn open(env: &Env) -> Result<(Database, Keyspace)> {
-    let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
-    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
-    Ok((db, ks))
+    open_with(options(env.clone())).await
 }
 
 fn backups(env: &Env) -> Backups {
@@ -81,13 +72,6 @@ async fn two_generations(env: &Env) -> (Database, Keyspace) {
     put(&ks, 400..450).await;
     assert_eq!(take(env, &db, Mode::Incremental).await.unwrap().0, 2);
     (db, ks)
-}
-
-fn in_sim(seed: u64, body: impl AsyncFnOnce(&Env, &Node)) {
-    let sim = Sim::new(seed);
-    let node = sim.node("n");
-    let env = node.env();
-    run(&sim, &node, "backup", body(&env, &node));
 }
 
 #[test]
@@ -353,9 +337,7 @@ fn cut_everywhere(
         let node = sim.node("n");
         let env = node.env();
         let disk = node.disk();
-        let mut disk_options = disk.options();
-        disk_options.crash_mode = mode;
-        disk.set_options(disk_options);
+        cut_by(&node, mode);
         let outcome = sim.block_on(&node, async {
             let (db, ks) = two_generations(&env).await;
             put(&ks, 450..460).await;

@@ -13,22 +13,14 @@ use std::time::Duration;
 use atoll_env::Env;
 use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Outcome, Sim};
 use atoll_lsm::{
-    Database, Durability, Error, Keyspace, KeyspaceOptions, Options, Result, WriteOptions,
-    verify_async,
+    Database, Durability, Error, Keyspace, KeyspaceOptions, Result, WriteOptions, verify_async,
 };
-use support::{dir, run};
+use support::{cut_by, dir, open_with, run, with_value_files as options};
 
 const BUFFERED: WriteOptions = WriteOptions { durability: Some(Durability::Buffered) };
 
-/// Options under which half of the values are in value files.
-fn options(env: Env) -> Options {
-    Options { separate_above: Some(150), ..support::options(env) }
-}
-
 async fn open(env: &Env) -> Result<(Database, Keyspace)> {
-    let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
-    let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
-    Ok((db, ks))
+    open_with(options(env.clone())).await
 }
 
 fn copy() -> PathBuf {
@@ -264,9 +256,7 @@ fn a_power_cut_at_any_point_leaves_nothing_that_opens_or_a_whole_checkpoint() {
             let node = sim.node("n");
             let env = node.env();
             let disk = node.disk();
-            let mut disk_options = disk.options();
-            disk_options.crash_mode = mode;
-            disk.set_options(disk_options);
+            cut_by(&node, mode);
             let outcome = sim.block_on(&node, async {
                 let db = prepare(&env).await;
                 disk.crash_at(disk.mutations() + at, CrashTiming::Any);

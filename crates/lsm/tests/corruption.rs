@@ -9,6 +9,7 @@
 //! are listed in docs/formats/directory.md.
 #![expect(clippy::unwrap_used, reason = "a test's helpers may panic too")]
 
+#[expect(dead_code, reason = "this file makes no copies")]
 mod support;
 
 use std::collections::BTreeMap;

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::random::Prng;
-use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Node, Outcome, Sim};
+use atoll_env::sim::{CrashMode, CrashTiming, FaultKind, Outcome, Sim};
 use atoll_lsm::{
     Cursor, Database, Durability, Error, Ingested, Keyspace, KeyspaceOptions, Snapshot,
     WriteOptions, verify_async,
 };
-use support::{dir, open, run};
+use support::{cut_by, dir, in_sim, open, run};
 
 const BUFFERED: WriteOptions = WriteOptions { durability: Some(Durability::Buffered) };
 
@@ -53,13 +53,6 @@ async fn check(ks: &Keyspace, expected: &Rows, what: &str) {
         let expected = expected.get(&key(n)).map(|v| &v[..]);
         assert_eq!(found.as_deref(), expected, "{what}: key {n}");
     }
-}
-
-fn in_sim(seed: u64, body: impl AsyncFnOnce(&Env, &Node)) {
-    let sim = Sim::new(seed);
-    let node = sim.node("n");
-    let env = node.env();
-    run(&sim, &node, "ingest", body(&env, &node));
 }
 
 #[test]
@@ -223,9 +216,7 @@ fn a_power_cut_at_any_point_leaves_all_of_it_or_nothing() {
             let node = sim.node("n");
             let env = node.env();
             let disk = node.disk();
-            let mut disk_options = disk.options();
-            disk_options.crash_mode = mode;
-            disk.set_options(disk_options);
+            cut_by(&node, mode);
             let before = Rc::new(std::cell::RefCell::new(Rows::new()));
             let outcome = sim.block_on(&node, async {
                 let (_db, ks, rows) = prepare(&env).await;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atoll_env::Env;
-use atoll_env::sim::{Node, Sim};
+use atoll_env::sim::{CrashMode, Node, Sim};
 use atoll_env::sync::{Either, select_biased};
 use atoll_lsm::{Database, Keyspace, KeyspaceOptions, Options, Result};
 
@@ -31,10 +31,34 @@ pub fn options(env: Env) -> Options {
     }
 }
 
+/// The same with half of the values that copies are made of in value files.
+pub fn with_value_files(env: Env) -> Options {
+    Options { separate_above: Some(150), ..options(env) }
+}
+
 pub async fn open(env: &Env) -> Result<(Database, Keyspace)> {
-    let db = Database::builder(dir()).options(options(env.clone())).open_async().await?;
+    open_with(options(env.clone())).await
+}
+
+pub async fn open_with(options: Options) -> Result<(Database, Keyspace)> {
+    let db = Database::builder(dir()).options(options).open_async().await?;
     let ks = db.keyspace_async("k", KeyspaceOptions::default()).await?;
     Ok((db, ks))
+}
+
+/// Sets what becomes of the node's unsynced writes in a power cut.
+pub fn cut_by(node: &Node, mode: CrashMode) {
+    let mut options = node.disk().options();
+    options.crash_mode = mode;
+    node.disk().set_options(options);
+}
+
+/// Runs `body` on a node of a simulation of its own.
+pub fn in_sim(seed: u64, body: impl AsyncFnOnce(&Env, &Node)) {
+    let sim = Sim::new(seed);
+    let node = sim.node("n");
+    let env = node.env();
+    run(&sim, &node, &format!("seed {seed}"), body(&env, &node));
 }
 
 /// Runs `future` on the node; a run that takes more than ten minutes of virtual time hangs.
