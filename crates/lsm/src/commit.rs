@@ -43,6 +43,7 @@ use crate::image::Moment;
 use crate::ingest::Turn;
 use crate::log::Prepared;
 use crate::mutants;
+use crate::opening::Behind;
 use crate::options::Durability;
 use crate::store::Store;
 use crate::sync::Mutex;
@@ -74,6 +75,8 @@ pub(crate) enum Work {
     Ingest(parking_lot::Mutex<Option<Turn>>),
     /// Note what the store is, for a copy of it.
     Image(Arc<parking_lot::Mutex<Option<Moment>>>),
+    /// Apply what memory had no room for when the log was read. In a box: it is large, and works are many.
+    Replay(parking_lot::Mutex<Option<Box<Behind>>>),
     /// Take the log's next segment, which was made aside.
     Adopt(parking_lot::Mutex<Option<Result<Prepared>>>),
 }

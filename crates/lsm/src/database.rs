@@ -13,11 +13,10 @@ use crate::compaction::filter::CompactionFilter;
 use crate::error::{Error, Result};
 use crate::events::EventListener;
 use crate::identity::Kind;
-use crate::iter::scan::{Bounds, Wanted};
 use crate::key::SeqNo;
 use crate::keyspace::{
-    About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, decode_last_id,
-    encode_about, encode_last_id,
+    About, CATALOG, Keyspace, Keyspaces, LAST_ID, check_name, decode_about, encode_about,
+    encode_last_id,
 };
 use crate::merge::MergeOperator;
 use crate::opening;
@@ -162,11 +161,20 @@ impl Database {
     }
 
     async fn open(path: PathBuf, options: Options, may_wait: bool) -> Result<Database> {
-        let (store, next_file) = opening::open(path, options, Kind::Database).await?;
-        let keyspaces = Arc::new(read_keyspaces(&store).await?);
-        let background = Background::start(store.clone(), keyspaces.clone(), next_file);
+        let opened = opening::open(path, options, Kind::Database).await?;
+        let store = opened.store;
+        let keyspaces = Arc::new(opening::read_keyspaces(&store).await?);
+        let background = Background::start(store.clone(), keyspaces.clone(), opened.next_file);
         let (naming, transactions) = (Gate::new(()), Transactions::default());
         let inner = Inner { store, keyspaces, background, naming, transactions, may_wait };
+        let replayed = match opened.rest {
+            None => Ok(()),
+            Some(rest) => opening::replay(&inner.store, &inner.keyspaces, rest).await,
+        };
+        if let Err(e) = replayed {
+            inner.shut_down().await;
+            return Err(e);
+        }
         Ok(Database { inner: Arc::new(inner) })
     }
 
@@ -547,33 +555,6 @@ impl Snapshot {
 }
 
 // ---- opening ----
-
-/// Reads the names of the keyspaces.
-async fn read_keyspaces(store: &Arc<Store>) -> Result<Keyspaces> {
-    let options = &store.options;
-    let keyspaces =
-        Keyspaces::new(options.merge_operators.clone(), options.compaction_filters.clone());
-    keyspaces.keep_inline(CATALOG);
-    let bounds =
-        Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
-    let (view, snapshot) = store.pin_owned();
-    let direction = crate::iter::Direction::Forward;
-    let tables = Arc::new(store.tables.past_quarantine());
-    let wanted = Wanted::Live(store.now());
-    let mut scan = view.scan(&tables, direction, bounds, snapshot, wanted, None).await?;
-    while let Some(entry) = scan.next().await? {
-        let malformed = |e: atoll_encoding::Malformed| {
-            Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))
-        };
-        let name = &entry.user_key[4..];
-        if name == LAST_ID {
-            keyspaces.skip_ids(decode_last_id(&entry.value).map_err(malformed)?);
-        } else {
-            keyspaces.add(decode_about(name, &entry.value).map_err(malformed)?);
-        }
-    }
-    Ok(keyspaces)
-}
 
 impl Store {
     /// Pins what is visible now, for longer than a call.

@@ -470,6 +470,11 @@ impl Keyspaces {
         self.names.read().callbacks.clone()
     }
 
+    /// Takes over what was read since: while a database is opened and nobody has a keyspace of it.
+    pub(crate) fn renew(&self, found: Keyspaces) {
+        *self.names.write() = found.names.into_inner();
+    }
+
     /// Returns the keyspace of that id, if it has an operator or a filter.
     pub(crate) fn with_id(&self, id: u32) -> Option<Arc<About>> {
         self.names.read().callbacks.get(&id).cloned()

@@ -4,31 +4,60 @@
 //! what becomes of the log's entries: those of an embedded database are its own batches, durable
 //! means committed, and they are applied; those of a store belong to groups of an owner who alone
 //! knows what is committed, and stay in the log until he applies them.
+//!
+//! # A log that memory has no room for
+//! It was written with a larger budget. All of it is verified before anything is changed; what fits is
+//! applied. The rest is applied when the background work has begun, as a writer's batches are:
+//! memtables are sealed, flushed by the other task, and waited for.
+//!
+//! ```text
+//!   log       |-- in tables --|----- fits into the budget -----|---------- rest ----------|
+//!   verified   chain of frames, all entries there ........................................ the end is known
+//!   opened                     applied ......................... nothing changed until here
+//!   replayed                                                    applied, while others are flushed
+//! ```
+//!
+//! Rejected: applying while the chain is followed, which would save reading the log twice. Only its end
+//! tells which entries were overwritten, and that it is not to be refused.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use atoll_env::Env;
+use atoll_env::{Env, sometimes};
+use parking_lot::Mutex;
 
+use crate::commit::{self, Work};
 use crate::error::{Error, Result};
 use crate::events::{Events, FlushReason};
 use crate::governor::{parts, record_part};
 use crate::identity::{self, FIRST_SEGMENT, Kind};
-use crate::log::{Log, LogOptions};
+use crate::iter::Direction;
+use crate::iter::scan::{Bounds, Wanted};
+use crate::keyspace::{CATALOG, Keyspaces, LAST_ID, decode_about, decode_last_id};
+use crate::log::{EntryId, Log, LogOptions, Rest};
 use crate::memtable::Memtable;
 use crate::options::{Durability, Options};
 use crate::pool;
 use crate::records::Records;
 use crate::recovery::{Replay, inspect};
-use crate::store::{Catalog, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::store::{Catalog, GROUP, Parts, Sealed, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
 use crate::version::manifest::{self, Manifest, SWAP};
 use crate::version::{Edit, Garbage, Paths};
 
-/// Opens the directory `path` of that kind, making it if it is missing or empty; returns the store
-/// and the next file number. Nothing runs in the background yet.
-pub(crate) async fn open(path: PathBuf, options: Options, kind: Kind) -> Result<(Arc<Store>, u64)> {
+/// An opened directory. Nothing runs in the background yet.
+pub(crate) struct Opened {
+    pub(crate) store: Arc<Store>,
+    pub(crate) next_file: u64,
+    /// Entries of the log that are still to be applied, see [`replay`].
+    pub(crate) rest: Option<Rest>,
+}
+
+/// Opens the directory `path` of that kind, making it if it is missing or empty.
+pub(crate) async fn open(path: PathBuf, options: Options, kind: Kind) -> Result<Opened> {
     options.check()?;
     let paths = Paths::new(path);
     let env = &options.env;
@@ -106,7 +135,7 @@ async fn make_values_folder(env: &Env, paths: &Paths) -> Result<()> {
     manifest::sync_dir(env.disk.as_ref(), SWAP, &paths.root).await
 }
 
-/// Rebuilds the store from manifest and log; returns it and the next file number.
+/// Rebuilds the store from manifest and log.
 ///
 /// Everything is read and judged before the first change, so that a directory that is refused is
 /// left as it was found.
@@ -115,7 +144,7 @@ async fn recover(
     paths: Paths,
     (kind, id): (Kind, u64),
     lock: Box<dyn Send + Sync>,
-) -> Result<(Arc<Store>, u64)> {
+) -> Result<Opened> {
     let env = options.env.clone();
     let garbage = Arc::new(Garbage::default());
     let contents = manifest::read(&env, &paths, &garbage).await?;
@@ -138,31 +167,55 @@ async fn recover(
     let (mut active, first) = Memtable::new(capacity);
     let mut memtables = vec![first];
     let mut sealed = VecDeque::new();
+    let (mut sealed_bytes, mut largest) = (0, 0);
     let mut position = contents.state.flushed.position;
     let mut visible = position.saturating_sub(1);
+    let mut rest = None;
     if kind == Kind::Database {
-        replay
-            .visit(|entry, applied| {
+        rest = replay
+            .visit_while(|entry, applied| {
                 let needed = arena_bytes(entry.payload)?;
                 if needed > active.free() {
                     let larger = Memtable::capacity_for(needed).max(capacity);
+                    let bytes = active.memtable().bytes_used();
+                    // One more than writers may have, who sealed at other places: what they left on a
+                    // full disk can always be read.
+                    largest = largest.max(bytes);
+                    let most = options.memtable_share().max(largest) + capacity;
+                    if bytes > 0 && sealed_bytes + bytes + larger > most {
+                        return Ok(ControlFlow::Break(()));
+                    }
                     let (next, memtable) = Memtable::new(larger);
                     let full = std::mem::replace(&mut active, next).memtable().clone();
-                    sealed.push_back(Sealed {
-                        memtable: full,
-                        applied: applied.clone(),
-                        position,
-                        reason: FlushReason::Recovery,
-                    });
+                    if full.is_empty() {
+                        memtables.remove(0);
+                    } else {
+                        sealed_bytes += bytes;
+                        sealed.push_back(Sealed {
+                            memtable: full,
+                            applied: applied.clone(),
+                            position,
+                            reason: FlushReason::Recovery,
+                        });
+                    }
                     memtables.insert(0, memtable);
                 }
                 visible = visible.max(insert(&mut active, entry.payload, entry.position)?);
                 position = visible + 1;
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             })
             .await?;
     }
-    let applied = replay.applied();
+    let (rest, applied) = match rest {
+        None => (None, replay.applied()),
+        Some((rest, applied)) => {
+            sometimes!(true, "a log is longer than the memory of its database");
+            if !replay.skip_to_end(GROUP) {
+                replay.visit(|entry, _| arena_bytes(entry.payload).map(drop)).await?;
+            }
+            (Some(rest), applied)
+        }
+    };
 
     make_values_folder(&env, &paths).await?;
     let (mut manifest, state) = Manifest::resume(&env, &paths, contents).await?;
@@ -211,5 +264,83 @@ async fn recover(
         owned: kind == Kind::Store,
         lock,
     };
-    Ok((Store::new(parts), next_file))
+    Ok(Opened { store: Store::new(parts), next_file, rest })
+}
+
+/// What memory had no room for, on its way to the leader.
+pub(crate) struct Behind {
+    rest: Rest,
+    keyspaces: Arc<Keyspaces>,
+}
+
+/// Applies the rest of the log, while the background work flushes. Nobody else has the store yet.
+///
+/// # Errors
+/// `NoSpace` on a full disk, where a log that fits into memory could still be read; what kept a flush
+/// from succeeding. The log has everything, and what was flushed until then stays.
+pub(crate) async fn replay(
+    store: &Arc<Store>,
+    keyspaces: &Arc<Keyspaces>,
+    rest: Rest,
+) -> Result<()> {
+    let behind = Behind { rest, keyspaces: keyspaces.clone() };
+    commit::submit(store, Work::Replay(Mutex::new(Some(Box::new(behind))))).await?;
+    keyspaces.renew(read_keyspaces(store).await?);
+    Ok(())
+}
+
+impl Behind {
+    /// Does what [`replay`] does, for the leader.
+    pub(crate) async fn apply(mut self, store: &Store, writer: &mut Writer) -> Result<()> {
+        while let Some(entry) = self.rest.next_entry().await? {
+            let EntryId { group, index, .. } = entry.id;
+            if writer.applied.get(&group).is_some_and(|applied| index <= *applied) {
+                continue;
+            }
+            let needed = arena_bytes(entry.payload)?;
+            if needed > writer.active.free() {
+                // How a memtable is flushed depends on what is said of its keyspaces in it or before it.
+                self.keyspaces.renew(read_keyspaces(store).await?);
+                let capacity = store.memtable_for(needed);
+                // Nobody writes who could be told that writers stall.
+                let mut since = Some(store.clock().now());
+                store.wait_until_admitted(writer, capacity, &mut since).await?;
+                if needed > writer.active.free() {
+                    store.seal(writer, capacity, FlushReason::Recovery).await?;
+                }
+            }
+            let last = insert(&mut writer.active, entry.payload, entry.position)?;
+            writer.applied.insert(group, index);
+            writer.position = writer.position.max(last + 1);
+            store.visible.fetch_max(last, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the names of the keyspaces.
+pub(crate) async fn read_keyspaces(store: &Store) -> Result<Keyspaces> {
+    let options = &store.options;
+    let keyspaces =
+        Keyspaces::new(options.merge_operators.clone(), options.compaction_filters.clone());
+    keyspaces.keep_inline(CATALOG);
+    let bounds =
+        Bounds { start: CATALOG.to_be_bytes().to_vec(), end: (CATALOG + 1).to_be_bytes().to_vec() };
+    let (view, snapshot) = store.pin_owned();
+    let direction = Direction::Forward;
+    let tables = Arc::new(store.tables.past_quarantine());
+    let wanted = Wanted::Live(store.now());
+    let mut scan = view.scan(&tables, direction, bounds, snapshot, wanted, None).await?;
+    while let Some(entry) = scan.next().await? {
+        let malformed = |e: atoll_encoding::Malformed| {
+            Error::corruption(&store.paths.root, 0, format!("a keyspace record: {e}"))
+        };
+        let name = &entry.user_key[4..];
+        if name == LAST_ID {
+            keyspaces.skip_ids(decode_last_id(&entry.value).map_err(malformed)?);
+        } else {
+            keyspaces.add(decode_about(name, &entry.value).map_err(malformed)?);
+        }
+    }
+    Ok(keyspaces)
 }

@@ -12,12 +12,13 @@
 //! Nothing here changes a file, so that a directory that is refused is left as it was found.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use atoll_env::Env;
 
 use crate::error::{Error, Result};
-use crate::log::{LaneCut, LaneSummary, Log, LogOptions, Recovery, Replayed};
+use crate::log::{GroupId, LaneCut, LaneSummary, Log, LogOptions, Recovery, Replayed, Rest};
 use crate::version::manifest::Contents;
 use crate::version::{Applied, Flushed, Paths};
 
@@ -166,6 +167,18 @@ impl Replay {
         &mut self,
         mut visit: impl FnMut(Replayed<'_>, &Applied) -> Result<()>,
     ) -> Result<()> {
+        let all = |entry: Replayed<'_>, applied: &Applied| {
+            visit(entry, applied).map(ControlFlow::Continue)
+        };
+        self.visit_while(all).await.map(drop)
+    }
+
+    /// Shows entries as [`Replay::visit`] does, up to the first that is not taken. Returns what is to be
+    /// read again then, from that one on, and what was applied before it. For this replay it was visited.
+    pub(crate) async fn visit_while(
+        &mut self,
+        mut visit: impl FnMut(Replayed<'_>, &Applied) -> Result<ControlFlow<()>>,
+    ) -> Result<Option<(Rest, Applied)>> {
         while let Some(entry) = self.recovery.next_entry().await? {
             let (group, index) = (entry.id.group, entry.id.index);
             let applied = self.applied.get(&group).copied().unwrap_or(0);
@@ -180,10 +193,27 @@ impl Replay {
                 );
                 return Err(Error::corruption(&self.log, 0, what));
             }
-            visit(entry, &self.applied)?;
+            let taken = visit(entry, &self.applied)?;
+            let rest = taken.is_break().then(|| (self.recovery.rest(), self.applied.clone()));
             self.applied.insert(group, index);
+            if rest.is_some() {
+                return Ok(rest);
+            }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Takes the entries from the last one on that was visited for visited, if none of the group is missing.
+    /// Otherwise they have to be visited to say which.
+    pub(crate) fn skip_to_end(&mut self, group: GroupId) -> bool {
+        let applied = self.applied.get(&group).copied().unwrap_or(0);
+        let last =
+            self.recovery.groups().find(|summary| summary.group == group).map(|s| s.next - 1);
+        let Some(last) = last.filter(|_| self.recovery.is_unbroken(group, applied)) else {
+            return false;
+        };
+        self.applied.insert(group, last);
+        true
     }
 
     /// Returns the log as far as it counts, for a copy.

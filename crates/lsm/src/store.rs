@@ -591,6 +591,13 @@ impl Store {
                 *slot.lock() = Some(moment);
                 Ok(())
             }
+            Work::Replay(behind) => {
+                let behind = behind.lock().take();
+                match behind {
+                    Some(behind) => behind.apply(self, writer).await,
+                    None => Ok(()),
+                }
+            }
             Work::Adopt(prepared) => {
                 let prepared = prepared.lock().take();
                 self.adopt(writer, prepared).await
@@ -668,7 +675,9 @@ impl Store {
         admitted
     }
 
-    async fn wait_until_admitted(
+    /// Does what [`Store::wait_for_memory`] does, which counts it; `stalled` is since when the caller has
+    /// to wait.
+    pub(crate) async fn wait_until_admitted(
         &self,
         writer: &mut Writer,
         capacity: usize,
@@ -824,7 +833,7 @@ impl Store {
 
     /// Returns the capacity of the memtable for a batch that takes `arena` bytes: one that is larger
     /// than a memtable gets one of its own size.
-    fn memtable_for(&self, arena: usize) -> usize {
+    pub(crate) fn memtable_for(&self, arena: usize) -> usize {
         Memtable::capacity_for(arena).max(self.options.memtable_capacity())
     }
 

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use atoll_env::probe;
 use atoll_env::random::Prng;
 use atoll_env::sim::{Mutation, OpKind};
 
@@ -37,10 +38,10 @@ pub const REQUIRED_SITES: [&str; 18] = [
 ];
 /// Sites that few operations have: each is crashed at several times, with other draws.
 const DRAWS_OF_RARE: [(&str, u64); 10] = [
-    ("rotation", 12),
+    ("rotation", 16),
     ("range delete", 3),
-    ("value move", 30),
-    ("value removal", 3),
+    ("value move", 40),
+    ("value removal", 6),
     ("checkpoint names", 2),
     ("checkpoint link", 40),
     ("checkpoint log", 9),
@@ -77,6 +78,8 @@ pub struct Report {
     pub sites: BTreeMap<&'static str, (u64, u64)>,
     /// Rotten bytes that were refused, did not matter, and cut the log where nobody can know.
     pub rot: [u64; 3],
+    /// How often states were reached that are rare and matter.
+    pub reached: BTreeMap<&'static str, u64>,
     /// Sum of the trace hashes: equal for equal runs, whatever the number of threads.
     pub digest: u64,
     /// The first violation found, if any.
@@ -98,6 +101,9 @@ impl Report {
             Some(Verdict::Shorter) => self.rot[2] += 1,
             None => {}
         }
+        for (what, times) in probe::take() {
+            *self.reached.entry(what).or_default() += times;
+        }
         self.digest = self.digest.wrapping_add(told.trace);
     }
 
@@ -108,6 +114,9 @@ impl Report {
         for (site, (first, nested)) in other.sites {
             let sum = self.sites.entry(site).or_default();
             *sum = (sum.0 + first, sum.1 + nested);
+        }
+        for (what, times) in other.reached {
+            *self.reached.entry(what).or_default() += times;
         }
         for (sum, more) in self.rot.iter_mut().zip(other.rot) {
             *sum += more;
@@ -157,6 +166,9 @@ impl fmt::Display for Report {
             writeln!(f, "{site:<20} {first:>9} {nested:>12}")?;
         }
         writeln!(f, "{:<20} {:>9} {:>12}", "all", self.points, self.nested)?;
+        for (what, times) in &self.reached {
+            writeln!(f, "reached {times} times: {what}")?;
+        }
         write!(
             f,
             "{} histories; rotten bytes: {} refused, {} without effect, {} cut an unproven tail; \

@@ -98,7 +98,7 @@ async fn lead(
 /// Opens the database, waiting for what is left of the life before to let go of it.
 async fn open(setting: &Setting) -> Result<Database, Trouble> {
     for _ in 0..PATIENCE {
-        let options = setting.tuning.options(setting.env.clone());
+        let options = setting.tuning.options_of(setting.number, setting.env.clone());
         match Database::builder(PATH).options(options).open_async().await {
             Err(Error::Locked(_)) => setting.env.clock.sleep(Duration::from_millis(100)).await,
             opened => return opened.map_err(doing("opening")),

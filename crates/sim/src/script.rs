@@ -58,6 +58,8 @@ pub struct Tuning {
     separate_above: Option<u32>,
     value_file_size: u64,
     value_garbage_percent: u32,
+    /// Whether every other life has little memory: then the log is longer than it.
+    narrows: bool,
     /// Between the syncs of the interval mode.
     pub sync_interval: Duration,
 }
@@ -117,6 +119,7 @@ impl Tuning {
     /// Draws options that reach every path with little data.
     pub fn draw(prng: &mut Prng) -> Tuning {
         let mut values = prng.fork("values");
+        let narrows = prng.fork("memory").chance(0.3);
         let mut one_of = |choices: &[u64]| choices[prng.index(choices.len())];
         let drawn = Tuning {
             memtable_size: one_of(&[4, 8, 16, 32, 64]) as usize * 1024,
@@ -138,6 +141,7 @@ impl Tuning {
             separate_above: [None, Some(0), Some(0), Some(40), Some(512)][values.index(5)],
             value_file_size: [1 << 10, 8 << 10, 128 << 10][values.index(3)],
             value_garbage_percent: [0, 0, 10, 40][values.index(4)],
+            narrows,
             sync_interval: Duration::from_millis(one_of(&[2, 50, 2000])),
         };
         if drawn.separate_above.is_none_or(|above| above > 100) {
@@ -146,6 +150,15 @@ impl Tuning {
         // Tables of pointers are small: only smaller ones share a value file with others.
         let table_size = [512, 1024, 2048][values.index(3)];
         Tuning { table_size, level_base_size: 2 * table_size, ..drawn }
+    }
+
+    /// Returns the engine's options for a life of that number in the world `env`.
+    pub fn options_of(&self, life: u64, env: Env) -> Options {
+        let options = self.options(env);
+        if !self.narrows || life.is_multiple_of(2) {
+            return options;
+        }
+        Options { memtable_size: 2 << 10, sealed_memtables_max: 1, ..options }
     }
 
     /// Returns the engine's options in the world `env`.

@@ -22,6 +22,8 @@ fn no_promise_is_broken_at_thousands_of_crash_points() {
     let missing = report.missing_sites(10);
     assert!(missing.is_empty(), "hardly any crash at {missing:?} of {REQUIRED_SITES:?}:\n{report}");
     assert!(report.rot[0] > 50, "rotten bytes are refused:\n{report}");
+    let long = report.reached.get("a log is longer than the memory of its database");
+    assert!(long.is_some_and(|times| *times > 50), "{report}");
 }
 
 fn program(arguments: &[&str]) -> Output {

@@ -41,7 +41,8 @@ pub struct OpenOptions {
 /// `Corruption` if stored bytes do not verify: nothing is changed then.
 pub async fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<(Driver, Tree)> {
     let path = path.as_ref().to_owned();
-    let (store, next_file) = opening::open(path, options.options, Kind::Store).await?;
+    let opening::Opened { store, next_file, .. } =
+        opening::open(path, options.options, Kind::Store).await?;
     let writer = store.take_writer().ok_or_else(closed)?;
     let background = Background::start(store.clone(), Arc::new(Keyspaces::default()), next_file);
     let tree = Tree { store: store.clone(), background: background.clone() };

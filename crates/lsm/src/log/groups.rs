@@ -55,6 +55,8 @@ pub(super) struct Group {
     pub term_before: u64,
     /// Lowest index whose original append is in the lane and was not dropped by an overwrite.
     pub lowest_original: Option<u64>,
+    /// Index from which on no original append is missing before the last one.
+    pub unbroken_from: u64,
     /// Position and index of appends that dropped entries, ascending by position.
     overwrites: Vec<(u64, u64)>,
     /// Position of the last `state` frame.
@@ -73,6 +75,7 @@ impl Group {
             last_term: 0,
             term_before: 0,
             lowest_original: None,
+            unbroken_from: 1,
             overwrites: Vec::new(),
             state_position: None,
             index: indexed.then(BTreeMap::new),
@@ -102,6 +105,10 @@ impl Group {
         if overwrites {
             self.overwrites.push((location.position, id.index));
         }
+        if self.lowest_original.is_none() || id.index > self.next {
+            self.unbroken_from = id.index;
+        }
+        self.unbroken_from = self.unbroken_from.min(id.index);
         self.lowest_original = Some(self.lowest_original.map_or(id.index, |l| l.min(id.index)));
         self.next = id.index.saturating_add(1);
         self.last_term = id.term;

@@ -75,7 +75,7 @@ use atoll_env::{Env, IoTag};
 pub(crate) use cut::LaneCut;
 pub use frame::{FrameHeader, FrameKind};
 pub use groups::GroupState;
-pub use recovery::{Recovery, Replayed};
+pub use recovery::{Recovery, Replayed, Rest};
 pub use repair::{CutReport, LaneSummary, repair_cut, verify};
 pub(crate) use segment::FIRST_FRAME;
 pub use segment::{LOG_READ, Preparation, Prepared, SEGMENT_CREATE, SEGMENT_REUSE};

@@ -5,7 +5,8 @@
 //!    that is refused can still be examined or repaired.
 //! 2. *Replay* ([`Recovery::next_entry`]): read the live entries, each exactly once, in the order
 //!    in which they were first appended. Copied entries whose original is gone were appended
-//!    before everything else in the lane, so they come first, by origin.
+//!    before everything else in the lane, so they come first, by origin. What memory has no room for
+//!    is read again from [`Rest`], when the lane is open.
 //! 3. *Go on* ([`Recovery::finish`]): make the tail durable, and start a segment under the next
 //!    epoch whose header says where the lane before it ends.
 //!
@@ -15,7 +16,7 @@
 //! power cut in the middle of it changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atoll_env::disk::IoClass;
@@ -283,10 +284,82 @@ pub struct Recovery {
     torn_frames: u64,
     groups: BTreeMap<GroupId, Group>,
     contents: Vec<Content>,
+    reader: Reader,
+}
+
+/// Reads the live entries of a verified lane.
+struct Reader {
+    dir: PathBuf,
+    segments: Arc<[Segment]>,
+    /// Lane position behind the last frame.
+    end: u64,
     /// Live copies of entries whose original is gone, by origin. Emptied by the replay.
     moved: BTreeMap<u64, (EntryId, u64)>,
     cursor: Cursor,
     assembly: Assembly,
+    /// What was read last.
+    last: Option<Place>,
+}
+
+/// Where an entry was found.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Among the copies: its origin, what it is and the position of its copy.
+    Moved(u64, (EntryId, u64)),
+    /// Where it was first appended: the position of its first frame.
+    Original(u64),
+}
+
+impl Reader {
+    async fn next_entry(
+        &mut self,
+        groups: &BTreeMap<GroupId, Group>,
+    ) -> Result<Option<Replayed<'_>>> {
+        if let Some((origin, (id, position))) = self.moved.pop_first() {
+            self.last = Some(Place::Moved(origin, (id, position)));
+            let mut cursor = Cursor::new(self.segments.clone());
+            cursor.read_pieces_of(BLOCK);
+            let entry = read_entry(&mut cursor, position).await?;
+            let Some(entry) = entry.filter(|e| e.id == id) else { return Err(self.changed()) };
+            self.assembly.payload = entry.payload;
+            return Ok(Some(Replayed { id, position: origin, payload: &self.assembly.payload }));
+        }
+        while self.cursor.position() < self.end {
+            let Some(frame) = self.cursor.next().await? else { return Err(self.changed()) };
+            let header = frame.header;
+            if header.kind != FrameKind::Append {
+                continue;
+            }
+            let group = groups.get(&header.group);
+            let live = group.is_some_and(|g| g.is_live(header.index, header.origin));
+            if let Some(whole) = self.assembly.feed(&frame, live)
+                && live
+            {
+                self.last = Some(Place::Original(whole.span.0));
+                let payload = self.assembly.payload();
+                return Ok(Some(Replayed { id: whole.id, position: whole.origin, payload }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn changed(&self) -> Error {
+        changed(&self.dir, &self.segments, self.cursor.position())
+    }
+}
+
+/// The live entries from one of them on, to be read once more. The files are open: they stay what they are
+/// whatever becomes of their names, as long as the lane was not told to forget these entries.
+pub struct Rest {
+    reader: Reader,
+    groups: BTreeMap<GroupId, Group>,
+}
+
+impl Rest {
+    /// Returns the next live entry, as [`Recovery::next_entry`] does.
+    pub async fn next_entry(&mut self) -> Result<Option<Replayed<'_>>> {
+        self.reader.next_entry(&self.groups).await
+    }
 }
 
 impl Recovery {
@@ -346,14 +419,20 @@ impl Recovery {
             directory,
             options,
             listing,
-            cursor: Cursor::new(segments.clone()),
+            reader: Reader {
+                dir: dir.to_owned(),
+                segments: segments.clone(),
+                end: chain.end,
+                moved,
+                cursor: Cursor::new(segments.clone()),
+                assembly: Assembly::default(),
+                last: None,
+            },
             segments,
             chain,
             torn_frames,
             groups,
             contents,
-            moved,
-            assembly: Assembly::default(),
         })
     }
 
@@ -361,30 +440,35 @@ impl Recovery {
     /// first appended, each once; released and overwritten ones do not come. Entries of consensus
     /// groups come whether they are committed or not.
     pub async fn next_entry(&mut self) -> Result<Option<Replayed<'_>>> {
-        if let Some((origin, (id, position))) = self.moved.pop_first() {
-            let mut cursor = Cursor::new(self.segments.clone());
-            cursor.read_pieces_of(BLOCK);
-            let entry = read_entry(&mut cursor, position).await?;
-            let Some(entry) = entry.filter(|e| e.id == id) else { return Err(self.changed()) };
-            self.assembly.payload = entry.payload;
-            return Ok(Some(Replayed { id, position: origin, payload: &self.assembly.payload }));
-        }
-        while self.cursor.position() < self.chain.end {
-            let Some(frame) = self.cursor.next().await? else { return Err(self.changed()) };
-            let header = frame.header;
-            if header.kind != FrameKind::Append {
-                continue;
+        self.reader.next_entry(&self.groups).await
+    }
+
+    /// Returns whether all entries of a group from `index` on are where they were first appended.
+    pub fn is_unbroken(&self, group: GroupId, index: u64) -> bool {
+        self.groups.get(&group).is_some_and(|group| group.unbroken_from <= index)
+    }
+
+    /// Returns what there is from the entry on that [`Recovery::next_entry`] returned last.
+    pub fn rest(&self) -> Rest {
+        let Reader { dir, segments, end, moved, last, .. } = &self.reader;
+        let (mut cursor, mut moved) = (Cursor::new(segments.clone()), moved.clone());
+        match *last {
+            Some(Place::Moved(origin, copy)) => {
+                moved.insert(origin, copy);
             }
-            let group = self.groups.get(&header.group);
-            let live = group.is_some_and(|g| g.is_live(header.index, header.origin));
-            if let Some(whole) = self.assembly.feed(&frame, live)
-                && live
-            {
-                let payload = self.assembly.payload();
-                return Ok(Some(Replayed { id: whole.id, position: whole.origin, payload }));
-            }
+            Some(Place::Original(position)) => cursor.seek(position),
+            None => {}
         }
-        Ok(None)
+        let reader = Reader {
+            dir: dir.clone(),
+            segments: segments.clone(),
+            end: *end,
+            moved,
+            cursor,
+            assembly: Assembly::default(),
+            last: None,
+        };
+        Rest { reader, groups: self.groups.clone() }
     }
 
     /// Returns what is known of every group, by ascending id.
@@ -461,10 +545,6 @@ impl Recovery {
         let writer = Writer::new(directory, options, env.random, slots, spares, last_frame);
         Ok(Log { options, writer, groups: self.groups, copied_to: 0, copied_bytes: 0 })
     }
-
-    fn changed(&self) -> Error {
-        changed(&self.directory, &self.segments, self.cursor.position())
-    }
 }
 
 /// Returns number, base and cut of the segment that follows the chain.
@@ -504,7 +584,7 @@ pub(super) async fn settle_tail(
     let (mut run, mut run_at) = (IoBuf::new(), start - base);
     while start < chain.end && cursor.position() < chain.end {
         let Some(frame) = cursor.next().await? else {
-            return Err(changed(directory, segments, cursor.position()));
+            return Err(changed(&directory.path, segments, cursor.position()));
         };
         let offset = frame.header.position - base;
         if offset != run_at + run.len() as u64 || run.len() >= MAX_FRAME {
@@ -527,11 +607,10 @@ async fn write_back(segment: &Segment, offset: u64, bytes: IoBuf) -> Result<()> 
 }
 
 /// The error of a second reading that differs from the first.
-fn changed(directory: &Directory, segments: &[Segment], position: u64) -> Error {
+fn changed(dir: &Path, segments: &[Segment], position: u64) -> Error {
     let at = segments.iter().rfind(|s| s.header.base <= position);
-    let (path, offset) = at.map_or((directory.path.as_path(), 0), |s| {
-        (&*s.path, position.saturating_sub(s.header.base))
-    });
+    let (path, offset) =
+        at.map_or((dir, 0), |s| (&*s.path, position.saturating_sub(s.header.base)));
     Error::corruption(path, offset, "a frame verified at first and does not any more")
 }
 
