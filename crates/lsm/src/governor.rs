@@ -11,12 +11,20 @@
 //! fits into the share beside those that are not flushed. A batch that is larger than the share
 //! gets a memtable of its own size once all others are flushed; the cache gives up what the share
 //! lacks and has it back when that one is flushed. So the sum stays within the budget, and no batch
-//! ever waits for itself. Of what the cache has, hot records get a fixed part
-//! ([`Options::record_cache_percent`]) and blocks the rest.
+//! ever waits for itself.
+//!
+//! Of what the cache has, hot records get up to [`Options::record_cache_percent`], and blocks the rest.
+//! Where reads are skewed a record's place answers more of them than a block's; where every key is as
+//! likely as any other it answers one, and the block that had to go for it many. So the records' part is
+//! cut while few lookups are answered and blocks are missing, down to a remainder that notices when that
+//! changes: the hottest thousandth of a skewed load answers half of it ([`next_percent`]).
 //!
 //! A memtable that was flushed may live on in the hands of a reader. Nobody waits for readers; if
 //! one holds it longer than until the next [`Governor::look`], the cache is smaller by its bytes as
 //! long as it is held.
+//!
+//! Rejected: comparing what a hit of either kind saves. It differs by what a miss costs, which is the
+//! disk's and the page cache's to know; the hit ratio tells skewed from even well enough.
 //!
 //! Rejected: counting memtables. Those sealed early are nearly empty and those of large batches are
 //! many times as large as the usual ones: a bound on the number bounds neither.
@@ -37,19 +45,35 @@ pub(crate) struct Governor {
     share: usize,
     /// What the cache has then.
     cache: usize,
-    /// How many parts in a hundred of it are the record cache's.
+    /// How many parts in a hundred of it are the record cache's at most.
     record_percent: usize,
     pool: Arc<dyn Pool>,
     records: Arc<Records>,
     ledger: Mutex<Ledger>,
 }
 
+/// Lookups from which on their answers say something of the load.
+const LOOKUPS_MIN: u64 = 4096;
+
 #[derive(Default)]
 struct Ledger {
+    /// How many parts in a hundred of the cache are the record cache's now.
+    record_percent: usize,
+    /// What caches had done when that was looked at.
+    looked_at: Lookups,
     /// In the order in which they were made: the last one is active.
     entries: Vec<Entry>,
     /// What the cache has now, if it is not what it has by the options.
     shrunk: Option<usize>,
+}
+
+/// What was asked of caches.
+#[derive(Clone, Copy, Default)]
+struct Lookups {
+    records: u64,
+    hits: u64,
+    /// Blocks that had to be read.
+    block_misses: u64,
 }
 
 struct Entry {
@@ -104,7 +128,8 @@ impl Governor {
         };
         let mut ledger = governor.ledger.lock();
         ledger.entries.extend(memtables.iter().rev().map(entry));
-        governor.share_out(governor.cache);
+        ledger.record_percent = governor.record_percent;
+        governor.share_out(governor.cache, ledger.record_percent);
         governor.divide(&mut ledger, 0);
         drop(ledger);
         governor
@@ -138,9 +163,10 @@ impl Governor {
         self.divide(&mut ledger, growth);
     }
 
-    /// Looks which memtables readers hold. To be called now and then.
+    /// Looks which memtables readers hold, and what the caches are asked for. To be called now and then.
     pub(crate) fn look(&self) {
         let mut ledger = self.ledger.lock();
+        self.look_at_lookups(&mut ledger);
         for entry in ledger.entries.iter_mut().filter(|entry| entry.state == State::Flushed) {
             entry.state = State::Held;
         }
@@ -164,15 +190,55 @@ impl Governor {
         let left = self.budget.saturating_sub(taken);
         let shrunk = (left < self.cache).then_some(left);
         if shrunk != std::mem::replace(&mut ledger.shrunk, shrunk) {
-            self.share_out(shrunk.unwrap_or(self.cache));
+            self.share_out(shrunk.unwrap_or(self.cache), ledger.record_percent);
+        }
+    }
+
+    /// Gives records more of the cache or less, as they answer lookups.
+    fn look_at_lookups(&self, ledger: &mut Ledger) {
+        if !self.records.is_on() {
+            return;
+        }
+        let (records, blocks) = (self.records.stats(), self.pool.stats());
+        let (hits, block_misses) = (records.hits, blocks.misses);
+        let now = Lookups { records: hits + records.misses, hits, block_misses };
+        let since = ledger.looked_at;
+        let lookups = Lookups {
+            records: now.records - since.records,
+            hits: now.hits.saturating_sub(since.hits),
+            block_misses: now.block_misses.saturating_sub(since.block_misses),
+        };
+        if lookups.records < LOOKUPS_MIN {
+            return;
+        }
+        ledger.looked_at = now;
+        let percent = next_percent(ledger.record_percent, self.record_percent, lookups);
+        if percent != std::mem::replace(&mut ledger.record_percent, percent) {
+            self.share_out(ledger.shrunk.unwrap_or(self.cache), percent);
         }
     }
 
     /// Divides what caches may take between records and blocks.
-    fn share_out(&self, cache: usize) {
-        let (records, blocks) = parts(&self.records, cache, self.record_percent);
+    fn share_out(&self, cache: usize, record_percent: usize) {
+        let (records, blocks) = parts(&self.records, cache, record_percent);
         self.records.set_capacity(records);
         self.pool.set_capacity(blocks);
+    }
+}
+
+/// Returns the record cache's next part, at most `most`, after `lookups` with the part `percent`.
+///
+/// It is cut to a quarter while records answer less than one lookup in five and one lookup in fifty or
+/// more has to read a block, down to an eighth of what it may be; and doubled while they answer three in
+/// ten. Between the two it stays: what is cut because of a ratio does not come back by the same one.
+fn next_percent(percent: usize, most: usize, lookups: Lookups) -> usize {
+    let Lookups { records, hits, block_misses } = lookups;
+    if hits * 10 >= records * 3 {
+        (2 * percent).min(most)
+    } else if hits * 5 < records && block_misses * 50 >= records {
+        (percent / 4).max(most / 8).max(most.min(1))
+    } else {
+        percent
     }
 }
 
@@ -204,6 +270,19 @@ mod tests {
     fn fill(writer: &mut memtable::Writer, bytes: usize) {
         let key = InternalKey::new(b"k", Trailer::new(1, Kind::Value));
         writer.insert(key, &vec![0; bytes]).unwrap();
+    }
+
+    #[test]
+    fn records_have_their_part_while_they_answer_and_little_while_blocks_are_missing() {
+        let lookups = |hits, block_misses| Lookups { records: 1000, hits, block_misses };
+        let even = lookups(60, 500);
+        assert_eq!([15, 3, 1].map(|percent| next_percent(percent, 15, even)), [3, 1, 1]);
+        let skewed = lookups(600, 200);
+        assert_eq!([1, 2, 8, 15].map(|percent| next_percent(percent, 15, skewed)), [2, 4, 15, 15]);
+        // Blocks fit, so nobody needs the room; or records answer too much to go and too little to grow.
+        assert_eq!(next_percent(15, 15, lookups(60, 19)), 15);
+        assert_eq!(next_percent(3, 15, lookups(250, 500)), 3);
+        assert_eq!(next_percent(0, 0, even), 0);
     }
 
     #[test]

@@ -134,7 +134,8 @@ pub struct Options {
     /// Kinds of filters.
     pub filter_policy: FilterPolicy,
     /// How many parts in a hundred of the memory that memtables leave are for single records that are
-    /// read again and again, instead of blocks; 0 for none. Below 32 KiB there are none either.
+    /// read again and again, instead of blocks, at most: down to an eighth of it where hardly any is read
+    /// again. 0 for none. Below 32 KiB there are none either.
     pub record_cache_percent: usize,
     /// Who is told what goes on in the background.
     pub listener: Option<Arc<dyn EventListener>>,

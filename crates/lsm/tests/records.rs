@@ -684,6 +684,49 @@ fn what_a_compaction_filter_changed_is_not_answered_from_before() {
 }
 
 /// Negative controls.
+#[test]
+fn records_have_less_room_while_every_key_is_as_likely_and_it_comes_back() {
+    const KEYS: usize = 40_000;
+    let sim = Sim::new(3);
+    let node = sim.node("a");
+    support::run(&sim, &node, "reading", async {
+        let env = node.env();
+        let options = Options {
+            record_cache_percent: 15,
+            separate_above: None,
+            durability: Durability::Buffered,
+            ..Options::new(env.clone())
+        };
+        let (db, ks) = open_with(Options { memory: 4 << 20, ..options }).await;
+        for n in 0..KEYS {
+            // Not to be compressed: ten times what the blocks have room for.
+            let mut value = vec![0; 500];
+            Prng::new(n as u64).fill(&mut value);
+            ks.insert_async(key(n), value, BUFFERED).await.unwrap();
+        }
+        db.compact_async().await.unwrap();
+        let mut prng = Prng::new(4);
+        let most = db.stats().records.capacity;
+        let interval = Duration::from_secs(2);
+        let mut room = Vec::new();
+        // The second time the hottest twenty get a third of the reads, each in a block of its own.
+        for power in [1, 8] {
+            for _ in 0..8 {
+                for _ in 0..10_000 {
+                    let place = (prng.below(1 << 20) as f64 / (1 << 20) as f64).powi(power);
+                    let n = (place * KEYS as f64) as usize * 7919 % KEYS;
+                    ks.get_async(key(n)).await.unwrap().unwrap();
+                }
+                env.clock.sleep(interval).await;
+            }
+            room.push(db.stats().records.capacity);
+        }
+        assert!(room[0] < most / 3, "{room:?} of {most}");
+        assert_eq!(room[1], most);
+        db.close_async().await.unwrap();
+    });
+}
+
 #[cfg(feature = "mutants")]
 mod mutants {
     use std::process::Command;
