@@ -11,10 +11,16 @@
 //! ```
 //!
 //! The first value of a file is read alone, because most scans are short; a second one close behind or
-//! before it fetches a piece, and pieces double. Nothing of it goes into the pool.
+//! before it fetches a piece, and pieces double.
+//!
+//! The values of a scan's beginning go into the pool, as the blocks of tables do: short scans of the same
+//! ranges come again. What a long scan reads after that does not: nobody needs the copies that it would
+//! cost, and the pool need not turn them away.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use atoll_env::IoBuf;
 use parking_lot::Mutex;
@@ -22,11 +28,13 @@ use parking_lot::Mutex;
 use crate::slice::Slice;
 
 /// Files of which a scan keeps a piece.
-const FILES: usize = 8;
-/// Bytes of the first piece.
-const PIECE_MIN: u64 = 16 << 10;
+const FILES: usize = 16;
+/// Bytes of the first piece. A short scan asks each of many files for a few values.
+const PIECE_MIN: u64 = 4 << 10;
 /// Bytes of the largest piece.
-const PIECE_MAX: u64 = 128 << 10;
+const PIECE_MAX: u64 = 64 << 10;
+/// Bytes of values at the beginning of a scan that are kept in the pool.
+const KEPT_MAX: usize = 256 << 10;
 /// What may lie between two values that follow each other: garbage.
 const GAP_MAX: u64 = 32 << 10;
 
@@ -35,6 +43,8 @@ const GAP_MAX: u64 = 32 << 10;
 pub(crate) struct Ahead {
     /// The one used last is the last.
     windows: Mutex<Vec<Window>>,
+    /// Bytes of values that went into the pool.
+    kept: AtomicUsize,
 }
 
 struct Window {
@@ -57,6 +67,12 @@ impl Window {
 }
 
 impl Ahead {
+    /// Returns whether a value of so many bytes that was read is to be kept in the pool: whether the scan
+    /// is at its beginning.
+    pub(super) fn keeps(&self, len: usize) -> bool {
+        self.kept.fetch_add(len, Relaxed) + len <= KEPT_MAX
+    }
+
     /// Returns the record at `range` of `file`, if it was read ahead.
     pub(super) fn get(&self, file: u64, range: &Range<u64>) -> Option<Slice> {
         let mut windows = self.windows.lock();
@@ -127,7 +143,7 @@ mod tests {
         assert_eq!(ask(&ahead, 7, 1100..2100), 1100..1100 + PIECE_MIN);
         assert_eq!(ask(&ahead, 7, 2500..3500), 0..0, "it is in the piece");
         let behind = 1100 + PIECE_MIN - 10;
-        ask(&ahead, 7, 12_000..13_000);
+        ask(&ahead, 7, 4000..5000);
         let piece = ask(&ahead, 7, behind..behind + 1000);
         assert_eq!(piece, behind..behind + 2 * PIECE_MIN);
     }
@@ -137,7 +153,7 @@ mod tests {
         let ahead = Ahead::default();
         ask(&ahead, 7, 90_000..91_000);
         assert_eq!(ask(&ahead, 7, 88_000..89_000), 89_000 - PIECE_MIN..89_000);
-        assert_eq!(ask(&ahead, 7, 80_000..81_000), 0..0);
+        assert_eq!(ask(&ahead, 7, 85_000..86_000), 0..0);
         ask(&ahead, 8, 500..1000);
         assert_eq!(ask(&ahead, 8, 40..300), 32..300, "nothing lies before the first record");
     }
@@ -151,7 +167,7 @@ mod tests {
                 reads += u32::from(!ask(&ahead, file, 32 + n * 1000..1032 + n * 1000).is_empty());
             }
         }
-        assert!(reads < 4 * 8, "{reads} reads of 800 values");
+        assert!(reads < 4 * 10, "{reads} reads of 800 values");
     }
 
     #[test]

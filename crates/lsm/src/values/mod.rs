@@ -167,8 +167,13 @@ impl Values {
         if pointer.len > POOLED_MAX {
             return stored.into_value().map_err(|what| file.corruption(pointer.offset, what));
         }
+        self.keep(pointer, &stored).map_err(|what| file.corruption(pointer.offset, what))
+    }
+
+    /// Offers a value to the pool, and returns it.
+    fn keep(&self, pointer: Pointer, stored: &Stored) -> std::result::Result<Slice, String> {
         let mut frame = self.pool.frame(pointer.len as usize);
-        stored.unpack(&mut frame).map_err(|what| file.corruption(pointer.offset, what))?;
+        stored.unpack(&mut frame)?;
         let block = self.pool.insert(key_of(pointer), frame, Admit::Data);
         let len = block.len();
         Ok(block.slice(0..len))
@@ -182,7 +187,7 @@ impl Values {
     }
 
     /// Returns the value as [`Values::read`] does, for a scan that goes on to the next: what is not in
-    /// memory is read in larger pieces and does not go into the pool.
+    /// memory is read in larger pieces, and only the beginning of the scan goes into the pool.
     pub(crate) async fn read_ahead(
         &self,
         version: &Version,
@@ -191,12 +196,17 @@ impl Values {
         pointer: Pointer,
         ahead: &Ahead,
     ) -> Result<Slice> {
-        if let Some(value) = self.cached(pointer, Admit::No) {
+        // What a long scan meets is no hotter for it.
+        let admit = if ahead.keeps(0) { Admit::Data } else { Admit::No };
+        if let Some(value) = self.cached(pointer, admit) {
             return Ok(value);
         }
         let file = self.file(version, pointer).await?;
         let stored = file.read_ahead(user_key, seqno, pointer, ahead, IoClass::Read).await?;
-        stored.into_value().map_err(|what| file.corruption(pointer.offset, what))
+        if pointer.len > POOLED_MAX || !ahead.keeps(pointer.len as usize) {
+            return stored.into_value().map_err(|what| file.corruption(pointer.offset, what));
+        }
+        self.keep(pointer, &stored).map_err(|what| file.corruption(pointer.offset, what))
     }
 
     /// Returns the value as it is stored, read past the pool.
