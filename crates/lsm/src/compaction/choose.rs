@@ -14,7 +14,8 @@
 //!
 //! The order of preference: tables that can be dropped unread; the level that exceeds its target
 //! most; tables whose records have mostly expired, are mostly tombstones, or mostly versions that
-//! nobody can read any more, or that have many tombstones side by side (`weight.rs`); tables that
+//! nobody can read any more, or that have many tombstones side by side (`weight.rs`), L0 as a whole if
+//! it is mostly tombstones; tables that
 //! point most into value files that should go (`values/collect.rs`), which are written again in
 //! their place with the values moved.
 
@@ -73,6 +74,9 @@ const COLLECTED_TOGETHER: usize = 8;
 const DENSE_MIN: u64 = 1024;
 const DENSE_PARTS: u64 = 20;
 
+/// Tombstones of L0 are worth a merge of their own if they are one to so many records of the base level.
+const DELETED_PARTS: u64 = 8;
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -88,6 +92,7 @@ pub(crate) enum Plan {
 pub(crate) fn choose(view: &View, targets: Targets) -> Option<Plan> {
     drop_dead(view)
         .or_else(|| shrink_fullest(view, targets))
+        .or_else(|| sink_deletions(view, targets))
         .or_else(|| rewrite_dead_weight(view))
         .or_else(|| collect(view, targets))
 }
@@ -277,6 +282,24 @@ fn take_down(table: &Candidate, level: usize, below: &[&Candidate]) -> Plan {
     Plan::Merge { inputs, to: level + 1 }
 }
 
+/// Returns the step that empties L0 although it is not full: if it has mostly tombstones, and so many
+/// that the merge drops a good part of what it reads. Few tables of them are not many bytes, but hide
+/// several times as many below: every scan would walk over both until more tables have come.
+fn sink_deletions(view: &View, targets: Targets) -> Option<Plan> {
+    let (level0, oldest) = (&view.levels[0], view.snapshots.first().copied());
+    let entries: u64 = level0.iter().map(|table| table.desc.entries).sum();
+    let tombstones: u64 = level0.iter().map(|table| table.desc.tombstones).sum();
+    // What a snapshot still needs would only be written again.
+    let droppable = level0.iter().all(|t| oldest.is_none_or(|oldest| t.desc.seqnos.1 <= oldest));
+    if tombstones == 0 || tombstones * 2 < entries || !droppable {
+        return None;
+    }
+    let (base, _) = level_targets(view, targets);
+    let below = overlapping(&view.levels[base], level0.iter().map(|table| &table.desc));
+    let read: u64 = below.iter().map(|table| table.desc.entries).sum();
+    if tombstones * DELETED_PARTS < read { None } else { empty_level0(view, base) }
+}
+
 /// Returns a rewrite of a table that is mostly tombstones, mostly expired or mostly versions that
 /// the horizon has passed, or that has many tombstones side by side.
 fn rewrite_dead_weight(view: &View) -> Option<Plan> {
@@ -415,6 +438,26 @@ mod tests {
     fn a_table_in_the_gap_between_those_of_level_0_joins_their_merge() {
         let view = draw("L0 6:b-e 5:x-z 4:a-c\nL6 1:m-n");
         assert_eq!(choose(&view, TARGETS), merge(&[(0, 6), (0, 5), (0, 4), (6, 1)], 6));
+    }
+
+    #[test]
+    fn a_level_0_of_deletions_is_emptied_before_it_is_full() {
+        let mut view = draw("L0 5:a-m\nL6 1:a-c 2:d-f 3:zz-zzz");
+        let delete = |view: &mut View, tombstones| {
+            let desc = &mut view.levels[0][0].desc;
+            (desc.entries, desc.tombstones) = (100, tombstones);
+        };
+        view.levels[6].iter_mut().for_each(|table| table.desc.entries = 400);
+        delete(&mut view, 99);
+        assert_eq!(choose(&view, TARGETS), None, "of 800 records 99 would go");
+        delete(&mut view, 100);
+        assert_eq!(choose(&view, TARGETS), merge(&[(0, 5), (6, 1), (6, 2)], 6));
+        view.snapshots = vec![view.levels[0][0].desc.seqnos.1 - 1, 100];
+        assert_eq!(choose(&view, TARGETS), None, "a snapshot sees what was deleted");
+        view.snapshots = vec![100];
+        view.levels[6][0].desc.entries = 1;
+        delete(&mut view, 49);
+        assert_eq!(choose(&view, TARGETS), None, "more than half is not deleted");
     }
 
     #[test]
