@@ -13,6 +13,7 @@ use crate::data;
 use crate::engines::{self, Config, Direct, Direction, Engine, Io, Name, Switch};
 use crate::process;
 use crate::report::Figures;
+use crate::size;
 use crate::timings::{Timings, Usage};
 use crate::workload::{self, Extent, Outcome, Workload};
 
@@ -45,6 +46,8 @@ pub struct Args {
     pool: PoolStrategy,
     #[arg(long, value_enum)]
     record_cache: Switch,
+    #[arg(long, value_parser = size::threshold)]
+    separate_above: size::Threshold,
     /// Where to write the process's id before anything else.
     #[arg(long)]
     join: Option<PathBuf>,
@@ -97,6 +100,7 @@ fn run_phase(args: &Args) -> Result<(), Failure> {
         direct: args.direct,
         pool: args.pool,
         record_cache: args.record_cache == Switch::On,
+        separate_above: args.separate_above,
         value_len: args.workload.value_len(),
         unflushed: (args.phase == Phase::Die && args.workload.fills_the_log())
             .then(|| args.workload.record_bytes(extent.records)),

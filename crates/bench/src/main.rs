@@ -192,6 +192,10 @@ struct EngineArgs {
     /// Whether our engine caches hot records one by one, beside blocks.
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t = Switch::On)]
     record_cache: Switch,
+    /// Length above which our engine keeps values in files of their own, such as 512 or 4KiB; `off` for
+    /// never.
+    #[arg(long, value_name = "SIZE", value_parser = size::threshold, default_value = "512")]
+    separate_above: size::Threshold,
     /// Times each measurement is taken; the median is shown.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), default_value_t = 3)]
     #[arg(default_value_if("quick", "true", "1"))]

@@ -197,6 +197,7 @@ impl Bench<'_> {
         command.args(["--io", &word(self.args.io), "--direct", &word(self.args.direct)]);
         command.args(["--pool", self.args.pool.name()]);
         command.args(["--record-cache", &word(self.args.record_cache)]);
+        command.args(["--separate-above", &self.args.separate_above.to_string()]);
         if let Some(group) = &group {
             command.arg("--join").arg(group.processes());
         }

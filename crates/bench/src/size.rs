@@ -19,6 +19,29 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     scaled(text, &units).ok_or_else(|| format!("'{text}' is no size; write 64MiB or 1GiB"))
 }
 
+/// Length above which values leave the tables, `None` if none do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threshold(pub Option<u32>);
+
+impl std::fmt::Display for Threshold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(len) => write!(f, "{len}"),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+/// Parses a length above which values leave the tables: a size, or `off`.
+pub fn threshold(text: &str) -> Result<Threshold, String> {
+    if text == "off" {
+        return Ok(Threshold(None));
+    }
+    let len =
+        u32::try_from(bytes(text)?).map_err(|_| format!("'{text}' is longer than a value"))?;
+    Ok(Threshold(Some(len)))
+}
+
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
     let (digits, factor) = units
@@ -32,6 +55,16 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thresholds_read_as_they_are_written() {
+        for text in ["off", "512", "4KiB"] {
+            let read = threshold(text).unwrap();
+            assert_eq!(threshold(&read.to_string()), Ok(read));
+        }
+        assert_eq!(threshold("4KiB"), Ok(Threshold(Some(4096))));
+        assert!(threshold("8GiB").is_err() && threshold("none").is_err());
+    }
 
     #[test]
     fn sizes_read_as_people_write_them() {

@@ -464,6 +464,7 @@ mod tests {
             memory: 8 << 20,
             synced: false,
             record_cache: true,
+            separate_above: crate::size::Threshold(Some(512)),
             io: engines::Io::Auto,
             direct: engines::Direct::Log,
             pool: Default::default(),

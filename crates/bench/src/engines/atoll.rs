@@ -28,6 +28,7 @@ pub(super) fn open(
     if !config.record_cache {
         options.record_cache_percent = 0;
     }
+    options.separate_above = config.separate_above.0;
     let builder = Database::builder(&config.dir);
     let builder = match config.unflushed {
         None => builder.options(options).memory(memory),

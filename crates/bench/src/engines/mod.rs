@@ -17,6 +17,7 @@ use atoll_lsm::PoolStrategy;
 
 use crate::Failure;
 use crate::data::KEY_LEN;
+use crate::size::Threshold;
 
 /// An engine that can be measured. The crate's documentation has the table of settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -93,6 +94,8 @@ pub struct Config {
     pub synced: bool,
     /// Whether hot records are cached one by one, where there is a choice.
     pub record_cache: bool,
+    /// Which values stand in files of their own, where there is a choice.
+    pub separate_above: Threshold,
     /// What carries its transfers out, where it has a choice.
     pub io: Io,
     /// What of it goes past the page cache, where it has a choice.
@@ -249,6 +252,7 @@ mod tests {
             memory: 16 << 20,
             synced: false,
             record_cache: true,
+            separate_above: Threshold(Some(512)),
             io: Io::Auto,
             direct: Direct::Log,
             pool: PoolStrategy::default(),
