@@ -137,7 +137,7 @@ async fn make_values_folder(env: &Env, paths: &Paths) -> Result<()> {
 
 /// Rebuilds the store from manifest and log.
 ///
-/// Everything is read and judged before the first change, so that a directory that is refused is
+/// Everything is read and verified before the first change, so that a directory that is refused is
 /// left as it was found.
 async fn recover(
     options: Options,
@@ -177,7 +177,9 @@ async fn recover(
                 let needed = arena_bytes(entry.payload)?;
                 if needed > active.free() {
                     let larger = Memtable::capacity_for(needed).max(capacity);
-                    let bytes = active.memtable().bytes_used();
+                    // One that is empty is in nobody's way, although its index takes memory.
+                    let full = active.memtable().clone();
+                    let bytes = if full.is_empty() { 0 } else { full.bytes_used() };
                     // One more than writers may have, who sealed at other places: what they left on a
                     // full disk can always be read.
                     largest = largest.max(bytes);
@@ -186,7 +188,7 @@ async fn recover(
                         return Ok(ControlFlow::Break(()));
                     }
                     let (next, memtable) = Memtable::new(larger);
-                    let full = std::mem::replace(&mut active, next).memtable().clone();
+                    active = next;
                     if full.is_empty() {
                         memtables.remove(0);
                     } else {

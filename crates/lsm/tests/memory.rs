@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atoll_env::random::Prng;
-use atoll_env::sim::Sim;
+use atoll_env::sim::{DiskOptions, Sim};
 use atoll_env::sync::{Either, select_biased};
 use atoll_lsm::{
     Batch, Compression, Database, Durability, Error, Keyspace, KeyspaceOptions, Options,
@@ -281,4 +281,38 @@ fn a_log_longer_than_the_memory_is_flushed_as_it_is_replayed() {
         assert_eq!(ks.get_async("04999").await.unwrap().as_deref(), Some(&long_value(4999)[..]));
         db.close_async().await.unwrap();
     });
+}
+
+#[test]
+fn a_batch_larger_than_all_memtables_and_what_follows_it_are_read_on_a_full_disk() {
+    let sim = Sim::new(2);
+    let node = sim.node("a");
+    sim.block_on(&node, async {
+        let env = node.env();
+        let (db, ks) = open_in(&env, 512 << 20).await;
+        db.flush_async().await.unwrap();
+        // It has a memtable of its own, and those of the usual size take less than it together.
+        let large = batch(&ks, 6 << 20, 30_000, 0);
+        db.write_async(large, WriteOptions::default()).await.unwrap();
+        for n in 0..200 {
+            let key = format!("{n:05}");
+            ks.insert_async(key, long_value(n), WriteOptions::default()).await.unwrap();
+        }
+        db.sync_async().await.unwrap();
+        drop((ks, db));
+        env.clock.sleep(Duration::from_secs(3)).await;
+
+        // Room for the log's next segment, and none for a table.
+        let capacity = Some(node.disk().space() + (1 << 20) + (64 << 10));
+        node.disk().set_options(DiskOptions { capacity, ..node.disk().options() });
+        let (db, ks) = open_in(&env, MEMORY).await;
+        assert_eq!(db.stats().flushes.count, 0);
+        assert_eq!(ks.get_async("00199").await.unwrap().as_deref(), Some(&long_value(199)[..]));
+        assert_eq!(
+            ks.get_async(format!("{:08}", 100)).await.unwrap().map(|v| v.len()),
+            Some(30_000)
+        );
+        drop((ks, db));
+    })
+    .done();
 }
