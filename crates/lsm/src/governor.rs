@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use crate::memtable::{self, Memtable};
 use crate::options::Options;
 use crate::pool::Pool;
-use crate::records::Records;
+use crate::records::{RecordStats, Records};
 
 /// Divides the memory budget between memtables and cache.
 pub(crate) struct Governor {
@@ -199,14 +199,14 @@ impl Governor {
         if !self.records.is_on() {
             return;
         }
-        let (records, blocks) = (self.records.stats(), self.pool.stats());
-        let (hits, block_misses) = (records.hits, blocks.misses);
-        let now = Lookups { records: hits + records.misses, hits, block_misses };
+        let RecordStats { hits, misses, .. } = self.records.stats();
+        let now = Lookups { records: hits + misses, hits, block_misses: self.pool.stats().misses };
+        // Counters only rise.
         let since = ledger.looked_at;
         let lookups = Lookups {
             records: now.records - since.records,
-            hits: now.hits.saturating_sub(since.hits),
-            block_misses: now.block_misses.saturating_sub(since.block_misses),
+            hits: now.hits - since.hits,
+            block_misses: now.block_misses - since.block_misses,
         };
         if lookups.records < LOOKUPS_MIN {
             return;

@@ -24,7 +24,6 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use atoll_env::{Env, sometimes};
 use parking_lot::Mutex;
@@ -43,7 +42,7 @@ use crate::options::{Durability, Options};
 use crate::pool;
 use crate::records::Records;
 use crate::recovery::{Replay, inspect};
-use crate::store::{Catalog, GROUP, Parts, Sealed, Store, Writer, arena_bytes, insert};
+use crate::store::{Catalog, GROUP, Parts, Sealed, Stamp, Store, Writer, arena_bytes, insert};
 use crate::tables::Tables;
 use crate::version::manifest::{self, Manifest, SWAP};
 use crate::version::{Edit, Garbage, Paths};
@@ -311,10 +310,8 @@ impl Behind {
                     store.seal(writer, capacity, FlushReason::Recovery).await?;
                 }
             }
-            let last = insert(&mut writer.active, entry.payload, entry.position)?;
-            writer.applied.insert(group, index);
-            writer.position = writer.position.max(last + 1);
-            store.visible.fetch_max(last, Ordering::Release);
+            let stamp = Stamp { group, index, position: entry.position };
+            store.take_in(writer, stamp, entry.payload)?;
         }
         Ok(())
     }

@@ -789,16 +789,22 @@ impl Store {
             }
         }
         self.stretches.wrote(stamp.position, payload);
-        let last = insert(&mut writer.active, payload, stamp.position)?;
-        writer.applied.insert(stamp.group, stamp.index);
-        writer.position = writer.position.max(last + 1);
-        self.visible.fetch_max(last, Ordering::Release);
+        self.take_in(writer, stamp, payload)?;
         self.stats.wrote(payload.len());
         let usual = self.options.memtable_capacity();
         if writer.active.memtable().capacity() > usual {
             // The cache lacks its memory: it goes as soon as it can.
             self.seal(writer, usual, FlushReason::LargeBatch).await?;
         }
+        Ok(())
+    }
+
+    /// Inserts the records of an entry into the active memtable, which has room, and makes them visible.
+    pub(crate) fn take_in(&self, writer: &mut Writer, stamp: Stamp, payload: &[u8]) -> Result<()> {
+        let last = insert(&mut writer.active, payload, stamp.position)?;
+        writer.applied.insert(stamp.group, stamp.index);
+        writer.position = writer.position.max(last + 1);
+        self.visible.fetch_max(last, Ordering::Release);
         Ok(())
     }
 

@@ -683,7 +683,6 @@ fn what_a_compaction_filter_changed_is_not_answered_from_before() {
     }
 }
 
-/// Negative controls.
 #[test]
 fn records_have_less_room_while_every_key_is_as_likely_and_it_comes_back() {
     const KEYS: usize = 40_000;
@@ -727,6 +726,7 @@ fn records_have_less_room_while_every_key_is_as_likely_and_it_comes_back() {
     });
 }
 
+/// Negative controls.
 #[cfg(feature = "mutants")]
 mod mutants {
     use std::process::Command;

@@ -15,9 +15,8 @@
 //! The order of preference: tables that can be dropped unread; the level that exceeds its target
 //! most; tables whose records have mostly expired, are mostly tombstones, or mostly versions that
 //! nobody can read any more, or that have many tombstones side by side (`weight.rs`), L0 as a whole if
-//! it is mostly tombstones; tables that
-//! point most into value files that should go (`values/collect.rs`), which are written again in
-//! their place with the values moved.
+//! it is mostly tombstones; tables that point most into value files that should go
+//! (`values/collect.rs`), which are written again in their place with the values moved.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -53,6 +52,12 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Returns the sequence number of the oldest snapshot: what is above it, somebody may still need to
+    /// tell from what is below.
+    fn oldest_snapshot(&self) -> SeqNo {
+        self.snapshots.first().copied().unwrap_or(SeqNo::MAX)
+    }
+
     /// Returns the bytes of each level.
     pub(crate) fn bytes(&self) -> [u64; LEVELS] {
         std::array::from_fn(|level| self.levels[level].iter().map(|c| c.desc.size).sum())
@@ -73,7 +78,6 @@ const COLLECTED_TOGETHER: usize = 8;
 /// Tombstones side by side that are worth a merge, if they are also one of so many records.
 const DENSE_MIN: u64 = 1024;
 const DENSE_PARTS: u64 = 20;
-
 /// Tombstones of L0 are worth a merge of their own if they are one to so many records of the base level.
 const DELETED_PARTS: u64 = 8;
 
@@ -171,7 +175,7 @@ pub(crate) fn targets_of(bytes: &[u64; LEVELS], targets: Targets) -> (usize, [u6
 /// snapshot sees, or by the clock with nothing below that could come back.
 fn drop_dead(view: &View) -> Option<Plan> {
     let mut dead = Vec::new();
-    let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
+    let oldest = view.oldest_snapshot();
     for (level, tables) in view.levels.iter().enumerate() {
         for (at, table) in tables.iter().enumerate() {
             if table.blocked {
@@ -286,11 +290,11 @@ fn take_down(table: &Candidate, level: usize, below: &[&Candidate]) -> Plan {
 /// that the merge drops a good part of what it reads. Few tables of them are not many bytes, but hide
 /// several times as many below: every scan would walk over both until more tables have come.
 fn sink_deletions(view: &View, targets: Targets) -> Option<Plan> {
-    let (level0, oldest) = (&view.levels[0], view.snapshots.first().copied());
+    let (level0, oldest) = (&view.levels[0], view.oldest_snapshot());
     let entries: u64 = level0.iter().map(|table| table.desc.entries).sum();
     let tombstones: u64 = level0.iter().map(|table| table.desc.tombstones).sum();
     // What a snapshot still needs would only be written again.
-    let droppable = level0.iter().all(|t| oldest.is_none_or(|oldest| t.desc.seqnos.1 <= oldest));
+    let droppable = level0.iter().all(|table| table.desc.seqnos.1 <= oldest);
     if tombstones == 0 || tombstones * 2 < entries || !droppable {
         return None;
     }
@@ -303,7 +307,7 @@ fn sink_deletions(view: &View, targets: Targets) -> Option<Plan> {
 /// Returns a rewrite of a table that is mostly tombstones, mostly expired or mostly versions that
 /// the horizon has passed, or that has many tombstones side by side.
 fn rewrite_dead_weight(view: &View) -> Option<Plan> {
-    let oldest = view.snapshots.first().copied().unwrap_or(SeqNo::MAX);
+    let oldest = view.oldest_snapshot();
     for level in 1..LEVELS {
         for table in view.levels[level].iter().filter(|c| !c.blocked) {
             let desc = &table.desc;
