@@ -1,0 +1,72 @@
+//! What the fuzz targets call: the decoders of bytes from anybody.
+
+use bytes::Bytes;
+
+use crate::frame::{BadFrame, Decoder, Encoder, Frame, Lane};
+use crate::handshake::{ClusterKey, Handshake, Hello, Step};
+use crate::id::{Class, ClusterId, EngineId, Role};
+
+/// Decodes frames of each class: the result does not depend on how the stream is cut, and frames that
+/// come out are those that an encoder would have written.
+pub fn frames(bytes: &[u8]) {
+    for class in Class::ALL {
+        let lane = Lane { class, version: 1, salt: 0, sender: Role::Dialler };
+        let whole = decode(lane, bytes, bytes.len().max(1));
+        assert_eq!(whole, decode(lane, bytes, 1));
+        assert_eq!(whole, decode(lane, bytes, 7));
+        let (mut encoder, mut again) = (Encoder::new(lane), Vec::new());
+        for frame in &whole.0 {
+            let payload: [Bytes; 1] = [frame.payload.clone()];
+            encoder.frame(&mut again, frame.kind, frame.stream, &payload);
+        }
+        assert_eq!(again, bytes[..again.len()]);
+    }
+}
+
+fn decode(lane: Lane, bytes: &[u8], step: usize) -> (Vec<Frame>, Option<BadFrame>) {
+    let (mut decoder, mut frames) = (Decoder::new(lane), Vec::new());
+    for mut piece in bytes.chunks(step) {
+        loop {
+            match decoder.next(&mut piece) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(bad) => return (frames, Some(bad)),
+            }
+        }
+    }
+    (frames, None)
+}
+
+/// Gives bytes to both sides of a handshake: nobody who does not know the key comes through.
+pub fn handshake(bytes: &[u8]) {
+    if let Ok(hello) = Hello::decode(bytes, 1) {
+        let mut again = Vec::new();
+        hello.encode(&mut again);
+        assert!(bytes.starts_with(&again), "a hello survives the round trip");
+    }
+    let key = ClusterKey::new(b"0123456789abcdef").ok();
+    let ours = Hello {
+        versions: 1..=1,
+        cluster: ClusterId(1),
+        engine: EngineId(1),
+        incarnation: 1,
+        boot: 1,
+        class: Class::Raft,
+        has_key: true,
+        nonce: [1; 32],
+    };
+    for step in [1, 5, bytes.len().max(1)] {
+        let mut out = Vec::new();
+        let dialler = Handshake::dial(ours.clone(), key.clone(), None, &mut out);
+        let acceptor = Handshake::accept(ours.clone(), key.clone());
+        for mut side in [dialler, acceptor] {
+            for piece in bytes.chunks(step) {
+                match side.receive(piece, &mut out) {
+                    Step::More => {}
+                    Step::Admit(_) | Step::Done(_) => panic!("a stranger was let in"),
+                    Step::Refuse(_) | Step::Refused(..) => break,
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Who this engine is, and the limits within which it talks.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::Duration;
+
+use atoll_env::net::Stream;
+
+use crate::handshake::ClusterKey;
+use crate::id::{Class, ClusterId, EngineId, Role};
+
+/// The versions of the protocol that this code speaks.
+pub const VERSIONS: RangeInclusive<u16> = 1..=1;
+
+/// Turns the stream of a connection into the one to talk on, before its first byte: the place where
+/// TLS comes in. It says by the role which side of a TLS handshake it is.
+pub type Wrap = Rc<dyn Fn(Box<dyn Stream>, Role) -> Box<dyn Stream>>;
+
+/// Who an engine is, where it listens, and its limits. Everything but the identity has a default.
+#[derive(Clone)]
+pub struct Options {
+    /// The engine's id.
+    pub engine: EngineId,
+    /// Its cluster; [`ClusterId::NONE`] if it is to join one.
+    pub cluster: ClusterId,
+    /// How often its directory was opened. Has to grow with every start, and be durable before the
+    /// link opens: by this peers tell a restart from a copy.
+    pub incarnation: u64,
+    /// Where it listens for others; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The cluster's secret. Whether an address may do without: [`policy`](crate::policy).
+    pub key: Option<ClusterKey>,
+    /// TLS, if there is any.
+    pub wrap: Option<Wrap>,
+    /// The versions of the protocol that it speaks.
+    pub versions: RangeInclusive<u16>,
+    /// How long connecting may take. 2 s.
+    pub connect_timeout: Duration,
+    /// How long a handshake may take. 5 s.
+    pub handshake_timeout: Duration,
+    /// The wait before the first try to connect again; doubled by each that fails. 50 ms.
+    pub backoff_min: Duration,
+    /// The longest wait between tries. 2 s.
+    pub backoff_max: Duration,
+    /// How long a connection of each class may be silent, or not take what is sent, before it is
+    /// closed: raft 2 s, rpc 5 s, bulk 10 s. After a quarter of it without a word the other side is
+    /// asked whether it is there.
+    pub silence: [Duration; 3],
+    /// Bytes of messages that wait for each peer, raft. 8 MiB: a message of the longest length fits
+    /// whenever nothing else waits.
+    pub raft_queue_bytes: usize,
+    /// Calls of each peer that are under way, in either direction. 256.
+    pub calls_max: usize,
+    /// Bytes of requests that are under way for each peer, in either direction, and of answers that
+    /// wait to be sent or to be taken. 16 MiB each.
+    pub call_bytes: usize,
+    /// Bulk streams of each peer, in either direction. 16.
+    pub streams_max: usize,
+    /// Bytes that the sender of a bulk stream may be ahead of its reader. 1 MiB.
+    pub window: usize,
+    /// Connections that have not proved who they are. 64.
+    pub handshakes_max: usize,
+    /// Engines that may be connected at once. 256.
+    pub peers_max: usize,
+}
+
+impl Options {
+    /// Returns the defaults for an engine.
+    pub fn new(
+        engine: EngineId,
+        cluster: ClusterId,
+        incarnation: u64,
+        listen: SocketAddr,
+    ) -> Options {
+        Options {
+            engine,
+            cluster,
+            incarnation,
+            listen,
+            key: None,
+            wrap: None,
+            versions: VERSIONS,
+            connect_timeout: Duration::from_secs(2),
+            handshake_timeout: Duration::from_secs(5),
+            backoff_min: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(2),
+            silence: [2, 5, 10].map(Duration::from_secs),
+            raft_queue_bytes: Class::Raft.payload_max() + 64,
+            calls_max: 256,
+            call_bytes: 16 << 20,
+            streams_max: 16,
+            window: 1 << 20,
+            handshakes_max: 64,
+            peers_max: 256,
+        }
+    }
+
+    /// Checks what a later failure would not explain.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.engine.0 == 0 {
+            return Err("an engine's id cannot be 0: draw a UUID for its directory".to_owned());
+        }
+        let longest = Class::Bulk.payload_max() + crate::bulk::CHUNK_COST;
+        if self.window < longest || u32::try_from(self.window).is_err() {
+            return Err(format!(
+                "the window of a bulk stream is {} bytes and has to be {longest} at least, so that \
+                every chunk fits, and below 4 GiB",
+                self.window
+            ));
+        }
+        if self.silence.iter().any(|silence| *silence < Duration::from_millis(8)) {
+            return Err("a connection cannot be closed after less than 8 ms of silence".to_owned());
+        }
+        Ok(())
+    }
+}
