@@ -48,6 +48,8 @@ const BUDGET: usize = 256 << 10;
 pub(crate) const SCRATCH: usize = 64 << 10;
 /// How long a side that closes waits for its last words to be taken.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// What is read meanwhile at most, and thrown away: what the network may hold of a peer's bytes.
+const LINGER_BYTES: usize = 4 << 20;
 
 /// Why a connection ends.
 #[derive(Clone, Debug)]
@@ -457,6 +459,11 @@ pub(crate) async fn last_words(stream: &mut dyn Stream, bytes: &[u8]) {
     {
         return;
     }
-    let mut ignored = [0; 4096];
-    while let Ok(1..) = poll_fn(|cx| stream.poll_read(cx, &mut ignored)).await {}
+    let (mut ignored, mut left) = ([0; 4096], LINGER_BYTES);
+    while left > 0 {
+        match poll_fn(|cx| stream.poll_read(cx, &mut ignored)).await {
+            Ok(n @ 1..) => left = left.saturating_sub(n),
+            _ => return,
+        }
+    }
 }

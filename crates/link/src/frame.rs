@@ -413,7 +413,7 @@ mod tests {
     fn the_bytes_of_a_frame_never_change() {
         let request = Frame { kind: Kind::Request, stream: 3, payload: bytes("\x64\0\0\0hi") };
         let hex: String = encode(LANE, &[request]).iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "0600000020000100030000009e9c0b4a640000006869");
+        assert_eq!(hex, "0600000020000100030000001a1de6e6640000006869");
     }
 
     #[test]

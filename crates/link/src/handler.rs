@@ -70,4 +70,9 @@ pub trait Handler {
     fn refused(&self, refused: &Refused) {
         let _ = refused;
     }
+
+    /// An engine could not be connected to; it is tried again. Told at every try, for each class.
+    fn unreachable(&self, engine: EngineId, address: SocketAddr, why: &str) {
+        let _ = (engine, address, why);
+    }
 }

@@ -51,8 +51,6 @@ const HEADER_LEN: usize = 8 + 1 + 2 + 4;
 const BODY_MAX: usize = 1 + SENTENCE_MAX;
 /// The longest message, in bytes.
 pub const MESSAGE_MAX: usize = HEADER_LEN + BODY_MAX;
-/// What version 1 has in a hello.
-const HELLO_LEN: usize = 2 + 2 + 16 + 16 + 8 + 8 + 1 + 1 + 32;
 const HAS_KEY: u8 = 1;
 
 /// The secret that the engines of a cluster share.

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -109,8 +109,8 @@ struct Shared {
 struct State {
     peers: BTreeMap<EngineId, Known>,
     prng: Prng,
-    /// Connections of others that have not proved who they are.
-    handshakes: usize,
+    /// Connections of others that have not proved who they are, by where they come from.
+    handshakes: BTreeMap<IpAddr, usize>,
     last_generation: u64,
 }
 
@@ -134,6 +134,7 @@ enum News {
     Up(Peer, Class),
     Down(EngineId, Class, String),
     Refused(Refused),
+    Unreachable(EngineId, SocketAddr, String),
 }
 
 impl Link {
@@ -148,7 +149,7 @@ impl Link {
         let state = State {
             peers: BTreeMap::new(),
             prng: Prng::new(env.random.next_u64()),
-            handshakes: 0,
+            handshakes: BTreeMap::new(),
             last_generation: 0,
         };
         let shared = Rc::new(Shared {
@@ -363,6 +364,9 @@ impl Shared {
                 Some(News::Up(peer, class)) => self.handler.up(&peer, class),
                 Some(News::Down(engine, class, why)) => self.handler.down(engine, class, &why),
                 Some(News::Refused(refused)) => self.handler.refused(&refused),
+                Some(News::Unreachable(engine, address, why)) => {
+                    self.handler.unreachable(engine, address, &why);
+                }
                 None => break,
             }
         }
@@ -634,9 +638,8 @@ impl Shared {
                 Either::Left(()) => return,
                 Either::Right(Ok((arrival, address))) => {
                     // A crowd of strangers gets no answer, so that answering costs nothing.
-                    if self.state.borrow().handshakes < self.options.handshakes_max {
-                        self.state.borrow_mut().handshakes += 1;
-                        let accepting = self.clone().accept(arrival, address);
+                    if let Some(place) = Place::take(&self, address.ip()) {
+                        let accepting = self.clone().accept(arrival, address, place);
                         self.env.tasks.spawn_local("link-accept", Box::pin(accepting));
                     }
                 }
@@ -645,8 +648,7 @@ impl Shared {
         }
     }
 
-    async fn accept(self: Rc<Self>, arrival: Box<dyn Arrival>, address: SocketAddr) {
-        let place = Place(self.clone());
+    async fn accept(self: Rc<Self>, arrival: Box<dyn Arrival>, address: SocketAddr, place: Place) {
         let Ok(stream) = arrival.attach() else { return };
         let mut stream = self.wrap(stream, Role::Acceptor);
         let ours = self.hello(Class::Raft);
@@ -723,7 +725,17 @@ impl Shared {
     ) {
         let connecting = self.env.network.connect(address);
         let connected = timeout(&*self.env.clock, self.options.connect_timeout, connecting).await;
-        let Ok(Ok(stream)) = connected else { return };
+        let stream = match connected {
+            Ok(Ok(stream)) => stream,
+            failed => {
+                let why = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "it does not answer".to_owned(),
+                };
+                self.note(News::Unreachable(engine, address, why));
+                return;
+            }
+        };
         let mut stream = self.wrap(stream, Role::Dialler);
         let (mut out, key) = (Vec::new(), self.options.key.clone());
         let handshake = Handshake::dial(self.hello(class), key, Some(engine), &mut out);
@@ -747,12 +759,34 @@ impl Shared {
     }
 }
 
-/// A place among the handshakes under way.
-struct Place(Rc<Shared>);
+/// A place among the handshakes under way. One address gets a quarter of them at most, so that it
+/// cannot keep everybody else out.
+struct Place {
+    shared: Rc<Shared>,
+    ip: IpAddr,
+}
+
+impl Place {
+    fn take(shared: &Rc<Shared>, ip: IpAddr) -> Option<Place> {
+        let max = shared.options.handshakes_max;
+        let handshakes = &mut shared.state.borrow_mut().handshakes;
+        let all: usize = handshakes.values().sum();
+        let of_this = handshakes.get(&ip).copied().unwrap_or_default();
+        if all >= max || of_this >= max.div_ceil(4) {
+            return None;
+        }
+        handshakes.insert(ip, of_this + 1);
+        Some(Place { shared: shared.clone(), ip })
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state.borrow_mut().handshakes -= 1;
+        let handshakes = &mut self.shared.state.borrow_mut().handshakes;
+        match handshakes.get_mut(&self.ip) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => _ = handshakes.remove(&self.ip),
+        }
     }
 }
 

@@ -50,7 +50,7 @@ pub struct Options {
     /// Bytes of messages that wait for each peer, raft. 8 MiB: a message of the longest length fits
     /// whenever nothing else waits.
     pub raft_queue_bytes: usize,
-    /// Calls of each peer that are under way, in either direction. 256.
+    /// Calls of each peer that are under way, in either direction. 256, and 4096 at most.
     pub calls_max: usize,
     /// Bytes of requests that are under way for each peer, in either direction, and of answers that
     /// wait to be sent or to be taken. 16 MiB each.
@@ -59,7 +59,7 @@ pub struct Options {
     pub streams_max: usize,
     /// Bytes that the sender of a bulk stream may be ahead of its reader. 1 MiB.
     pub window: usize,
-    /// Connections that have not proved who they are. 64.
+    /// Connections that have not proved who they are; of one address a quarter of them. 64.
     pub handshakes_max: usize,
     /// Engines that may be connected at once. 256.
     pub peers_max: usize,
@@ -108,6 +108,9 @@ impl Options {
                 every chunk fits, and below 4 GiB",
                 self.window
             ));
+        }
+        if self.calls_max > crate::outbox::URGENT_MAX / 2 {
+            return Err(format!("{} calls at once are too many: 4096 at most", self.calls_max));
         }
         if self.silence.iter().any(|silence| *silence < Duration::from_millis(8)) {
             return Err("a connection cannot be closed after less than 8 ms of silence".to_owned());

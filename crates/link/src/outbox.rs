@@ -26,8 +26,8 @@ use crate::frame::{Encoder, HEADER_LEN, Kind, Lane};
 const GATHER: usize = 64 << 10;
 /// From this length on, a part of a payload is not copied.
 const LONG: usize = 16 << 10;
-/// Urgent frames that may wait.
-const URGENT_MAX: usize = 2048;
+/// Urgent frames that may wait: twice what one read of a peer that asks as much as it may brings.
+pub(crate) const URGENT_MAX: usize = 8192;
 
 /// The parts of a payload.
 pub(crate) type Parts = SmallVec<[Bytes; 2]>;
