@@ -421,21 +421,7 @@ impl Driver {
         let clock = self.conn.clock.clone();
         let mut payload = vec![refusal.code() as u8];
         payload.extend(cut(&refusal.theirs()).bytes());
-        // What had begun to leave has to leave whole: the other side reads frames.
-        let mut out = self.conn.out.borrow_mut();
-        let fits = out.push_urgent(Kind::Close, 0, payload.into());
-        debug_assert!(fits, "everything else was dropped");
-        let mut bytes = Vec::new();
-        loop {
-            let next = out.next_bytes();
-            let len = next.len();
-            if len == 0 {
-                break;
-            }
-            bytes.extend_from_slice(next);
-            out.advance(len);
-        }
-        drop(out);
+        let bytes = self.conn.out.borrow_mut().last_bytes(Kind::Close, payload.into());
         let _ = timeout(&*clock, FAREWELL, last_words(&mut *self.stream, &bytes)).await;
     }
 }
@@ -455,7 +441,8 @@ pub(crate) async fn write_all(stream: &mut dyn Stream, mut bytes: &[u8]) -> std:
 /// Writes `bytes` and reads what still comes until the other side closes: a socket that is closed
 /// with unread bytes is reset, and a reset can overtake the last words. To be bounded by a timeout.
 pub(crate) async fn last_words(stream: &mut dyn Stream, bytes: &[u8]) {
-    if write_all(stream, bytes).await.is_err() || poll_fn(|cx| stream.poll_shutdown(cx)).await.is_err()
+    if write_all(stream, bytes).await.is_err()
+        || poll_fn(|cx| stream.poll_shutdown(cx)).await.is_err()
     {
         return;
     }

@@ -369,8 +369,7 @@ mod tests {
     use super::*;
     use atoll_env::random::Prng;
 
-    const LANE: Lane =
-        Lane { class: Class::Rpc, version: 1, salt: 0x5a17, sender: Role::Dialler };
+    const LANE: Lane = Lane { class: Class::Rpc, version: 1, salt: 0x5a17, sender: Role::Dialler };
 
     fn bytes(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
@@ -389,7 +388,8 @@ mod tests {
     fn encode(lane: Lane, frames: &[Frame]) -> Vec<u8> {
         let (mut encoder, mut out) = (Encoder::new(lane), Vec::new());
         for frame in frames {
-            encoder.frame(&mut out, frame.kind, frame.stream, &[frame.payload.clone()]);
+            let payload = std::slice::from_ref(&frame.payload);
+            encoder.frame(&mut out, frame.kind, frame.stream, payload);
         }
         out
     }
@@ -505,11 +505,14 @@ mod tests {
     #[test]
     fn an_announced_length_takes_no_memory() {
         let mut decoder = Decoder::new(LANE);
-        let mut bytes = encode(LANE, &[Frame {
-            kind: Kind::Answer,
-            stream: 0,
-            payload: Bytes::from(vec![1; Class::Rpc.payload_max()]),
-        }]);
+        let mut bytes = encode(
+            LANE,
+            &[Frame {
+                kind: Kind::Answer,
+                stream: 0,
+                payload: Bytes::from(vec![1; Class::Rpc.payload_max()]),
+            }],
+        );
         bytes.truncate(HEADER_LEN + 100);
         assert_eq!(decoder.next(&mut &bytes[..]), Ok(None));
         assert!(decoder.payload.capacity() <= 200, "{}", decoder.payload.capacity());

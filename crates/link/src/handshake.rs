@@ -99,7 +99,8 @@ pub fn nonce(key: Option<&ClusterKey>, engine: EngineId, drawn: [u64; 4]) -> [u8
 fn mac(key: Option<&ClusterKey>) -> Hmac<Sha256> {
     // Without a key the proof still shows that both saw the same hellos.
     let key = key.map_or(&[][..], |key| &key.0);
-    <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("invariant: HMAC takes keys of any length")
+    <Hmac<Sha256> as KeyInit>::new_from_slice(key)
+        .expect("invariant: HMAC takes keys of any length")
 }
 
 /// What an engine says of itself.
@@ -162,16 +163,7 @@ impl Hello {
             }
         }
         let has_key = flags & HAS_KEY != 0;
-        Ok(Hello {
-            versions: min..=max,
-            cluster,
-            engine,
-            incarnation,
-            boot,
-            class,
-            has_key,
-            nonce,
-        })
+        Ok(Hello { versions: min..=max, cluster, engine, incarnation, boot, class, has_key, nonce })
     }
 }
 
@@ -196,6 +188,19 @@ fn put(out: &mut Vec<u8>, kind: MessageKind, body: &[u8]) {
     let sum = checksum(&out[start..], body);
     out.extend(sum.to_le_bytes());
     out.extend(body);
+}
+
+/// Appends messages whose bodies are pieces of `bytes`: each begins with a byte for its kind and one for
+/// its length.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn put_all(out: &mut Vec<u8>, mut bytes: &[u8]) {
+    while let Some((&[kind, len], rest)) = bytes.split_first_chunk() {
+        let (body, rest) = rest.split_at(rest.len().min(len.into()));
+        let kind =
+            [MessageKind::Hello, MessageKind::Proof, MessageKind::Verdict][usize::from(kind) % 3];
+        put(out, kind, body);
+        bytes = rest;
+    }
 }
 
 /// Takes a message off the front of `inbox`; `None` if it is not whole.

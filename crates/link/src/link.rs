@@ -230,7 +230,11 @@ impl Link {
     ///
     /// # Errors
     /// It was dropped, and why. Counted in [`Stats::drops`].
-    pub fn send(&self, to: EngineId, message: impl IntoIterator<Item = Bytes>) -> Result<(), Dropped> {
+    pub fn send(
+        &self,
+        to: EngineId,
+        message: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(), Dropped> {
         let shared = self.shared();
         let parts: Parts = message.into_iter().collect();
         let len: usize = parts.iter().map(Bytes::len).sum();
@@ -453,12 +457,7 @@ impl Shared {
 
     /// Puts a connection whose handshake is done into its place. It may be refused even now, since
     /// others may have come about meanwhile; then it is closed already.
-    fn install(
-        &self,
-        proven: &Proven,
-        role: Role,
-        address: SocketAddr,
-    ) -> Rc<Conn> {
+    fn install(&self, proven: &Proven, role: Role, address: SocketAddr) -> Rc<Conn> {
         let class = proven.hello.class;
         let engine = proven.hello.engine;
         let verdict = self.admit(proven, role, address);
@@ -485,9 +484,12 @@ impl Shared {
             Verdict::Refuse(refusal) => conn.close(refusal),
             Verdict::Take(closed) => {
                 for (class, refusal) in closed {
-                    let old = self.state.borrow().peers.get(&engine).and_then(|known| {
-                        known.conns[class.index()].clone()
-                    });
+                    let old = self
+                        .state
+                        .borrow()
+                        .peers
+                        .get(&engine)
+                        .and_then(|known| known.conns[class.index()].clone());
                     if let Some(old) = old {
                         if refusal == Refusal::Redundant {
                             old.counters.update(|stats| stats.redundant += 1);
@@ -535,7 +537,13 @@ impl Shared {
     }
 
     /// Runs a connection to its end.
-    async fn run(self: &Rc<Self>, conn: Rc<Conn>, stream: Box<dyn Stream>, salt: u64, rest: Vec<u8>) {
+    async fn run(
+        self: &Rc<Self>,
+        conn: Rc<Conn>,
+        stream: Box<dyn Stream>,
+        salt: u64,
+        rest: Vec<u8>,
+    ) {
         self.tell();
         let mut driver = Driver::new(conn.clone(), stream, salt, rest, self.scratch.clone());
         let end = driver.drive().await;
@@ -653,8 +661,7 @@ impl Shared {
         let mut stream = self.wrap(stream, Role::Acceptor);
         let ours = self.hello(Class::Raft);
         let handshake = Handshake::accept(ours, self.options.key.clone());
-        let shaken =
-            self.shake(&mut *stream, handshake, Vec::new(), Role::Acceptor, address).await;
+        let shaken = self.shake(&mut *stream, handshake, Vec::new(), Role::Acceptor, address).await;
         drop(place);
         if let Ok((proven, rest)) = shaken {
             let conn = self.install(&proven, Role::Acceptor, address);

@@ -159,10 +159,29 @@ impl Outbox {
         }
     }
 
+    /// Returns the last bytes of the connection: what had begun to leave, which has to leave whole
+    /// since the other side reads frames, and one more frame. Everything else is dropped.
+    pub(crate) fn last_bytes(&mut self, kind: Kind, payload: Bytes) -> Vec<u8> {
+        self.clear();
+        self.push(kind, 0, SmallVec::from_iter([payload]));
+        let mut bytes = Vec::with_capacity(self.bytes());
+        loop {
+            let next = self.next_bytes();
+            let len = next.len();
+            if len == 0 {
+                return bytes;
+            }
+            bytes.extend_from_slice(next);
+            self.advance(len);
+        }
+    }
+
     fn gather(&mut self) {
         let mut short = Vec::with_capacity(self.queued.min(GATHER));
         while self.gathered < GATHER {
-            let Some(next) = self.urgent.pop_front().or_else(|| self.data.pop_front()) else { break };
+            let Some(next) = self.urgent.pop_front().or_else(|| self.data.pop_front()) else {
+                break;
+            };
             self.queued -= next.len();
             self.gathered += next.len();
             self.frames += 1;

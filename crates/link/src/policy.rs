@@ -14,11 +14,15 @@ pub fn off_loopback_requires(addr: SocketAddr, has_key: bool, has_tls: bool) -> 
     }
     let missing = match (has_key, has_tls) {
         (true, true) => return Ok(()),
-        (false, true) => "a cluster key: write 32 random bytes into a file and start every engine \
-            with --cluster-key FILE",
+        (false, true) => {
+            "a cluster key: write 32 random bytes into a file and start every engine \
+            with --cluster-key FILE"
+        }
         (true, false) => "TLS: make certificates for the engines by atoll cert",
-        (false, false) => "a cluster key and TLS: write 32 random bytes into a file, start every \
-            engine with --cluster-key FILE, and make certificates for the engines by atoll cert",
+        (false, false) => {
+            "a cluster key and TLS: write 32 random bytes into a file, start every \
+            engine with --cluster-key FILE, and make certificates for the engines by atoll cert"
+        }
     };
     Err(format!(
         "engines at {addr} can be reached by other machines, and that takes {missing} (or listen on \

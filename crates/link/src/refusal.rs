@@ -196,8 +196,9 @@ impl Refusal {
                 "you belong to cluster {theirs} and this engine to cluster {ours}: correct the \
                 address, or start with an empty data directory to join"
             ),
-            Refusal::Myself => "you dialled yourself: take your own address out of your peers"
-                .to_owned(),
+            Refusal::Myself => {
+                "you dialled yourself: take your own address out of your peers".to_owned()
+            }
             Refusal::SameEngine(engine) => format!(
                 "this engine has your id, {engine}: one of the two data directories is a copy; \
                 stop the copy, and let it join with an empty data directory"
@@ -224,9 +225,11 @@ impl Refusal {
                 format!("of what you sent, {bad}: look for a faulty network between the engines")
             }
             Refusal::Busy(what) => format!("this engine has too many {what}: try again later"),
-            Refusal::Silent => "your handshake took too long: look at the load of your machine and \
+            Refusal::Silent => {
+                "your handshake took too long: look at the load of your machine and \
                 at the network"
-                .to_owned(),
+                    .to_owned()
+            }
             Refusal::Leaving => "this engine stops".to_owned(),
         }
     }
@@ -288,9 +291,9 @@ impl Refusal {
             Refusal::Protocol(what) => {
                 format!("the engine at {them} broke the protocol of engines ({what})")
             }
-            Refusal::BadFrame(bad) => format!(
-                "of what {them} sent, {bad}: look for a faulty network between the engines"
-            ),
+            Refusal::BadFrame(bad) => {
+                format!("of what {them} sent, {bad}: look for a faulty network between the engines")
+            }
             Refusal::Busy(what) => {
                 format!("{them} was turned away: this engine has too many {what}")
             }

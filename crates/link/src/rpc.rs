@@ -253,13 +253,19 @@ impl Calls {
         served.iter().for_each(|served| served.cancel());
     }
 
-    fn finish(&self, conn: &Conn, options: &Options, stream: u32, outcome: Result<Bytes, CallError>) {
+    fn finish(
+        &self,
+        conn: &Conn,
+        options: &Options,
+        stream: u32,
+        outcome: Result<Bytes, CallError>,
+    ) {
         // One that is not there was cancelled.
         let Some(waiting) = self.waiting.borrow_mut().remove(&stream) else { return };
         let outcome = match outcome {
-            Ok(answer) if self.unread.get() + answer.len() > options.call_bytes => {
-                Err(CallError::Unknown("too many answers were not taken by their callers".to_owned()))
-            }
+            Ok(answer) if self.unread.get() + answer.len() > options.call_bytes => Err(
+                CallError::Unknown("too many answers were not taken by their callers".to_owned()),
+            ),
             outcome => outcome,
         };
         if let Ok(answer) = &outcome {
@@ -282,11 +288,16 @@ pub(crate) fn receive(conn: &Rc<Conn>, options: &Options, frame: Frame) -> Resul
                 return Err(End::Refuse(Refusal::Protocol("a decline without a code")));
             };
             let sentence = readable(sentence);
-            calls.finish(conn, options, stream, Err(match code {
-                1 => CallError::NotSent(sentence),
-                2 => CallError::Refused(sentence),
-                _ => CallError::Unknown(sentence),
-            }));
+            calls.finish(
+                conn,
+                options,
+                stream,
+                Err(match code {
+                    1 => CallError::NotSent(sentence),
+                    2 => CallError::Refused(sentence),
+                    _ => CallError::Unknown(sentence),
+                }),
+            );
         }
         Kind::Cancel => {
             let served = calls.served.borrow().get(&stream).cloned();
@@ -311,8 +322,8 @@ fn serve(conn: &Rc<Conn>, options: &Options, stream: u32, payload: Bytes) -> Res
     if served.contains_key(&stream) {
         return Err(End::Refuse(Refusal::Protocol("a request under a number that is in use")));
     }
-    let has_room = served.len() < options.calls_max
-        && calls.served_bytes.get() + size <= options.call_bytes;
+    let has_room =
+        served.len() < options.calls_max && calls.served_bytes.get() + size <= options.call_bytes;
     if !has_room {
         drop(served);
         conn.counters.update(|stats| stats.declines += 1);

@@ -19,6 +19,8 @@ targets! {
     current "../../../fuzz/fuzz_targets/current.rs"
     identity "../../../fuzz/fuzz_targets/identity.rs"
     keyspace_record "../../../fuzz/fuzz_targets/keyspace_record.rs"
+    link_frames "../../../fuzz/fuzz_targets/link_frames.rs"
+    link_handshake "../../../fuzz/fuzz_targets/link_handshake.rs"
     log_header "../../../fuzz/fuzz_targets/log_header.rs"
     log_lane "../../../fuzz/fuzz_targets/log_lane.rs"
     log_segment "../../../fuzz/fuzz_targets/log_segment.rs"

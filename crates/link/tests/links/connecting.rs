@@ -45,18 +45,15 @@ fn two_that_dial_each_other_at_once_keep_one_connection_of_each_class() {
         let sim = Sim::new(seed);
         sim.set_net_options(slow(5, 300, 0.01));
         let (node_a, node_b) = (sim.node("a"), sim.node("b"));
-        let patient = |options: Options| Options {
-            silence: [Duration::from_secs(8); 3],
-            ..options
-        };
+        let patient =
+            |options: Options| Options { silence: [Duration::from_secs(8); 3], ..options };
         let a = Engine::start(&sim, &node_a, patient(options(&node_a, 1)));
         let b = Engine::start(&sim, &node_b, patient(options(&node_b, 2)));
         a.knows(&sim, &b);
         b.knows(&sim, &a);
         sim.advance(Duration::from_secs(20));
         assert!(a.is_up(&b) && b.is_up(&a), "seed {seed}");
-        let connects =
-            |e: &Engine, o: &Engine| Class::ALL.map(|class| e.stats(o, class).connects);
+        let connects = |e: &Engine, o: &Engine| Class::ALL.map(|class| e.stats(o, class).connects);
         let before = (connects(&a, &b), connects(&b, &a));
         // What is up is the same connection on both sides: messages pass both ways.
         a.send(&b, 1).unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use atoll_env::Env;
 use atoll_env::net::Stream;
+use atoll_env::random::Prng;
 use atoll_env::sim::{Node, Sim};
 use atoll_env::sync::timeout;
 use atoll_link::frame::{Decoder, Encoder, Frame, Kind, Lane};
@@ -358,4 +359,87 @@ fn too_many_engines_are_told_so() {
     assert!(!others[2].link.is_connected(engine.id, Class::Raft));
     let told = others[2].owner.refusal(Code::Busy, true).unwrap();
     assert!(told.sentence.contains("too many engines connected"), "{told}");
+}
+
+#[test]
+fn good_frames_with_any_content_neither_panic_nor_disturb_others() {
+    const KINDS: [(Class, &[Kind]); 3] = [
+        (Class::Raft, &[Kind::Ping, Kind::Pong, Kind::Message]),
+        (Class::Rpc, &[Kind::Request, Kind::Answer, Kind::Decline, Kind::Cancel, Kind::Pong]),
+        (
+            Class::Bulk,
+            &[
+                Kind::Open,
+                Kind::Chunk,
+                Kind::Finish,
+                Kind::Abort,
+                Kind::Grant,
+                Kind::Stop,
+                Kind::Done,
+            ],
+        ),
+    ];
+    let mut delivered = [0; 3];
+    for seed in 0..60 {
+        let sim = Sim::new(seed);
+        let (engine, node) = target(&sim, |_| {});
+        engine.owner.answering.set([Answering::Echo, Answering::Hold][seed as usize % 2]);
+        let other_node = sim.node("other");
+        let other = Engine::start(&sim, &other_node, options(&other_node, 2));
+        other.knows(&sim, &engine);
+        sim.advance(Duration::from_secs(1));
+        let env = node.env();
+        let mut prng = Prng::new(seed);
+        for (class, kinds) in KINDS {
+            sim.block_on(&node, async {
+                let mut raw = Raw::connect(&env, engine.address(), class).await;
+                // Calls and streams of the engine, which the peer may answer as it likes.
+                env.clock.sleep(Duration::from_millis(5)).await;
+                let _call = (class == Class::Rpc).then(|| {
+                    let deadline = env.clock.now().after(Duration::from_secs(60));
+                    let link = engine.link.clone();
+                    let call = async move {
+                        let _ = link.call(EngineId(9), Bytes::from_static(b"?"), deadline).await;
+                    };
+                    env.tasks.spawn_local("call", Box::pin(call));
+                });
+                let mut sender = engine.link.open_stream(EngineId(9), Bytes::new());
+                let streams = [2, 5, 1000][prng.index(3)];
+                for _ in 0..60 {
+                    let kind = kinds[prng.index(kinds.len())];
+                    // Mostly long enough to be looked into.
+                    let least = if prng.chance(0.02) { 0 } else { 4 };
+                    let len = match kind {
+                        Kind::Ping | Kind::Pong | Kind::Cancel | Kind::Finish | Kind::Done => 0,
+                        Kind::Grant => least,
+                        _ => least + prng.index(30),
+                    };
+                    let mut payload = vec![0; len];
+                    prng.fill(&mut payload);
+                    if raw.send(kind, prng.below(streams) as u32, payload).await.is_err() {
+                        break;
+                    }
+                    if let Ok(sender) = &mut sender {
+                        let sending = sender.send(Bytes::from_static(b"chunk"));
+                        let _ = timeout(&*env.clock, Duration::from_millis(1), sending).await;
+                    }
+                    env.clock.sleep(Duration::from_millis(prng.below(2))).await;
+                    let leaves = prng.chance(0.1);
+                    if leaves && class == Class::Rpc {
+                        engine.owner.held.borrow_mut().pop();
+                    } else if leaves {
+                        engine.owner.streams.borrow_mut().pop();
+                    }
+                }
+            })
+            .done();
+        }
+        sim.advance(Duration::from_secs(1));
+        assert!(other.is_up(&engine) && engine.is_up(&other), "seed {seed}");
+        assert_eq!(other.stats(&engine, Class::Raft).connects, 1, "seed {seed}");
+        delivered[0] += engine.owner.raft.borrow().len();
+        delivered[1] += engine.owner.held.borrow().len();
+        delivered[2] += engine.owner.streams.borrow().len();
+    }
+    assert!(delivered.iter().all(|count| *count > 20), "it is stopped too early: {delivered:?}");
 }

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use crate::support::{CLUSTER, Owner, key};
 
 /// Runs a story on a core with an event loop.
-fn on_a_core<F: Future<Output = ()> + 'static>(story: impl FnOnce(atoll_env::Env) -> F + Send + 'static) {
+fn on_a_core<F: Future<Output = ()> + 'static>(
+    story: impl FnOnce(atoll_env::Env) -> F + Send + 'static,
+) {
     let env = os::env().unwrap();
     let (done, waits) = mpsc::channel();
     let inner = env.clone();

@@ -14,7 +14,13 @@ use crate::support::{Answering, Engine, options, pair, pair_with, slow};
 type Outcome = Result<Bytes, CallError>;
 
 /// Calls in a task of its own; the outcome is written into the list under its number.
-fn call_apart(a: &Engine, b: &Engine, request: Bytes, ms: u64, into: &Rc<RefCell<Vec<(u32, Outcome)>>>) {
+fn call_apart(
+    a: &Engine,
+    b: &Engine,
+    request: Bytes,
+    ms: u64,
+    into: &Rc<RefCell<Vec<(u32, Outcome)>>>,
+) {
     let (link, to, into): (Link, _, _) = (a.link.clone(), b.id, into.clone());
     let deadline = a.env.clock.now().after(Duration::from_millis(ms));
     let number = u32::from_le_bytes(request[..4].try_into().unwrap());

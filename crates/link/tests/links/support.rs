@@ -188,5 +188,8 @@ pub fn pair_with(sim: &Sim, change: impl Fn(&mut Options)) -> (Engine, Engine) {
 
 /// A network whose bytes take this long, at least and at most, and come in pieces.
 pub fn slow(from_ms: u64, to_ms: u64, single_byte: f64) -> NetOptions {
-    NetOptions { latency: Duration::from_millis(from_ms)..Duration::from_millis(to_ms), single_byte }
+    NetOptions {
+        latency: Duration::from_millis(from_ms)..Duration::from_millis(to_ms),
+        single_byte,
+    }
 }
