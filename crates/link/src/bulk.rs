@@ -39,6 +39,7 @@ use crate::id::Class;
 use crate::options::Options;
 use crate::refusal::{Refusal, cut, readable};
 use crate::signal::Bell;
+use crate::stats::Counters;
 
 /// What a chunk costs beside its length, in bytes of credit. Part of the protocol.
 pub const CHUNK_COST: usize = 128;
@@ -108,9 +109,19 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn end(&self, end: Result<(), BulkError>) {
-        self.end.borrow_mut().get_or_insert(end);
+    fn end(&self, counters: &Counters, end: Result<(), BulkError>) {
+        let is_early = self.end.borrow_mut().get_or_insert(end).is_err();
+        if is_early {
+            self.forget_chunks(counters);
+        }
         self.bell.ring();
+    }
+
+    /// Drops what nobody will take.
+    fn forget_chunks(&self, counters: &Counters) {
+        let chunks = std::mem::take(&mut *self.chunks.borrow_mut());
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        counters.update(|stats| stats.unread_bytes -= bytes as u64);
     }
 }
 
@@ -143,13 +154,13 @@ pub(crate) fn open(conn: Rc<Conn>, options: &Options, header: Bytes) -> Result<S
 
 impl Streams {
     /// The connection is gone.
-    pub(crate) fn fail(&self, why: &str) {
+    pub(crate) fn fail(&self, counters: &Counters, why: &str) {
         let lost = || Err(BulkError::Lost(why.to_owned()));
         let outgoing = std::mem::take(&mut *self.outgoing.borrow_mut());
         outgoing.values().for_each(|outgoing| outgoing.end(lost()));
         // What came whole can still be read; the rest is of no use to anybody.
         let incoming = std::mem::take(&mut *self.incoming.borrow_mut());
-        incoming.values().for_each(|incoming| incoming.end(lost()));
+        incoming.values().for_each(|incoming| incoming.end(counters, lost()));
     }
 
     /// The connection has written something and `waiting` bytes are left: senders that wait for room
@@ -185,12 +196,12 @@ pub(crate) fn receive(conn: &Rc<Conn>, options: &Options, frame: Frame) -> Resul
         }
         Kind::Finish => {
             if let Some(incoming) = incoming() {
-                incoming.end(Ok(()));
+                incoming.end(&conn.counters, Ok(()));
             }
         }
         Kind::Abort => {
             if let Some(incoming) = incoming() {
-                incoming.end(Err(BulkError::Aborted(readable(&payload))));
+                incoming.end(&conn.counters, Err(BulkError::Aborted(readable(&payload))));
             }
         }
         Kind::Grant => {
@@ -223,7 +234,8 @@ fn accept(conn: &Rc<Conn>, options: &Options, stream: u32, header: Bytes) -> Res
     if incoming.contains_key(&stream) {
         return Err(End::Refuse(Refusal::Protocol("a stream under a number that is in use")));
     }
-    if incoming.len() >= options.streams_max {
+    let load = &conn.load;
+    if load.streams.get() >= options.streams_max {
         drop(incoming);
         conn.counters.update(|stats| stats.declines += 1);
         let why = "too many streams of yours are under way";
@@ -239,6 +251,7 @@ fn accept(conn: &Rc<Conn>, options: &Options, stream: u32, header: Bytes) -> Res
     });
     incoming.insert(stream, shared.clone());
     drop(incoming);
+    load.streams.set(load.streams.get() + 1);
     let receiver = Receiver { conn: conn.clone(), stream, shared, is_over: false };
     receiver.grant(options.window);
     conn.handler.stream(conn.peer.engine, header, receiver);
@@ -414,8 +427,9 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         self.leave("its receiver went away");
         self.conn.streams.incoming.borrow_mut().remove(&self.stream);
-        let left: usize = self.shared.chunks.borrow_mut().drain(..).map(|chunk| chunk.len()).sum();
-        self.conn.counters.update(|stats| stats.unread_bytes -= left as u64);
+        self.shared.forget_chunks(&self.conn.counters);
+        let load = &self.conn.load;
+        load.streams.set(load.streams.get() - 1);
     }
 }
 

@@ -71,6 +71,24 @@ impl End {
     }
 }
 
+/// What a peer has given this engine to do and to hold, over all its connections: those that are lost
+/// leave work behind, and a peer that connects again and again must not pile it up.
+#[derive(Default)]
+pub(crate) struct Load {
+    /// Its calls whose responders live, and the bytes of their requests.
+    pub(crate) calls: Cell<usize>,
+    pub(crate) call_bytes: Cell<usize>,
+    /// Its bulk streams whose receivers live.
+    pub(crate) streams: Cell<usize>,
+}
+
+impl Load {
+    /// Returns whether nothing is left.
+    pub(crate) fn is_none(&self) -> bool {
+        self.calls.get() == 0 && self.streams.get() == 0
+    }
+}
+
 /// A connection, as everything but its own task sees it.
 pub(crate) struct Conn {
     pub(crate) peer: Peer,
@@ -82,6 +100,7 @@ pub(crate) struct Conn {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) handler: Rc<dyn Handler>,
     pub(crate) counters: Rc<Counters>,
+    pub(crate) load: Rc<Load>,
     pub(crate) out: RefCell<Outbox>,
     pub(crate) calls: Calls,
     pub(crate) streams: Streams,
@@ -106,6 +125,7 @@ impl Conn {
         clock: Arc<dyn Clock>,
         handler: Rc<dyn Handler>,
         counters: Rc<Counters>,
+        load: Rc<Load>,
         options: Rc<Options>,
     ) -> Conn {
         let lane = Lane { class, version: peer.version, salt, sender: role };
@@ -117,6 +137,7 @@ impl Conn {
             clock,
             handler,
             counters,
+            load,
             out: RefCell::new(Outbox::new(lane)),
             calls: Calls::default(),
             streams: Streams::default(),
@@ -178,7 +199,7 @@ impl Conn {
         self.is_over.set(true);
         let unsent: Vec<u32> = self.out.borrow().waiting(Kind::Request).collect();
         self.calls.fail(&unsent, why);
-        self.streams.fail(why);
+        self.streams.fail(&self.counters, why);
         let dropped = self.out.borrow_mut().clear();
         if self.class == Class::Raft {
             self.counters.update(|stats| stats.drops += dropped as u64);

@@ -37,10 +37,11 @@ fn decode(lane: Lane, bytes: &[u8], step: usize) -> (Vec<Frame>, Option<BadFrame
 
 /// Gives bytes to both sides of a handshake: nobody who does not know the key comes through.
 pub fn handshake(bytes: &[u8]) {
-    if let Ok(hello) = Hello::decode(bytes, 1) {
+    // A later version may have flags and fields that are not looked at.
+    if let Ok(hello) = Hello::decode(bytes, u16::MAX) {
         let mut again = Vec::new();
         hello.encode(&mut again);
-        assert!(bytes.starts_with(&again), "a hello survives the round trip");
+        assert_eq!(again, bytes, "a hello survives the round trip");
     }
     let key = ClusterKey::new(b"0123456789abcdef").ok();
     let ours = Hello {

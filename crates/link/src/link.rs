@@ -34,7 +34,7 @@ use atoll_env::time::Instant;
 use bytes::Bytes;
 
 use crate::bulk::{self, BulkError, Sender};
-use crate::conn::{Conn, Driver, End, SCRATCH, last_words, write_all};
+use crate::conn::{Conn, Driver, End, Load, SCRATCH, last_words, write_all};
 use crate::frame::{HEADER_LEN, Kind};
 use crate::handler::{Handler, Peer};
 use crate::handshake::{Handshake, Hello, MESSAGE_MAX, Proven, Step, nonce};
@@ -121,6 +121,18 @@ struct Known {
     wanted: Option<Wanted>,
     conns: [Option<Rc<Conn>>; 3],
     counters: [Rc<Counters>; 3],
+    load: Rc<Load>,
+}
+
+impl Known {
+    fn is_connected(&self) -> bool {
+        self.conns.iter().any(Option::is_some)
+    }
+
+    /// Whether it costs nothing to forget it: engines that nobody asked for leave nothing behind.
+    fn is_nobody(&self) -> bool {
+        self.wanted.is_none() && !self.is_connected() && self.load.is_none()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -221,7 +233,7 @@ impl Link {
                 conn.close(Refusal::Leaving);
             }
         }
-        shared.state.borrow_mut().peers.remove(&engine);
+        shared.state.borrow_mut().peers.retain(|_, known| !known.is_nobody());
         shared.gong.strike();
     }
 
@@ -434,11 +446,10 @@ impl Shared {
             Some(known) => known.conns.iter().flatten().map(|c| Shared::candidate(c)).collect(),
             None => Vec::new(),
         };
-        let connected = |known: &Known| known.conns.iter().any(Option::is_some);
-        if live.is_empty()
-            && state.peers.values().filter(|known| connected(known)).count()
-                >= self.options.peers_max
-        {
+        let counts = |(engine, known): &(&EngineId, &Known)| {
+            **engine != hello.engine && (known.is_connected() || !known.load.is_none())
+        };
+        if state.peers.iter().filter(counts).count() >= self.options.peers_max {
             return Verdict::Refuse(Refusal::Busy("engines connected"));
         }
         judge(self.options.engine, hello.engine, &live, &new)
@@ -461,11 +472,13 @@ impl Shared {
         let class = proven.hello.class;
         let engine = proven.hello.engine;
         let verdict = self.admit(proven, role, address);
-        let counters = match &verdict {
-            Verdict::Refuse(_) => Rc::default(),
+        let (counters, load) = match &verdict {
+            Verdict::Refuse(_) => Default::default(),
             Verdict::Take(_) => {
                 let mut state = self.state.borrow_mut();
-                state.peers.entry(engine).or_default().counters[class.index()].clone()
+                state.peers.retain(|known, of| *known == engine || !of.is_nobody());
+                let known = state.peers.entry(engine).or_default();
+                (known.counters[class.index()].clone(), known.load.clone())
             }
         };
         let peer = peer_of(proven, address);
@@ -478,6 +491,7 @@ impl Shared {
             self.env.clock.clone(),
             self.handler.clone(),
             counters.clone(),
+            load.clone(),
             self.options.clone(),
         ));
         match verdict {
@@ -502,6 +516,7 @@ impl Shared {
                 // It is there still or again: removing the last connection may have removed it.
                 let known = state.peers.entry(engine).or_default();
                 known.counters[class.index()] = counters.clone();
+                known.load = load;
                 known.conns[class.index()] = Some(conn.clone());
                 drop(state);
                 counters.update(|stats| stats.connects += 1);
@@ -522,8 +537,7 @@ impl Shared {
             let is_there = place.as_ref().is_some_and(|there| Rc::ptr_eq(there, conn));
             if is_there {
                 *place = None;
-                // Engines that nobody asked for leave nothing behind.
-                if known.wanted.is_none() && known.conns.iter().all(Option::is_none) {
+                if known.is_nobody() {
                     state.peers.remove(&engine);
                 }
             }
@@ -746,14 +760,17 @@ impl Shared {
         let mut stream = self.wrap(stream, Role::Dialler);
         let (mut out, key) = (Vec::new(), self.options.key.clone());
         let handshake = Handshake::dial(self.hello(class), key, Some(engine), &mut out);
-        let shaken = self.shake(&mut *stream, handshake, out, Role::Dialler, address).await;
-        if let Ok((proven, rest)) = shaken {
-            let conn = self.install(&proven, Role::Dialler, address);
-            if self.wanted(engine, generation).is_none() {
-                self.detach(&conn, "this engine forgot the other one");
-                conn.close(Refusal::Leaving);
+        match self.shake(&mut *stream, handshake, out, Role::Dialler, address).await {
+            Ok((proven, rest)) => {
+                let conn = self.install(&proven, Role::Dialler, address);
+                if self.wanted(engine, generation).is_none() {
+                    self.detach(&conn, "this engine forgot the other one");
+                    conn.close(Refusal::Leaving);
+                }
+                self.run(conn, stream, proven.salt, rest).await;
             }
-            self.run(conn, stream, proven.salt, rest).await;
+            Err(End::Lost(why)) => self.note(News::Unreachable(engine, address, why)),
+            Err(_) => {} // told by the handshake
         }
     }
 

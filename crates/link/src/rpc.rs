@@ -14,8 +14,8 @@
 //!
 //! # Invariants
 //! - Each side has at most `calls_max` calls under way in each direction, and `call_bytes` bytes of
-//!   them; a call that was cancelled counts at the callee until its responder is gone, since until
-//!   then it costs something there.
+//!   them. At the callee a call counts until its responder is gone, even if it was cancelled or its
+//!   connection lost, since until then it costs something there.
 //! - No side stops reading because the other one does not: both would wait for ever. What is too
 //!   much is declined, and answers that find no room are lost with a word about it.
 
@@ -87,7 +87,6 @@ pub(crate) struct Calls {
     unread: Cell<usize>,
     /// Those of the peer whose responders live.
     served: RefCell<BTreeMap<u32, Rc<Served>>>,
-    served_bytes: Cell<usize>,
 }
 
 struct Waiting {
@@ -322,8 +321,9 @@ fn serve(conn: &Rc<Conn>, options: &Options, stream: u32, payload: Bytes) -> Res
     if served.contains_key(&stream) {
         return Err(End::Refuse(Refusal::Protocol("a request under a number that is in use")));
     }
+    let load = &conn.load;
     let has_room =
-        served.len() < options.calls_max && calls.served_bytes.get() + size <= options.call_bytes;
+        load.calls.get() < options.calls_max && load.call_bytes.get() + size <= options.call_bytes;
     if !has_room {
         drop(served);
         conn.counters.update(|stats| stats.declines += 1);
@@ -333,7 +333,8 @@ fn serve(conn: &Rc<Conn>, options: &Options, stream: u32, payload: Bytes) -> Res
     let entry = Rc::new(Served { size, cancelled: Cell::new(false), bell: Bell::default() });
     served.insert(stream, entry.clone());
     drop(served);
-    calls.served_bytes.set(calls.served_bytes.get() + size);
+    load.calls.set(load.calls.get() + 1);
+    load.call_bytes.set(load.call_bytes.get() + size);
     let deadline = conn.clock.now().after(left);
     let answer_max = 2 * options.call_bytes;
     let responder =
@@ -416,9 +417,10 @@ impl Drop for Responder {
         if self.take() {
             decline(&self.conn, self.stream, Decline::Lost, "the other engine gave no answer");
         }
-        let calls = &self.conn.calls;
-        calls.served.borrow_mut().remove(&self.stream);
-        calls.served_bytes.set(calls.served_bytes.get() - self.served.size);
+        self.conn.calls.served.borrow_mut().remove(&self.stream);
+        let load = &self.conn.load;
+        load.calls.set(load.calls.get() - 1);
+        load.call_bytes.set(load.call_bytes.get() - self.served.size);
     }
 }
 

@@ -222,6 +222,27 @@ fn a_callee_with_too_much_to_do_declines_before_it_looks() {
 }
 
 #[test]
+fn work_that_lost_connections_left_behind_counts_until_it_is_done() {
+    let sim = Sim::new(8);
+    let (a, b) = pair_with(&sim, |options| options.calls_max = 10);
+    b.owner.answering.set(Answering::Hold);
+    let outcomes = Rc::default();
+    for _ in 0..5 {
+        sim.block_on(&a.node, async {
+            (0..10).for_each(|n| call_apart(&a, &b, number(n), 60_000, &outcomes));
+            a.env.clock.sleep(Duration::from_millis(50)).await;
+        })
+        .done();
+        sim.reset_links(&a.node, &b.node);
+        sim.advance(Duration::from_secs(3));
+        assert!(a.is_up(&b));
+    }
+    assert_eq!(b.owner.held.borrow().len(), 10, "not ten for each connection");
+    let not_sent = |o: &&(u32, Outcome)| matches!(o.1, Err(CallError::NotSent(_)));
+    assert_eq!(outcomes.borrow().iter().filter(not_sent).count(), 40);
+}
+
+#[test]
 fn what_the_callee_says_reaches_the_caller() {
     let sim = Sim::new(5);
     let (a, b) = pair(&sim);
