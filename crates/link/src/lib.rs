@@ -1,4 +1,64 @@
 //! The transport between engines: framed TCP, three connections for each pair, bytes in and out.
+//!
+//! ```text
+//!        owner (consensus, shards, ...)                       the same on another engine
+//!   send   call   open_stream    Handler                                  |
+//!     |      |        |             ^                                     |
+//!   +-v------v--------v-------------|---+                                 |
+//!   | Link                              |     raft  ------------------>   |
+//!   |   peers: one Conn of each class   |     rpc   ------------------>  Link
+//!   |   Conn = Outbox + Driver (a task) |     bulk  ------------------>   |
+//!   +-----------------------------------+
+//!     frame, handshake, outbox, peer: pure                 env: sockets, clock, tasks
+//! ```
+//!
+//! A pair of engines has a connection of each [`Class`], because what they carry must not wait for
+//! each other: *raft* is small, ordered and better dropped than late; *rpc* is many questions with
+//! deadlines; *bulk* is as much as the reader takes. On one connection a snapshot would stand before
+//! a heartbeat, and an election would follow.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`frame`] | the frame, pure: header, checksum, incremental decoder |
+//! | [`handshake`] | who is there, and the proof of it, pure |
+//! | [`refusal`] | why two engines do not talk: a sentence for each side |
+//! | `peer` | which connection of two stays, pure |
+//! | `outbox` | what waits to be written, pure |
+//! | `conn` | one connection: what waits on it, and the task that moves its bytes |
+//! | [`rpc`], [`bulk`] | calls with deadlines; streams with credit |
+//! | `link` | listening, dialling, the face of it all |
+//! | [`handler`] | what the owner does with what arrives |
+//! | [`policy`] | what an address asks for before engines may listen there |
+//! | `stats` | what is counted, for each peer and class |
+//!
+//! # Invariants
+//! - One thread, no locks: a link belongs to a core, its tasks run there, and nothing of it is borrowed
+//!   while its owner runs.
+//! - On *raft* messages arrive in the order in which they were sent, with gaps, over any number of
+//!   connections. [`Link::send`] never waits.
+//! - An [`CallError::NotSent`] call was seen by nobody. What is not known is called so.
+//! - Memory is bounded in every direction by [`Options`], whatever a peer does: queues count bytes,
+//!   calls and streams are counted for the peer and not for its connection, readers grant credit, and
+//!   nothing is allocated because a length was announced.
+//! - Nothing that a peer says of itself has an effect before its proof was verified.
+//! - No side stops reading because it cannot write.
+//!
+//! # What was considered
+//! - *gRPC*: a tenth of a millisecond for each small call, windows that need tuning, and no way into
+//!   the simulator. *QUIC*: packets and their encryption in user space, for networks that lose more
+//!   than a rack's does. The seam for both is here: the owner sees frames of neither.
+//! - *One connection with priorities*: what is in the kernel's buffer cannot be overtaken.
+//! - *Waiting in `send`*: a leader would wait for its slowest follower. Consensus sends again anyway.
+//! - *No reading while answers wait*: two sides that both do it wait for ever.
+//! - *Payloads as slices of the read buffer*: see [`frame`].
+//!
+//! # What it does not know
+//! Consensus, shards, SQL, what a request means, where engines are (the owner sets and forgets peers),
+//! and which version of which record is in a payload. It does not encrypt: [`Options::wrap`] is where a
+//! stream of bytes becomes another one, by a role, and TLS goes there. Until somebody puts it there,
+//! [`policy`] keeps engines on loopback.
+//!
+//! The format is described in docs/formats/link.md.
 
 pub mod bulk;
 mod conn;
