@@ -14,4 +14,6 @@ mod raft;
 #[cfg(test)]
 mod rpc;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod support;
