@@ -385,3 +385,28 @@ fn a_key_is_long_enough_and_never_shown() {
     assert!(ClusterKey::new(&[7; 15]).unwrap_err().contains("--cluster-key"));
     assert_eq!(format!("{:?}", ClusterKey::new(&[7; 16]).unwrap()), "ClusterKey(..)");
 }
+
+#[test]
+fn both_sides_compute_one_salt_and_no_two_connections_have_the_same() {
+    let salts = |nonce| {
+        let fresh = Hello { nonce: [nonce; 32], ..hello(1) };
+        let (mut to_acceptor, mut to_dialler) = (Vec::new(), Vec::new());
+        let mut dialler = Handshake::dial(fresh, key(1), None, &mut to_acceptor);
+        let mut acceptor = Handshake::accept(hello(2), key(1));
+        acceptor.receive(&to_acceptor, &mut to_dialler);
+        to_acceptor.clear();
+        dialler.receive(&to_dialler, &mut to_acceptor);
+        let Step::Admit(of_acceptor) = acceptor.receive(&to_acceptor, &mut to_dialler) else {
+            panic!("the acceptor does not admit")
+        };
+        to_dialler.clear();
+        acceptor.admit(&mut to_dialler);
+        let Step::Admit(of_dialler) = dialler.receive(&to_dialler, &mut to_acceptor) else {
+            panic!("the dialler does not admit")
+        };
+        [of_acceptor.salt, of_dialler.salt]
+    };
+    let ([a, b], [c, d]) = (salts(1), salts(2));
+    assert_eq!((a, c), (b, d));
+    assert_ne!(a, c);
+}

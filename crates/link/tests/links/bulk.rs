@@ -1,9 +1,11 @@
 //! Bulk streams: as fast as the reader, never faster, and an end that both know.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use atoll_env::sim::Sim;
-use atoll_env::sync::{Either, select_biased};
+use atoll_env::sync::{Either, select_biased, timeout};
 use atoll_link::bulk::CHUNK_COST;
 use atoll_link::{BulkError, Class, Receiver};
 use bytes::Bytes;
@@ -225,6 +227,86 @@ fn a_chunk_whose_sending_was_given_up_is_not_sent_and_costs_nothing() {
         // All of the window is there again.
         for _ in 0..2 {
             sender.send(chunk.clone()).await.unwrap();
+        }
+    })
+    .done();
+}
+
+#[test]
+fn many_senders_share_the_room_of_a_connection_and_all_go_on() {
+    let sim = Sim::new(7);
+    let (a, b) = pair(&sim);
+    sim.block_on(&a.node, async {
+        let done = Rc::new(Cell::new(0));
+        for _ in 0..8 {
+            // All of it is within the first window: no further grant wakes a sender.
+            let mut sender = a.link.open_stream(b.id, header()).unwrap();
+            let done = done.clone();
+            let sending = async move {
+                for _ in 0..8 {
+                    sender.send(Bytes::from(vec![1; 100_000])).await.unwrap();
+                }
+                done.set(done.get() + 1);
+                let _ = sender.finish().await;
+            };
+            a.env.tasks.spawn_local("sender", Box::pin(sending));
+        }
+        a.env.clock.sleep(Duration::from_secs(5)).await;
+        assert_eq!(done.get(), 8);
+        let most = a.stats(&b, Class::Bulk).queue_bytes_max;
+        assert!(most < (1 << 20) + 200_000, "{most} bytes waited");
+        assert_eq!(b.stats(&a, Class::Bulk).unread_bytes, 8 * 800_000);
+    })
+    .done();
+}
+
+#[test]
+fn room_that_a_stream_gives_back_is_there_for_the_others() {
+    let sim = Sim::new(8);
+    let (a, b) = pair(&sim);
+    sim.block_on(&a.node, async {
+        let mut open: Vec<_> =
+            (0..3).map(|_| a.link.open_stream(b.id, header()).unwrap()).collect();
+        a.env.clock.sleep(Duration::from_millis(100)).await; // all are granted a window
+        sim.cut_link(&a.node, &b.node);
+        let mut last = open.pop().unwrap();
+        let chunk = Bytes::from(vec![1; 200_000]);
+        for sender in &mut open {
+            for _ in 0..4 {
+                let pause = a.env.clock.sleep(Duration::from_millis(10));
+                let _ = select_biased(sender.send(chunk.clone()), pause).await;
+            }
+        }
+        // In a task of its own, which is polled only if something wakes it.
+        let done = Rc::new(Cell::new(false));
+        let is_done = done.clone();
+        let sending = async move {
+            last.send(chunk).await.unwrap();
+            is_done.set(true);
+        };
+        a.env.tasks.spawn_local("sender", Box::pin(sending));
+        a.env.clock.sleep(Duration::from_millis(10)).await;
+        assert!(!done.get());
+        drop(open);
+        a.env.clock.sleep(Duration::from_millis(10)).await;
+        assert!(done.get());
+    })
+    .done();
+}
+
+#[test]
+fn a_reader_that_has_caught_up_grants_the_whole_window_again() {
+    let sim = Sim::new(9);
+    let longest = Class::Bulk.payload_max();
+    let (a, b) = pair_with(&sim, |options| options.window = longest + CHUNK_COST);
+    sim.block_on(&a.node, async {
+        let mut sender = a.link.open_stream(b.id, header()).unwrap();
+        let mut receiver = arrived(&b).await;
+        for len in [10, longest, 1, longest] {
+            let sending = sender.send(Bytes::from(vec![1; len]));
+            let sent = timeout(&*a.env.clock, Duration::from_secs(1), sending).await;
+            assert_eq!(sent, Ok(Ok(())), "{len} bytes");
+            assert_eq!(receiver.next().await.unwrap().unwrap().len(), len);
         }
     })
     .done();

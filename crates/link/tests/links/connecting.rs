@@ -169,6 +169,8 @@ fn a_newer_incarnation_replaces_the_old_one_and_the_old_one_is_told() {
     new.send(&a, 7).unwrap();
     sim.advance(Duration::from_secs(1));
     assert_eq!(a.owner.numbers(EngineId(2)), [7]);
+    let why = old.owner.downs(a.id, Class::Raft);
+    assert!(why[0].contains("incarnation 2 of engine"), "on the connection itself: {why:?}");
     let told = old.owner.refusal(Code::Replaced, true).expect("the old one is told");
     assert!(told.sentence.contains("incarnation 2") && told.sentence.contains("stop this process"));
     let ours = a.owner.refusal(Code::Replaced, false).expect("and the owner of the other side");

@@ -66,6 +66,27 @@ fn two_engines_talk_over_loopback() {
         let writes = a.stats()[0].class(Class::Raft).writes - before;
         assert!(writes <= 3, "{writes} writes for one turn (and perhaps a ping)");
 
+        // What a message makes another task send leaves with it.
+        let before = a.stats()[0].class(Class::Raft).writes;
+        for round in 1..=20 {
+            let (told, mut hears) = atoll_env::sync::queue();
+            let other = a.clone();
+            env.tasks.spawn_local(
+                "second",
+                Box::pin(async move {
+                    hears.recv().await.unwrap();
+                    other.send(EngineId(2), [Bytes::from_static(b"next")]).unwrap();
+                }),
+            );
+            atoll_env::task::yield_now().await; // it waits
+            a.send(EngineId(2), [Bytes::from_static(b"first")]).unwrap();
+            told.send(()).unwrap();
+            let all = 100 + 2 * round;
+            until(&env, "both messages", || b_owner.raft.borrow().len() == all).await;
+        }
+        let writes = a.stats()[0].class(Class::Raft).writes - before;
+        assert!(writes <= 22, "{writes} writes for twenty turns");
+
         // Rpc: answers, long ones too.
         let long = Bytes::from(vec![7; 3 << 20]);
         let deadline = env.clock.now().after(Duration::from_secs(10));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_env::sim::Sim;
+use atoll_env::sim::{NetOptions, Sim};
 use atoll_link::{Class, Dropped};
 use bytes::Bytes;
 
@@ -173,4 +173,23 @@ fn messages_pass_while_the_other_classes_are_stuck() {
         assert!(took < Duration::from_millis(5), "it took {took:?}");
     })
     .done();
+}
+
+#[test]
+fn an_owner_may_use_the_link_while_it_is_told_and_hears_nothing_of_whom_it_forgot() {
+    let sim = Sim::new(8);
+    let (a, b) = pair(&sim);
+    // Everything arrives in one read.
+    sim.set_net_options(NetOptions { single_byte: 0.0, ..slow(5, 6, 0.0) });
+    let link = b.link.clone();
+    *b.owner.on_raft.borrow_mut() = Some(Box::new(move |from| {
+        link.send(from, [Bytes::copy_from_slice(&7u32.to_le_bytes())]).unwrap();
+        link.forget_peer(from);
+        assert_eq!(link.send(from, [Bytes::new()]), Err(Dropped::NotConnected));
+    }));
+    sim.block_on(&a.node, async { (0..100).for_each(|n| a.send(&b, n).unwrap()) }).done();
+    sim.advance(Duration::from_millis(40));
+    assert_eq!(b.owner.numbers(a.id), [0], "the other ninety-nine are of no interest any more");
+    assert_eq!(b.owner.downs(a.id, Class::Raft), ["this engine forgot the other one"]);
+    b.owner.on_raft.take();
 }

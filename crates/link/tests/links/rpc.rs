@@ -349,6 +349,12 @@ fn answers_that_nobody_takes_are_bounded() {
         }
         assert_eq!((answers, unknown), (3, 7));
         assert_eq!(a.stats(&b, Class::Rpc).unread_bytes, 0);
+        // Those that are taken make room for any number of others.
+        b.owner.answering.set(Answering::Echo);
+        for _ in 0..10 {
+            let request = Bytes::from(vec![1; 300_000]);
+            assert_eq!(a.link.call(b.id, request.clone(), deadline).await, Ok(request));
+        }
     })
     .done();
 }

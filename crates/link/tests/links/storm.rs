@@ -150,9 +150,9 @@ fn whatever_happens_the_order_holds_and_outcomes_are_true() {
                 }
             }
         };
-        for n in 0..3 {
+        for (n, node) in nodes.iter().enumerate() {
             lives += 1;
-            engines.push(start(&sim, &nodes[n], n as u128 + 1, 1, lives, &seen));
+            engines.push(start(&sim, node, n as u128 + 1, 1, lives, &seen));
         }
         (0..3).for_each(|of| know(&engines, of));
         let mut next = 0u32;
@@ -277,7 +277,7 @@ fn whatever_happens_the_order_holds_and_outcomes_are_true() {
             streams += 1;
         }
         // Nobody was at fault, whatever they went through.
-        assert!(seen.refused.iter().all(|r| is_weather(r)), "seed {seed}: {:?}", seen.refused);
+        assert!(seen.refused.iter().all(is_weather), "seed {seed}: {:?}", seen.refused);
     }
     assert!(
         answered > 200 && not_sent > 50 && unknown > 50 && streams > 50,

@@ -16,6 +16,9 @@ use bytes::Bytes;
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
 pub const PORT: u16 = 7380;
 
+/// What an owner does when something arrives.
+pub type Reaction = Box<dyn Fn(EngineId)>;
+
 /// What an owner does with a request.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub enum Answering {
@@ -41,6 +44,8 @@ pub struct Owner {
     pub changes: RefCell<Vec<(EngineId, Class, Option<String>)>>,
     pub unreachable: Cell<usize>,
     pub answering: Cell<Answering>,
+    /// What it does with each message of consensus, beside writing it down.
+    pub on_raft: RefCell<Option<Reaction>>,
     /// Whether engines without a cluster may connect.
     pub lets_join: Cell<bool>,
 }
@@ -72,6 +77,9 @@ impl Owner {
 impl Handler for Owner {
     fn raft(&self, from: EngineId, message: Bytes) {
         self.raft.borrow_mut().push((from, message));
+        if let Some(react) = &*self.on_raft.borrow() {
+            react(from);
+        }
     }
 
     fn request(&self, _: EngineId, request: Bytes, responder: Responder) {
