@@ -21,8 +21,9 @@
 //! neither can be changed on the way: not the versions either, to make both speak an old one.
 //!
 //! It does not prove that the frames that follow come from the same machine: somebody who can change
-//! what is on the wire can let the handshake pass and go on in its place. That is what TLS is for
-//! (see [`policy`](crate::policy)). The key keeps out whoever only can connect.
+//! what is on the wire can let the handshake pass and go on in its place. Nor does it prove which engine
+//! of those that have the key it is. Both is what TLS is for, with a certificate for each engine (see
+//! [`policy`](crate::policy)). The key keeps out whoever only can connect.
 //!
 //! # Invariants
 //! - What a peer says of itself is told to nobody, and changes nothing, before its proof was verified.

@@ -29,6 +29,7 @@
 //! | `link` | listening, dialling, the face of it all |
 //! | [`handler`] | what the owner does with what arrives |
 //! | [`policy`] | what an address asks for before engines may listen there |
+//! | `tls` | TLS around the stream of a connection, with the feature of that name |
 //! | `stats` | what is counted, for each peer and class |
 //!
 //! # Invariants
@@ -54,9 +55,9 @@
 //!
 //! # What it does not know
 //! Consensus, shards, SQL, what a request means, where engines are (the owner sets and forgets peers),
-//! and which version of which record is in a payload. It does not encrypt: [`Options::wrap`] is where a
-//! stream of bytes becomes another one, by a role, and TLS goes there. Until somebody puts it there,
-//! [`policy`] keeps engines on loopback.
+//! and which version of which record is in a payload. Whether it is encrypted: [`Options::wrap`] is where
+//! a stream of bytes becomes another one, by its role, and where the owner puts `tls`; who may do without
+//! it, [`policy`] says. The owner reads files, makes certificates, and exchanges them while it runs.
 //!
 //! The format is described in docs/formats/link.md.
 
@@ -77,13 +78,15 @@ pub mod refusal;
 pub mod rpc;
 mod signal;
 mod stats;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use bulk::{BulkError, Receiver, Sender};
 pub use handler::{Handler, Peer};
 pub use handshake::ClusterKey;
 pub use id::{Class, ClusterId, EngineId, Role};
 pub use link::{Dropped, Link};
-pub use options::{Options, VERSIONS, Wrap};
+pub use options::{Check, Options, VERSIONS, Wrap, Wrapped};
 pub use policy::off_loopback_requires;
 pub use refusal::{Code, Refused};
 pub use rpc::{CallError, Responder};

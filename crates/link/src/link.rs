@@ -39,7 +39,7 @@ use crate::frame::{HEADER_LEN, Kind};
 use crate::handler::{Handler, Peer};
 use crate::handshake::{Handshake, Hello, MESSAGE_MAX, Proven, Step, nonce};
 use crate::id::{Class, EngineId, Role};
-use crate::options::Options;
+use crate::options::{Check, Options, Wrapped};
 use crate::outbox::Parts;
 use crate::peer::{Candidate, Verdict, judge};
 use crate::refusal::{Code, Refusal, Refused};
@@ -456,7 +456,16 @@ impl Shared {
     }
 
     /// Asks everybody who has a say: those who are connected, and the owner.
-    fn consider(&self, proven: &Proven, role: Role, address: SocketAddr) -> Result<(), Refusal> {
+    fn consider(
+        &self,
+        proven: &Proven,
+        role: Role,
+        address: SocketAddr,
+        check: Option<&Check>,
+    ) -> Result<(), Refusal> {
+        if let Some(check) = check {
+            check(&proven.hello).map_err(Refusal::Certificate)?;
+        }
         match self.admit(proven, role, address) {
             Verdict::Refuse(refusal) => Err(refusal),
             Verdict::Take(_) => {
@@ -589,13 +598,13 @@ impl Shared {
     /// Leads a handshake to its end; `out` is what is to be sent first.
     async fn shake(
         &self,
-        stream: &mut dyn Stream,
+        wrapped: &mut Wrapped,
         mut handshake: Handshake,
         mut out: Vec<u8>,
         role: Role,
         address: SocketAddr,
     ) -> Result<(Proven, Vec<u8>), End> {
-        let talk = self.talk(stream, &mut handshake, &mut out, role, address);
+        let talk = self.talk(wrapped, &mut handshake, &mut out, role, address);
         let end = match timeout(&*self.env.clock, self.options.handshake_timeout, talk).await {
             Ok(Ok(proven)) => return Ok((proven, handshake.into_rest())),
             Ok(Err(end)) => end,
@@ -608,20 +617,26 @@ impl Shared {
         self.refused(address, handshake.claimed(), &end);
         self.tell();
         if let End::Refuse(_) = end {
-            let _ = timeout(&*self.env.clock, LAST_WORDS, last_words(stream, &out)).await;
+            let words = last_words(&mut *wrapped.stream, &out);
+            let _ = timeout(&*self.env.clock, LAST_WORDS, words).await;
         }
         Err(end)
     }
 
     async fn talk(
         &self,
-        stream: &mut dyn Stream,
+        wrapped: &mut Wrapped,
         handshake: &mut Handshake,
         out: &mut Vec<u8>,
         role: Role,
         address: SocketAddr,
     ) -> Result<Proven, End> {
-        let lost = |error: io::Error| End::Lost(format!("the handshake broke off: {error}"));
+        let Wrapped { stream, check } = wrapped;
+        let stream = &mut **stream;
+        let lost = |error: io::Error| match error.kind() {
+            io::ErrorKind::InvalidData => End::Refuse(Refusal::Encryption(error.to_string())),
+            _ => End::Lost(format!("the handshake broke off: {error}")),
+        };
         let mut buffer = [0; MESSAGE_MAX];
         loop {
             write_all(stream, out).await.map_err(lost)?;
@@ -632,7 +647,7 @@ impl Shared {
             }
             let mut step = handshake.receive(&buffer[..n.min(MESSAGE_MAX)], out);
             if let Step::Admit(proven) = &step {
-                step = match self.consider(proven, role, address) {
+                step = match self.consider(proven, role, address, check.as_ref()) {
                     Ok(()) => handshake.admit(out),
                     Err(refusal) => handshake.refuse(refusal, out),
                 };
@@ -672,21 +687,21 @@ impl Shared {
 
     async fn accept(self: Rc<Self>, arrival: Box<dyn Arrival>, address: SocketAddr, place: Place) {
         let Ok(stream) = arrival.attach() else { return };
-        let mut stream = self.wrap(stream, Role::Acceptor);
+        let mut wrapped = self.wrap(stream, Role::Acceptor);
         let ours = self.hello(Class::Raft);
         let handshake = Handshake::accept(ours, self.options.key.clone());
-        let shaken = self.shake(&mut *stream, handshake, Vec::new(), Role::Acceptor, address).await;
+        let shaken = self.shake(&mut wrapped, handshake, Vec::new(), Role::Acceptor, address).await;
         drop(place);
         if let Ok((proven, rest)) = shaken {
             let conn = self.install(&proven, Role::Acceptor, address);
-            self.run(conn, stream, proven.salt, rest).await;
+            self.run(conn, wrapped.stream, proven.salt, rest).await;
         }
     }
 
-    fn wrap(&self, stream: Box<dyn Stream>, role: Role) -> Box<dyn Stream> {
+    fn wrap(&self, stream: Box<dyn Stream>, role: Role) -> Wrapped {
         match &self.options.wrap {
             Some(wrap) => wrap(stream, role),
-            None => stream,
+            None => Wrapped { stream, check: None },
         }
     }
 
@@ -757,17 +772,17 @@ impl Shared {
                 return;
             }
         };
-        let mut stream = self.wrap(stream, Role::Dialler);
+        let mut wrapped = self.wrap(stream, Role::Dialler);
         let (mut out, key) = (Vec::new(), self.options.key.clone());
         let handshake = Handshake::dial(self.hello(class), key, Some(engine), &mut out);
-        match self.shake(&mut *stream, handshake, out, Role::Dialler, address).await {
+        match self.shake(&mut wrapped, handshake, out, Role::Dialler, address).await {
             Ok((proven, rest)) => {
                 let conn = self.install(&proven, Role::Dialler, address);
                 if self.wanted(engine, generation).is_none() {
                     self.detach(&conn, "this engine forgot the other one");
                     conn.close(Refusal::Leaving);
                 }
-                self.run(conn, stream, proven.salt, rest).await;
+                self.run(conn, wrapped.stream, proven.salt, rest).await;
             }
             Err(End::Lost(why)) => self.note(News::Unreachable(engine, address, why)),
             Err(_) => {} // told by the handshake

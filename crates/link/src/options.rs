@@ -7,15 +7,27 @@ use std::time::Duration;
 
 use atoll_env::net::Stream;
 
-use crate::handshake::ClusterKey;
+use crate::handshake::{ClusterKey, Hello};
 use crate::id::{Class, ClusterId, EngineId, Role};
 
 /// The versions of the protocol that this code speaks.
 pub const VERSIONS: RangeInclusive<u16> = 1..=1;
 
 /// Turns the stream of a connection into the one to talk on, before its first byte: the place where
-/// TLS comes in. It says by the role which side of a TLS handshake it is.
-pub type Wrap = Rc<dyn Fn(Box<dyn Stream>, Role) -> Box<dyn Stream>>;
+/// TLS comes in. The role says which side of a TLS handshake it is.
+pub type Wrap = Rc<dyn Fn(Box<dyn Stream>, Role) -> Wrapped>;
+
+/// Decides whether what an engine says of itself fits what its stream knows of it.
+pub type Check = Box<dyn Fn(&Hello) -> Result<(), String>>;
+
+/// What a [`Wrap`] makes of a stream.
+pub struct Wrapped {
+    /// The stream to talk on. An error of kind `InvalidData` is one of the wrapping itself, and is
+    /// told to the owner.
+    pub stream: Box<dyn Stream>,
+    /// Asked once the other side has proved the cluster key; its sentence goes to both sides.
+    pub check: Option<Check>,
+}
 
 /// Who an engine is, where it listens, and its limits. Everything but the identity has a default.
 #[derive(Clone)]

@@ -44,12 +44,14 @@ pub enum Code {
     Protocol = 14,
     /// The other side stops, or forgot this engine.
     Leaving = 15,
+    /// TLS failed, or the certificate is another engine's.
+    Certificate = 16,
     /// Something that this version does not know.
     Unknown = 255,
 }
 
 impl Code {
-    const ALL: [Code; 15] = [
+    const ALL: [Code; 16] = [
         Code::NotAnEngine,
         Code::Version,
         Code::WrongKey,
@@ -65,6 +67,7 @@ impl Code {
         Code::Silent,
         Code::Protocol,
         Code::Leaving,
+        Code::Certificate,
     ];
 
     /// Returns the code of a number on the wire; later versions may have others.
@@ -143,6 +146,10 @@ pub enum Refusal {
     BadFrame(BadFrame),
     /// Too many connections or engines.
     Busy(&'static str),
+    /// TLS failed before anybody could say who he is.
+    Encryption(String),
+    /// The certificate does not fit what the other side says of itself.
+    Certificate(String),
     /// The handshake did not end in time.
     Silent,
     /// This engine stops.
@@ -166,6 +173,7 @@ impl Refusal {
             Refusal::OtherEngine { .. } => Code::OtherEngine,
             Refusal::Protocol(_) | Refusal::BadFrame(_) => Code::Protocol,
             Refusal::Busy(_) => Code::Busy,
+            Refusal::Encryption(_) | Refusal::Certificate(_) => Code::Certificate,
             Refusal::Silent => Code::Silent,
             Refusal::Leaving => Code::Leaving,
         }
@@ -225,6 +233,10 @@ impl Refusal {
                 format!("of what you sent, {bad}: look for a faulty network between the engines")
             }
             Refusal::Busy(what) => format!("this engine has too many {what}: try again later"),
+            Refusal::Encryption(why) => format!("TLS failed ({why}): {CERTIFICATES}"),
+            Refusal::Certificate(why) => {
+                format!("your certificate does not fit ({why}): {CERTIFICATES}")
+            }
             Refusal::Silent => {
                 "your handshake took too long: look at the load of your machine and \
                 at the network"
@@ -297,6 +309,10 @@ impl Refusal {
             Refusal::Busy(what) => {
                 format!("{them} was turned away: this engine has too many {what}")
             }
+            Refusal::Encryption(why) => format!("TLS with {them} failed ({why}): {CERTIFICATES}"),
+            Refusal::Certificate(why) => format!(
+                "the certificate of the engine at {them} does not fit ({why}): {CERTIFICATES}"
+            ),
             Refusal::Silent => format!(
                 "the handshake with {them} took too long: look at the load of that machine and at \
                 the network"
@@ -305,6 +321,10 @@ impl Refusal {
         }
     }
 }
+
+/// What to do about certificates.
+const CERTIFICATES: &str =
+    "give every engine a certificate of its own, of one authority, by atoll cert";
 
 /// The sentence about versions, for the side that knows `here`.
 fn no_common_version(here: &RangeInclusive<u16>, there: &RangeInclusive<u16>) -> String {

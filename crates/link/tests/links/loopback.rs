@@ -136,3 +136,38 @@ fn a_wrong_key_is_told_over_loopback_before_the_connection_closes() {
         assert!(!a.is_connected(EngineId(2), Class::Raft));
     });
 }
+
+#[cfg(feature = "tls")]
+#[test]
+fn two_engines_talk_over_loopback_with_tls() {
+    on_a_core(|env| async move {
+        let authority = crate::tls::Authority::new();
+        let mut links = Vec::new();
+        for n in [1, 2] {
+            let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
+            let options = Options::new(EngineId(n), CLUSTER, 1, listen);
+            let options = authority.equip(&env, n, Options { key: key(1), ..options });
+            let owner = Rc::new(Owner::default());
+            let link = Link::open(env.clone(), options, owner.clone()).await.unwrap();
+            links.push((link, owner));
+        }
+        let [(a, _), (b, b_owner)] = &links[..] else { panic!("two") };
+        a.set_peer(EngineId(2), b.address());
+        let up = || Class::ALL.iter().all(|class| a.is_connected(EngineId(2), *class));
+        until(&env, "both are up", up).await;
+        let long = Bytes::from(vec![7; 5 << 20]);
+        let deadline = env.clock.now().after(Duration::from_secs(20));
+        assert_eq!(a.call(EngineId(2), long.clone(), deadline).await, Ok(long));
+        let mut sender = a.open_stream(EngineId(2), Bytes::new()).unwrap();
+        until(&env, "the stream arrives", || !b_owner.streams.borrow().is_empty()).await;
+        let (_, _, mut receiver) = b_owner.streams.borrow_mut().pop().unwrap();
+        env.tasks.spawn_local(
+            "reader",
+            Box::pin(async move { while receiver.next().await.unwrap().is_some() {} }),
+        );
+        for _ in 0..100 {
+            sender.send(Bytes::from(vec![1; 100_000])).await.unwrap();
+        }
+        sender.finish().await.unwrap();
+    });
+}

@@ -17,3 +17,6 @@ mod rpc;
 mod storm;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod tls;
