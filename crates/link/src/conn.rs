@@ -32,12 +32,12 @@ use atoll_env::time::{Clock, Instant};
 use bytes::Bytes;
 
 use crate::bulk::{self, Streams};
-use crate::frame::{Decoder, Frame, Kind, Lane};
+use crate::frame::{Decoder, Frame, Kind, Lane, close_payload};
 use crate::handler::{Handler, Peer};
 use crate::id::{Class, Role};
 use crate::options::Options;
 use crate::outbox::{Outbox, Parts};
-use crate::refusal::{Code, Refusal, cut, readable};
+use crate::refusal::{Code, Refusal, readable};
 use crate::rpc::{self, Calls};
 use crate::signal::Bell;
 use crate::stats::Counters;
@@ -440,9 +440,8 @@ impl Driver {
     /// Tells the other side why the connection ends, if it takes that soon. After [`Conn::fail`].
     pub(crate) async fn farewell(mut self, refusal: &Refusal) {
         let clock = self.conn.clock.clone();
-        let mut payload = vec![refusal.code() as u8];
-        payload.extend(cut(&refusal.theirs()).bytes());
-        let bytes = self.conn.out.borrow_mut().last_bytes(Kind::Close, payload.into());
+        let payload = close_payload(refusal.code(), &refusal.theirs());
+        let bytes = self.conn.out.borrow_mut().last_bytes(Kind::Close, payload);
         let _ = timeout(&*clock, FAREWELL, last_words(&mut *self.stream, &bytes)).await;
     }
 }

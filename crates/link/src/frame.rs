@@ -31,6 +31,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::id::{Class, Role};
+use crate::refusal::{Code, cut};
 
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 16;
@@ -117,6 +118,11 @@ impl Kind {
 
 /// The longest sentence that engines send each other, in bytes.
 pub const SENTENCE_MAX: usize = 1024;
+
+/// Returns the payload of a [`Kind::Close`]; a verdict of a handshake has the same.
+pub(crate) fn close_payload(code: Code, sentence: &str) -> Bytes {
+    [&[code as u8], cut(sentence).as_bytes()].concat().into()
+}
 
 /// Where frames belong: one direction of one connection. Part of every checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@
 //!                                           done
 //! ```
 //!
-//! Either side may send a *verdict* with a refusal instead of its next message; then both know why.
+//! Either side may send a *verdict* with a refusal instead of its next message; then both know why. An
+//! acceptor that changes its mind after its proof closes by a frame, since the dialler may be done.
 //!
 //! # What a proof proves
 //! HMAC-SHA256 under the cluster key, over the role of whoever proves and over both hellos, byte by
@@ -40,7 +41,7 @@ use atoll_encoding::{Malformed, Reader};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::frame::SENTENCE_MAX;
+use crate::frame::{Encoder, Kind, Lane, SENTENCE_MAX, close_payload};
 use crate::id::{Class, ClusterId, EngineId, Role};
 use crate::refusal::{Code, Refusal, cut, readable};
 
@@ -468,16 +469,23 @@ impl Handshake {
 
     /// Ends the handshake: this side does not want the connection. Appends what tells the other side.
     pub fn refuse(&mut self, refusal: Refusal, out: &mut Vec<u8>) -> Step {
-        self.state = State::Ended;
-        match &refusal {
+        let sentence = || cut(&refusal.theirs());
+        match (&refusal, std::mem::replace(&mut self.state, State::Ended)) {
+            // The dialler may be done by the proof that it has from us: what follows is a frame for it.
+            (_, State::Verdict(proven)) => {
+                let Proven { hello, version, salt } = proven;
+                let sender = Role::Acceptor;
+                let lane = Lane { class: hello.class, version, salt, sender };
+                let payload = close_payload(refusal.code(), &sentence());
+                Encoder::new(lane).frame(out, Kind::Close, 0, &[payload]);
+            }
             // Who does not speak the protocol gets a line that any client shows, and no more.
-            Refusal::NotAnEngine { .. } if self.role == Role::Acceptor => {
+            (Refusal::NotAnEngine { .. }, _) if self.role == Role::Acceptor => {
                 out.extend(format!("AtollDB: {}\r\n", refusal.theirs()).bytes());
             }
-            Refusal::NotAnEngine { .. } => {} // it began with something that is not for us
+            (Refusal::NotAnEngine { .. }, _) => {} // it began with something that is not for us
             _ => {
-                let mut body = vec![refusal.code() as u8];
-                body.extend(cut(&refusal.theirs()).bytes());
+                let body = close_payload(refusal.code(), &sentence());
                 put(out, MessageKind::Verdict, &body);
             }
         }

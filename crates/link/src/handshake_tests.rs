@@ -410,3 +410,25 @@ fn both_sides_compute_one_salt_and_no_two_connections_have_the_same() {
     assert_eq!((a, c), (b, d));
     assert_ne!(a, c);
 }
+
+#[test]
+fn an_acceptor_that_gives_up_after_its_proof_is_understood_by_a_dialler_that_is_done() {
+    let (mut to_acceptor, mut to_dialler) = (Vec::new(), Vec::new());
+    let mut dialler = Handshake::dial(hello(1), key(1), None, &mut to_acceptor);
+    let mut acceptor = Handshake::accept(hello(2), key(1));
+    acceptor.receive(&to_acceptor, &mut to_dialler);
+    to_acceptor.clear();
+    dialler.receive(&to_dialler, &mut to_acceptor);
+    to_dialler.clear();
+    acceptor.receive(&to_acceptor, &mut to_dialler);
+    assert_eq!(acceptor.admit(&mut to_dialler), Step::More);
+    // Its time is over while the dialler's verdict is on its way.
+    acceptor.refuse(Refusal::Silent, &mut to_dialler);
+    assert!(matches!(dialler.receive(&to_dialler, &mut to_acceptor), Step::Admit(_)));
+    let Step::Done(proven) = dialler.admit(&mut to_acceptor) else { panic!("not done") };
+    let (class, sender) = (Class::Raft, Role::Acceptor);
+    let lane = Lane { class, version: proven.version, salt: proven.salt, sender };
+    let rest = dialler.into_rest();
+    let frame = crate::frame::Decoder::new(lane).next(&mut &rest[..]).unwrap().unwrap();
+    assert_eq!((frame.kind, frame.payload[0]), (Kind::Close, Code::Silent as u8));
+}
