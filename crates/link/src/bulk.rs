@@ -134,10 +134,15 @@ pub(crate) fn open(conn: Rc<Conn>, options: &Options, header: Bytes) -> Result<S
     let streams = &conn.streams;
     let mut outgoing = streams.outgoing.borrow_mut();
     // Headers wait on the connection without credit, so they need room there.
-    if outgoing.len() >= options.streams_max || conn.out.borrow().bytes() >= 2 * QUEUE_MAX {
-        let open = outgoing.len();
+    let refused = match outgoing.len() {
+        open if open >= options.streams_max => {
+            Some(format!("{open} streams to this engine are open"))
+        }
+        _ => (conn.out.borrow().bytes() >= 2 * QUEUE_MAX).then(|| "too much waits".to_owned()),
+    };
+    if let Some(why) = refused {
         conn.counters.update(|stats| stats.drops += 1);
-        return Err(BulkError::NotSent(format!("{open} streams to this engine are under way")));
+        return Err(BulkError::NotSent(why));
     }
     let mut stream = streams.last.get().wrapping_add(1);
     while stream == 0 || outgoing.contains_key(&stream) {
@@ -303,7 +308,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Ends the stream and waits until its receiver has taken all of it.
+    /// Ends the stream and waits until its receiver has taken all of it. A future that is dropped after
+    /// it was polled leaves the stream to end by itself.
     ///
     /// # Errors
     /// The stream ended otherwise before.

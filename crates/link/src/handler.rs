@@ -66,7 +66,8 @@ pub trait Handler {
 
     /// This side refused somebody, or was refused. To be logged; with
     /// [`Code::Replaced`](crate::Code::Replaced) by the peer this process is of the past and should
-    /// stop, with [`Code::Copied`](crate::Code::Copied) an operator has to act. Told at every try.
+    /// stop, with [`Code::Copied`](crate::Code::Copied) an operator has to act. Told at every try, and
+    /// anybody who can connect can make it happen: a log wants a limit.
     fn refused(&self, refused: &Refused) {
         let _ = refused;
     }

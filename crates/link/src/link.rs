@@ -77,6 +77,9 @@ impl std::error::Error for Dropped {}
 
 /// An engine's end of its connections to others. Cheap to clone; the last clone closes it. Stays on
 /// the thread on which it was opened.
+///
+/// The link holds its [`Handler`]. One that holds the link in turn keeps both: then the owner calls
+/// [`Link::close`], and lets the handler drop its clone.
 #[derive(Clone)]
 pub struct Link(Rc<Owned>);
 

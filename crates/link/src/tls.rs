@@ -141,7 +141,9 @@ impl Certificates {
             None => Err("it has shown none".to_owned()),
         };
         let stream: Box<dyn Stream> = match tls {
-            Ok(tls) => Box::new(TlsStream { inner: stream, tls, peer, is_closing: false }),
+            Ok(tls) => {
+                Box::new(TlsStream { inner: stream, tls, peer, is_closing: false, failed: None })
+            }
             Err(error) => Box::new(Broken(error.to_string())),
         };
         Wrapped { stream, check: Some(Box::new(check)) }
@@ -223,6 +225,8 @@ struct TlsStream {
     peer: Rc<RefCell<Option<CertificateDer<'static>>>>,
     /// The other side was told that no more comes.
     is_closing: bool,
+    /// Why nothing that comes can be believed any more. Nothing is sent then but an alert.
+    failed: Option<rustls::Error>,
 }
 
 /// The stream below, as rustls wants to see it.
@@ -273,6 +277,27 @@ impl TlsStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Throws away what comes after the end, up to the end of the other side. TLS does not look at it:
+    /// it has said its last word, and does not expect to be made to say another one.
+    fn drain(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let flushed = self.flush(cx);
+        for _ in 0..16 {
+            match self.inner.poll_read(cx, buf) {
+                Poll::Ready(Ok(1..)) => {}
+                other => return other,
+            }
+        }
+        cx.waker().wake_by_ref();
+        match flushed {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.failed.clone().map_or(Ok(()), |error| Err(invalid(error)))
+    }
+
     /// Takes bytes from below and lets TLS look at them; pending if there are none.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let read = self.tls.read_tls(&mut Below { stream: &mut *self.inner, cx });
@@ -285,6 +310,7 @@ impl TlsStream {
         if let Err(error) = self.tls.process_new_packets() {
             // The other side is told, if it takes that at once.
             let _ = self.flush(cx);
+            self.failed = Some(error.clone());
             return Poll::Ready(Err(invalid(error)));
         }
         if !self.tls.is_handshaking() && self.peer.borrow().is_none() {
@@ -299,6 +325,10 @@ impl Stream for TlsStream {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
+        }
+        self.check()?;
+        if self.is_closing {
+            return self.drain(cx, buf);
         }
         loop {
             // What was accepted to be written leaves, whoever polls.
@@ -318,6 +348,7 @@ impl Stream for TlsStream {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check()?;
         // What is buffered goes first: the buffer is bounded, and so is what we say was written.
         match self.flush(cx) {
             Poll::Ready(Ok(())) => {}
@@ -335,7 +366,8 @@ impl Stream for TlsStream {
     }
 
     fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.is_closing, true) {
+        let is_first = !std::mem::replace(&mut self.is_closing, true);
+        if is_first && self.failed.is_none() && !self.tls.is_handshaking() {
             self.tls.send_close_notify();
         }
         match self.flush(cx) {
