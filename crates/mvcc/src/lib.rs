@@ -21,6 +21,7 @@
 //! | [`max_read`] | at which moment was a key read last? Nothing may appear below that |
 //! | [`locks`] | pessimistic locks: queues, grants, circles |
 //! | [`request`] | what a transaction asks of a shard, and what a shard answers |
+//! | [`wire`] | both as bytes, for a shard on another engine |
 //!
 //! The crate is pure: encodings and small state machines, no I/O, no clock, no threads of its own
 //! (only the [`oracle`] may be shared by several). It knows neither the log nor the network;
@@ -34,6 +35,7 @@ pub mod record;
 pub mod request;
 pub mod timestamp;
 pub mod value;
+pub mod wire;
 
 pub use locks::LockTable;
 pub use max_read::MaxRead;

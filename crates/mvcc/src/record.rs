@@ -228,8 +228,8 @@ fn epoch(input: &mut Reader<'_>) -> Result<Epoch, Malformed> {
     if epoch > Epoch::MAX { Err(too_high) } else { Ok(epoch) }
 }
 
-/// The number of a level on disk: never change one.
-fn isolation_number(isolation: Isolation) -> u8 {
+/// The number of a level on disk and on the wire: never change one.
+pub(crate) fn isolation_number(isolation: Isolation) -> u8 {
     match isolation {
         Isolation::Serializable => 1,
         Isolation::Snapshot => 2,
@@ -237,7 +237,7 @@ fn isolation_number(isolation: Isolation) -> u8 {
     }
 }
 
-fn isolation(input: &mut Reader<'_>) -> Result<Isolation, Malformed> {
+pub(crate) fn isolation(input: &mut Reader<'_>) -> Result<Isolation, Malformed> {
     let unknown = input.malformed("a known isolation level");
     match input.u8("an isolation level")? {
         1 => Ok(Isolation::Serializable),

@@ -41,6 +41,9 @@ pub const MAX_SUB_KEY: usize = MAX_USER_KEY;
 /// What the engine allows.
 const MAX_TREE_KEY: usize = 64 * 1024;
 
+/// Longest key that has a name in the tree: before it stands the letter of an area.
+pub(crate) const MAX_KEY: usize = MAX_TREE_KEY - 1;
+
 const _: () = {
     let sub_record = 1 + placement::HEADER_MAX + 2 + MAX_USER_KEY + 8 + MAX_SUB_KEY;
     let record = 1 + 2 * (placement::HEADER_MAX + MAX_USER_KEY) + 2 + 16;
