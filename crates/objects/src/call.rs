@@ -43,6 +43,21 @@ pub struct Call {
     pub moment: Moment,
 }
 
+impl Call {
+    /// Returns the keys it names. All of them have to be on the shard that evaluates it: nothing there
+    /// asks again.
+    pub fn keys(&self) -> Vec<&[u8]> {
+        match &self.work {
+            Work::One(item) => item.keys().collect(),
+            Work::Unit { items, watched } => {
+                let watched = watched.iter().map(|watched| &*watched.key);
+                items.iter().flat_map(Item::keys).chain(watched).collect()
+            }
+            Work::Versions { keys, .. } => keys.iter().map(|key| &**key).collect(),
+        }
+    }
+}
+
 /// As of when a read is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moment {

@@ -27,6 +27,8 @@ pub mod program;
 mod shard_tx;
 mod txn_tx;
 pub mod whole;
+pub mod wire;
 
 pub use call::{Call, Item, Moment, Reply, Watched, Work};
 pub use program::{Ask, ObjectProgram};
+pub use wire::CallError;
