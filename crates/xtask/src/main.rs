@@ -34,7 +34,7 @@ Recipes:
   cargo xtask bench-server [FLAGS]
                                   the server beside Redis 7, under equal promises; flags are those
                                   of atoll-bench server (--quick ends in about two minutes)
-  cargo xtask bench-allocators [SECONDS]
+  cargo xtask bench-allocators [ROUNDS]
                                   engine and server under the system's allocator, jemalloc and mimalloc,
                                   side by side: rate, p99 and memory; builds each (scripts/bench-allocators)
   cargo xtask golden              rewrites the expected output of golden scripts; read the diff
