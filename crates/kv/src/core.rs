@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use atoll_encoding::Malformed;
 use atoll_env::Env;
 use atoll_env::mesh::Port;
 use atoll_env::sometimes;
@@ -31,8 +32,11 @@ use atoll_mvcc::keys::{PARTS, Placement, RoutingKey, is_slotted, place_of, tree}
 use atoll_mvcc::request::{Isolation, Key, Obstacle, Request, Response, Span};
 use atoll_mvcc::{Epoch, Oracle, Timestamp};
 use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::envelope::{self, Envelope};
 use atoll_shard::leader::{Leader, Now};
+use atoll_shard::replica::EngineId;
 use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
+use bytes::Bytes;
 
 use crate::care;
 use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
@@ -48,6 +52,8 @@ pub(crate) enum Message<P: Program> {
     Job { work: Work<P>, lane: Option<Lane>, durability: Durability, token: u64 },
     /// The answer to a job.
     Answer { lane: Lane, token: u64, answer: Answer<P> },
+    /// A replica elsewhere says something to one of yours.
+    Replica(Envelope),
     /// A shard was split.
     Split { left: Descriptor, right: Descriptor },
     /// Split a shard of yours.
@@ -152,6 +158,11 @@ impl<P: Program> Inner<P> {
 
     pub(crate) fn wall_epoch(&self) -> Epoch {
         Epoch::from_unix_ms(self.env.clock.wall().0)
+    }
+
+    /// Returns the monotonic time in microseconds.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.env.clock.now().0 / 1_000
     }
 
     pub(crate) fn monotonic_ms(&self) -> u64 {
@@ -304,6 +315,14 @@ impl<P: Program> Inner<P> {
         receiver.await.unwrap_or(Response::Unknown)
     }
 
+    /// Returns whether a key's shard is led here, or may be in a moment.
+    pub(crate) fn leads(&self, key: &[u8]) -> bool {
+        let Some((_, group)) = place_of(key).and_then(|place| self.house_of(place)) else {
+            return true;
+        };
+        group.is_alone() || group.state.borrow().leader.is_some()
+    }
+
     /// Has a key reaped; nobody waits for it.
     pub(crate) fn reap(self: &Rc<Self>, key: Vec<u8>, deadline_ms: u64) {
         let work = Work::Reap { key, deadline_ms };
@@ -367,9 +386,34 @@ impl<P: Program> Inner<P> {
             Message::Answer { lane, token, answer } => {
                 self.deliver(ReplyTo { core: self.index, lane, token }, answer);
             }
+            Message::Replica(envelope) => self.arrived(envelope),
             Message::Split { left, right } => self.learn_split(&left, &right),
             Message::PleaseSplit { shard, at, id, done } => self.split_here(shard, at, id, done),
             Message::Note(note) => note(&Core(self.clone())),
+        }
+    }
+
+    // ---- other engines ----
+
+    /// Brings what a replica elsewhere says to the one that it is for.
+    fn arrived(&self, envelope: Envelope) {
+        let route = {
+            let table = self.table.borrow();
+            table.get(envelope.shard).map(|route| (route.store, route.core))
+        };
+        // One that is split off here in a moment is told again.
+        let Some((store, core)) = route else { return };
+        if core != self.index {
+            self.port.borrow_mut().send(core, Message::Replica(envelope));
+        } else if let Some(host) = self.stores.borrow().get(&store) {
+            host.arrived(envelope);
+        }
+    }
+
+    /// Sends a packet to another engine.
+    pub(crate) fn carry(&self, to: EngineId, packet: Vec<u8>) {
+        if let Some(cluster) = &self.shared.options.cluster {
+            cluster.carrier.send(to, packet);
         }
     }
 
@@ -482,6 +526,19 @@ impl<P: Program> Core<P> {
     /// Returns the program.
     pub fn program(&self) -> &P {
         &self.0.program
+    }
+
+    /// Takes in a packet that another engine's [`Carrier`](crate::Carrier) was given for this one. On any
+    /// core; packets of one core of another engine in the order they were sent.
+    ///
+    /// # Errors
+    /// The bytes are no packet.
+    pub fn arrived(&self, packet: &Bytes) -> Result<(), Malformed> {
+        for envelope in envelope::open(packet)? {
+            self.0.arrived(envelope);
+        }
+        self.flush();
+        Ok(())
     }
 
     /// Moves the moment of evaluation to the present; for the front end, before it evaluates what

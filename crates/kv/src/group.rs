@@ -26,6 +26,7 @@ use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::edge::EntrySeq;
 use atoll_shard::entry::{Closed, Split};
 use atoll_shard::leader::Leader;
+use atoll_shard::lease::{Heard, Lease};
 
 use crate::base::Reads;
 use crate::program::Program;
@@ -111,6 +112,24 @@ pub(crate) struct InFlight {
     pub(crate) stamp: Timestamp,
 }
 
+/// An entry of the log that is not applied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Logged {
+    /// Its position in the lane.
+    pub(crate) position: u64,
+    /// The memtable room that was promised to it.
+    pub(crate) arena: usize,
+}
+
+/// An entry that was in flight when its leadership ended: it may still be committed, and who waits for it
+/// learns that.
+pub(crate) struct Orphan<P: Program> {
+    pub(crate) entry: InFlight,
+    pub(crate) waiting: Vec<(Job<P>, Answer<P>)>,
+    /// When the leadership ended, in monotonic milliseconds.
+    pub(crate) since_ms: u64,
+}
+
 /// Somebody who waits for a split.
 pub(crate) struct Splitting {
     pub(crate) split: Split,
@@ -127,8 +146,17 @@ pub(crate) struct Elder<P: Program> {
 /// One shard on its core.
 pub(crate) struct Group<P: Program> {
     pub(crate) id: ShardId,
+    /// The replica of it that is here.
+    pub(crate) replica: u64,
     pub(crate) consensus: RefCell<Consensus>,
     pub(crate) state: RefCell<State<P>>,
+}
+
+impl<P: Program> Group<P> {
+    /// Returns whether the replica here is the only one.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.consensus.borrow().is_alone()
+    }
 }
 
 /// What changes with every job.
@@ -159,8 +187,8 @@ pub(crate) struct State<P: Program> {
     /// Answers whose entries were applied without a sync, because they came to them too late.
     pub(crate) late: Vec<(Job<P>, Answer<P>)>,
     pub(crate) in_flight: VecDeque<InFlight>,
-    /// Lane positions of entries that are not applied, by index.
-    pub(crate) positions: BTreeMap<u64, u64>,
+    /// Entries that are not applied, by index.
+    pub(crate) positions: BTreeMap<u64, Logged>,
     pub(crate) splitting: Option<Splitting>,
     /// Entries applied in this process: reads of the applied state are as old as this says.
     pub(crate) applied_entries: u64,
@@ -174,6 +202,26 @@ pub(crate) struct State<P: Program> {
     pub(crate) jobs_per_s: f64,
     /// Index of the last entry applied to the tree.
     pub(crate) applied_index: u64,
+    /// The core waits for it to lead before it serves.
+    pub(crate) awaited: bool,
+    /// Until when it may answer reads, if it leads.
+    pub(crate) lease: Lease,
+    /// What it has had of its leader, if it follows.
+    pub(crate) heard: Heard,
+    /// Jobs that wait for the lease.
+    pub(crate) for_lease: Vec<Job<P>>,
+    /// The term of the leadership that is evaluated for.
+    pub(crate) led_term: u64,
+    /// Nothing is evaluated before this entry is applied: it was in flight when the leader was given up.
+    pub(crate) resume_after: u64,
+    /// The number with which the next leader goes on.
+    pub(crate) next_seq: EntrySeq,
+    /// Entries of earlier leaderships that are not decided.
+    pub(crate) orphans: VecDeque<Orphan<P>>,
+    /// Since when no leader is known, in monotonic milliseconds.
+    pub(crate) leaderless_since: Option<u64>,
+    /// Leadership is being given away.
+    pub(crate) giving: bool,
 }
 
 impl<P: Program> State<P> {
@@ -202,6 +250,16 @@ impl<P: Program> State<P> {
             jobs_measured: 0,
             jobs_per_s: 0.0,
             applied_index,
+            awaited: false,
+            lease: Lease::default(),
+            heard: Heard::default(),
+            for_lease: Vec::new(),
+            led_term: 0,
+            resume_after: 0,
+            next_seq: 1,
+            orphans: VecDeque::new(),
+            leaderless_since: None,
+            giving: false,
         }
     }
 
@@ -272,6 +330,7 @@ impl<P: Program> State<P> {
         }
         answered.sort_unstable_by_key(|job| job.attempt);
         hindered.append(&mut self.for_locks);
+        hindered.append(&mut self.for_lease);
         hindered.extend(self.queue.drain(..));
         // Whoever waits behind one that is here follows it. Whoever waits behind one that is elsewhere
         // (it reads from the disk, or it resolves an intent) stays where he is.
@@ -301,6 +360,7 @@ impl<P: Program> State<P> {
         }
         let again = |job| Waiter::Again(Box::new(job));
         all.extend(self.for_locks.drain(..).map(again));
+        all.extend(self.for_lease.drain(..).map(again));
         all.extend(self.queue.drain(..).map(again));
         for waiter in &all {
             if let Waiter::Again(job) = waiter

@@ -10,6 +10,9 @@
 //! The layer above gives its commands a meaning as a [`Program`] and calls them by
 //! [`Core::call`]; transactions over many shards begin with [`Core::begin`].
 //!
+//! An engine that is one of several ([`ClusterOptions`]) has replicas of shards: its stores exchange messages with
+//! those elsewhere through a [`Carrier`] (`store/replication.rs`), and answer for the shards that they lead.
+//!
 //! # Invariants
 //! - A shard's state is touched by one thread. No lock lies on the path of a command to its shard,
 //!   and no core waits for a disk.
@@ -24,6 +27,7 @@ mod core;
 mod group;
 pub mod identity;
 mod node;
+mod peers;
 mod program;
 mod reclaim;
 mod signal;
@@ -35,6 +39,7 @@ pub use crate::core::{Core, CoreShards, NodeOracle};
 pub use atoll_mvcc::keys::RoutingKey;
 pub use group::Lane;
 pub use node::{Node, NodeOptions};
+pub use peers::{Carrier, ClusterOptions};
 pub use program::{Ask, Failure, Program, Tried};
 pub use signal::Signal;
 pub use survey::{ShardReport, shards_of_stopped};

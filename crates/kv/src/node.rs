@@ -36,6 +36,7 @@ use parking_lot::Mutex;
 use crate::care;
 use crate::core::{Core, Inner, Message};
 use crate::identity::{self, Found, Identity, store_path};
+use crate::peers::ClusterOptions;
 use crate::program::Program;
 use crate::store::{StoreHost, open_group};
 use crate::table::{Route, Table};
@@ -66,6 +67,8 @@ pub struct NodeOptions {
     pub retention_us: u64,
     /// First processor to pin the cores to, if they are to be pinned.
     pub pin: Option<usize>,
+    /// The other engines of the database, if it has some.
+    pub cluster: Option<ClusterOptions>,
 }
 
 impl NodeOptions {
@@ -83,6 +86,7 @@ impl NodeOptions {
             shard_size: 256 << 20,
             retention_us: 5_000_000,
             pin: None,
+            cluster: None,
         }
     }
 }
@@ -338,7 +342,11 @@ async fn run_core<P: Program>(
     let mut starting = 0;
     for (at, (driver, tree, groups, bound)) in stores {
         let host = Rc::new(StoreHost::new(at, tree, bound, driver.arena_most()));
-        starting += groups.len();
+        for group in groups.iter().filter(|group| group.is_alone()) {
+            // One with replicas elsewhere may be led there, or by nobody for a while: it is not waited for.
+            group.state.borrow_mut().awaited = true;
+            starting += 1;
+        }
         *host.groups.borrow_mut() =
             groups.into_iter().map(|group| (group.id, Rc::new(group))).collect();
         core.stores.borrow_mut().insert(at, host.clone());
@@ -349,6 +357,9 @@ async fn run_core<P: Program>(
     }
     core.starting.set(starting);
     core.spawn("mesh", core.clone().serve_mesh());
+    if shared.options.cluster.is_some() {
+        core.spawn("ticks", care::tick(Rc::downgrade(&core)));
+    }
     while core.starting.get() > 0 && core.why_stopped().is_none() {
         core.changed.raised().await;
     }
@@ -407,7 +418,7 @@ async fn open_stores<P: Program>(
         let mut groups = Vec::new();
         let mut bound = read_bound(&tree).await?;
         for descriptor in descriptors {
-            let (group, logged) = open_group(&mut driver, descriptor).await?;
+            let (group, logged) = open_group(&mut driver, &tree, descriptor, shared).await?;
             bound = bound.max(logged);
             groups.push(group);
         }
@@ -483,8 +494,12 @@ async fn report<P: Program>(
             let table = Table::new(std::mem::take(&mut assembly.routes));
             match table.check() {
                 Ok(()) => {
-                    let oracle = Oracle::new(assembly.bound);
-                    assembly.ready = Some((Arc::new(table), Arc::new(oracle)));
+                    let oracle = match &shared.options.cluster {
+                        Some(cluster) => cluster.oracle.clone(),
+                        None => Arc::new(Oracle::new(Epoch(0))),
+                    };
+                    oracle.raise(assembly.bound);
+                    assembly.ready = Some((Arc::new(table), oracle));
                 }
                 Err(what) => {
                     assembly.failed = Some(Error::Stopped(format!(

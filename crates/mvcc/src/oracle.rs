@@ -72,6 +72,11 @@ impl Oracle {
         Timestamp::commit_at(self.epoch(now))
     }
 
+    /// Makes sure that every epoch allocated from now on is above `epoch`.
+    pub fn raise(&self, epoch: Epoch) {
+        self.last.fetch_max(epoch.0, Ordering::Relaxed);
+    }
+
     /// Returns the last epoch allocated to anybody.
     pub fn last(&self) -> Epoch {
         Epoch(self.last.load(Ordering::Relaxed))

@@ -15,6 +15,9 @@
 //! | [`edge`] | values that are decided and not applied |
 //! | [`entry`] | what is logged |
 //! | [`consensus`] | the order of entries that the replicas of a shard agree on |
+//! | [`lease`] | until when a leader may answer reads by itself |
+//! | [`replica`] | names of replicas, and where they are |
+//! | [`envelope`] | their messages on the way between engines |
 //! | [`descriptor`] | which keys are whose |
 //!
 //! Everything here is a plain state machine: no I/O, no clock, no threads, no randomness. Who owns
@@ -24,13 +27,16 @@ pub mod consensus;
 pub mod descriptor;
 pub mod edge;
 pub mod entry;
+pub mod envelope;
 pub mod eval;
 pub mod intent;
 pub mod leader;
+pub mod lease;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 #[cfg(not(feature = "mutants"))]
 mod mutants;
 #[cfg(test)]
 mod proof;
+pub mod replica;
 pub mod state;

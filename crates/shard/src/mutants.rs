@@ -67,6 +67,14 @@
 //! | `answer-before-apply` | an answer that waits for an entry waits until it is applied |
 //! | `own-writes-not-seen` | who has a write in flight sees it |
 //!
+//! And some to replicas, which `crates/kv/tests/cluster.rs` leaves out:
+//!
+//! | name | rule |
+//! |---|---|
+//! | `read-without-lease` | a leader answers reads while its lease holds |
+//! | `promise-before-sync` | votes and confirmations wait until what they promise is durable |
+//! | `votes-after-a-start` | who was restarted votes for nobody while an old lease may run |
+//!
 //! The proof (`proof::tests`) leaves out each of them in turn and wants it noticed. With the feature
 //! `mutants` a whole server can be run without one (`cargo xtask sim --mutants`).
 

@@ -3,10 +3,13 @@
 //! ```text
 //!   S | shard | 'd'                  its descriptor
 //!   S | shard | 'c' | keyspace u32   how many keys of a keyspace it has
+//!   S | shard | 'm'                  its replicas, once they have changed
 //! ```
 
 /// Name of the descriptor.
 pub const DESCRIPTOR: &[u8] = b"d";
+/// Name of the members.
+pub const MEMBERS: &[u8] = b"m";
 /// First byte of the names of counts.
 const COUNT: u8 = b'c';
 

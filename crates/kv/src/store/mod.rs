@@ -17,39 +17,36 @@
 //! fails ends the store: whoever waits is told that the outcome is unknown, everybody later that the
 //! store has stopped.
 
+mod replication;
+mod restore;
+mod split;
+mod turn;
+
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use atoll_env::sometimes;
-use atoll_env::sync::{oneshot, select_biased};
-use atoll_env::task;
-use atoll_lsm::driven::{Direction, Driver, Tree};
-use atoll_lsm::log::{EntryId, GroupState};
+use atoll_env::time::Instant;
+use atoll_lsm::driven::{Direction, Tree};
 use atoll_lsm::{Durability, Error};
-use atoll_mvcc::keys::{Area, RoutingKey, TreeKey, tree};
-use atoll_mvcc::record::{Fence, TxnRecord};
-use atoll_mvcc::request::{Key, Obstacle, Refusal, Request, Response, Version};
+use atoll_mvcc::keys::tree;
+use atoll_mvcc::request::{Key, Refusal, Request, Response, Version};
 use atoll_mvcc::{Bound, Epoch, Timestamp, TxnId, Value};
-use atoll_shard::consensus::{self, Consensus, EntryKind, ShardConsensus};
-use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::descriptor::ShardId;
 use atoll_shard::edge::EntrySeq;
-use atoll_shard::entry::{self, Closed, Payload, Split};
+use atoll_shard::envelope::{Envelope, Packet};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
-use atoll_shard::intent::Intent;
-use atoll_shard::leader::{Leader, Loaded, Miss, Step, local_key};
-use atoll_shard::state;
+use atoll_shard::leader::{Leader, Miss, Step};
+use atoll_shard::replica::EngineId;
 
 use crate::base::{Reads, TreeBase};
 use crate::core::Inner;
-use crate::group::{
-    Answer, Elder, Group, InFlight, Job, Lane, ReplyTo, Splitting, State, Waiter, Work,
-};
+use crate::group::{Answer, Group, Job, Lane, ReplyTo, State, Waiter, Work};
 use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 
-/// The one replica of a shard, for now.
-pub(crate) const REPLICA: u64 = 1;
+pub(crate) use restore::open_group;
 
 /// An entry with more bytes than this takes no more commands: what a turn logs has to fit into memory,
 /// and entries are what it is divided by.
@@ -78,7 +75,23 @@ pub(crate) struct StoreHost<P: Program> {
     room: usize,
     /// The shard that found the last turn full: it is the first of the next one.
     next: Cell<ShardId>,
+    /// Memtable room of entries that are in the log and not applied.
+    promised: Cell<usize>,
+    /// What replicas elsewhere have said, for the next turn.
+    inbox: RefCell<VecDeque<Envelope>>,
+    inbox_bytes: Cell<usize>,
+    /// What is to be said to them.
+    outbox: RefCell<BTreeMap<EngineId, Packet>>,
+    /// A tick of the clock, for the next turn.
+    pub(crate) ticked: Cell<bool>,
+    /// Jobs whose lease is there.
+    waiting: RefCell<Vec<Placed<P>>>,
+    /// When a store that closes gives up giving its leaderships away.
+    grace_until: Cell<Option<Instant>>,
 }
+
+/// A job and the shard that it is for.
+type Placed<P> = (Rc<Group<P>>, Job<P>);
 
 /// How one attempt at a job ended.
 enum Outcome<P: Program> {
@@ -90,6 +103,8 @@ enum Outcome<P: Program> {
     CloseFirst,
     /// The moment it was to look at is not known any more.
     TooOld,
+    /// The leader does not know whether it still leads.
+    NoLease,
     Interrupted(Interrupt),
 }
 
@@ -124,6 +139,13 @@ impl<P: Program> StoreHost<P> {
             name: RefCell::default(),
             room: room.min(TURN_BYTES),
             next: Cell::new(ShardId(0)),
+            promised: Cell::new(0),
+            inbox: RefCell::default(),
+            inbox_bytes: Cell::new(0),
+            outbox: RefCell::default(),
+            ticked: Cell::new(false),
+            waiting: RefCell::default(),
+            grace_until: Cell::new(None),
         }
     }
 
@@ -182,8 +204,13 @@ impl<P: Program> StoreHost<P> {
             return None;
         }
         if state.leader.is_none() || state.frozen {
+            drop(state);
+            if let Some(why) = self.elsewhere(core, group) {
+                let answer = refuse(core, &job, &Failure::Unavailable(why));
+                return Some((job, answer));
+            }
             sometimes!(true, "a job waits for its shard to serve");
-            state.queue.push_back(job);
+            group.state.borrow_mut().queue.push_back(job);
             return None;
         }
         drop(state);
@@ -222,12 +249,20 @@ impl<P: Program> StoreHost<P> {
                 drop(guard);
                 return self.send_on(core, group, job);
             }
+            if !self.may_answer(core, group, state) {
+                self.await_lease(state, job);
+                return None;
+            }
             if job.alone {
                 state.close_open(|| core.fresh_epoch());
             }
             job.attempt = state.jobs;
             let before = open_bytes(state);
-            let outcome = self.evaluate(core, state, &mut job);
+            let mut outcome = self.evaluate(core, state, &mut job);
+            if matches!(outcome, Outcome::Answer(_)) && !self.may_answer(core, group, state) {
+                sometimes!(true, "a lease ends while a read is evaluated");
+                outcome = Outcome::NoLease;
+            }
             job.wrote = open_bytes(state) > before;
             self.tend(core, group, state, job.alone);
             match self.dispose(core, group, guard, job, outcome) {
@@ -251,7 +286,10 @@ impl<P: Program> StoreHost<P> {
         let state = &mut *guard;
         let waits_behind =
             state.elder.is_some() || !state.stalled.is_empty() && state.stalled.contains_key(&lane);
-        let serves = state.leader.is_some() && !state.frozen && self.stopped.borrow().is_none();
+        let serves = state.leader.is_some()
+            && !state.frozen
+            && self.stopped.borrow().is_none()
+            && self.may_answer(core, group, state);
         if waits_behind || !serves || !state.descriptor.range.contains(ask.place()) {
             drop(guard);
             let job = Job::new(Work::Call(ask.call()), reply_to, Some(lane), ask.durability());
@@ -267,6 +305,7 @@ impl<P: Program> StoreHost<P> {
         let wrote = open_bytes(state) > before;
         self.tend(core, group, state, false);
         let outcome = match called {
+            Called::Ended(None) if !self.may_answer(core, group, state) => Outcome::NoLease,
             Called::Ended(None) => {
                 drop(guard);
                 self.wake_lock_waiters(core, group);
@@ -335,8 +374,9 @@ impl<P: Program> StoreHost<P> {
             }
             Outcome::Read => {
                 drop(guard);
-                self.read(core, job);
+                self.read(core, group, job);
             }
+            Outcome::NoLease => self.await_lease(state, job),
             Outcome::CloseFirst | Outcome::Interrupted(Interrupt::Hindered(Step::CloseFirst)) => {
                 state.close_open(|| core.fresh_epoch());
                 return Disposed::Again(job);
@@ -546,6 +586,11 @@ impl<P: Program> StoreHost<P> {
             state.leader.is_none() || state.frozen
         };
         if frozen {
+            if let Some(why) = self.elsewhere(core, group) {
+                let answer = refuse(core, &job, &Failure::Unavailable(why));
+                self.go_on(core, group, job.lane);
+                return Some((job, answer));
+            }
             let mut state = group.state.borrow_mut();
             // The lane goes on from the queue, in its order.
             let behind = job.lane.and_then(|lane| state.stalled.remove(&lane));
@@ -599,495 +644,29 @@ impl<P: Program> StoreHost<P> {
     }
 
     /// Reads the applied state for a request whose way is free.
-    fn read(self: &Rc<Self>, core: &Rc<Inner<P>>, job: Job<P>) {
-        let Work::Request(request) = &job.work else { return };
-        let tree = self.tree.clone();
-        let request = request.clone();
-        let reply_to = job.reply_to;
-        let inner = core.clone();
+    fn read(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, job: Job<P>) {
+        let (host, inner, group) = (self.clone(), core.clone(), group.clone());
         core.run(async move {
-            let response = match read_tree(&tree, &request).await {
+            let Work::Request(request) = &job.work else { return };
+            let response = match read_tree(&host.tree, request).await {
                 // The leader looked before the read began. While it waited for the disk the horizon
                 // may have passed it, and a compaction taken away what it was to find.
-                Ok(_) if is_below(&request, Timestamp(tree.horizon())) => {
+                Ok(_) if is_below(request, Timestamp(host.tree.horizon())) => {
                     Response::Refused(Refusal::SnapshotTooOld)
                 }
                 Ok(response) => response,
                 Err(failure) => Response::Unavailable(failure.to_string()),
             };
-            inner.deliver(reply_to, Answer::Response(response));
+            if !host.may_answer(&inner, &group, &group.state.borrow()) {
+                // It looks again when there is a lease, or somewhere else.
+                host.submit_and_deliver(&inner, &group, job);
+                return;
+            }
+            inner.deliver(job.reply_to, Answer::Response(response));
         });
     }
 
-    // ---- turns ----
-
-    /// Takes turns until the store is closed.
-    pub(crate) async fn run(self: Rc<Self>, core: Rc<Inner<P>>, mut driver: Driver) {
-        let chores = driver.chores_due();
-        loop {
-            select_biased(self.signal.raised(), chores.notified()).await;
-            let done = self.turn(&core, &mut driver).await;
-            if let Err(failure) = done {
-                if self.stopped.borrow().is_none() {
-                    core.program.turn_failed();
-                }
-                self.stop(&core, &failure);
-            }
-            if self.closing.get() && self.is_settled() {
-                break;
-            }
-        }
-        // Closing takes a while, and other cores may still send: they are told, not forgotten.
-        self.end(&core, "the engine stops");
-        let closed = driver.close().await;
-        core.store_closed(self.index, closed);
-    }
-
-    fn is_settled(&self) -> bool {
-        if self.stopped.borrow().is_some() {
-            return true;
-        }
-        let groups = self.groups.borrow();
-        groups.values().all(|group| {
-            let state = group.state.borrow();
-            state.in_flight.is_empty() && state.late.is_empty() && !state.has_entries()
-        })
-    }
-
-    /// Ends the service of the store.
-    fn stop(self: &Rc<Self>, core: &Rc<Inner<P>>, failure: &Error) {
-        self.end(core, &failure.to_string());
-    }
-
-    /// Refuses everything from now on, and whoever waits.
-    fn end(self: &Rc<Self>, core: &Rc<Inner<P>>, why: &str) {
-        self.stopped.borrow_mut().get_or_insert_with(|| why.to_owned());
-        // A core that waits for its shards to serve learns that they never will.
-        core.changed.raise();
-        let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
-        for group in groups {
-            let (waiters, late, splitting) = {
-                let mut state = group.state.borrow_mut();
-                (state.take_all(), std::mem::take(&mut state.late), state.splitting.take())
-            };
-            if let Some(splitting) = splitting {
-                let _ = splitting.done.send(Err(why.to_owned()));
-            }
-            for (job, _) in late {
-                let answer = refuse(core, &job, &Failure::Unknown);
-                core.deliver(job.reply_to, answer);
-            }
-            for waiter in waiters {
-                let (job, failure) = match waiter {
-                    Waiter::Answered { job, .. } => (job, Failure::Unknown),
-                    Waiter::Again(job) => (job, Failure::Unavailable(why.to_owned())),
-                };
-                let answer = refuse(core, &job, &failure);
-                core.deliver(job.reply_to, answer);
-            }
-        }
-    }
-
-    /// One turn.
-    async fn turn(self: &Rc<Self>, core: &Rc<Inner<P>>, driver: &mut Driver) -> Result<(), Error> {
-        driver.chores().await?;
-        loop {
-            let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
-            if dirty.is_empty() {
-                return Ok(());
-            }
-            dirty.sort_unstable();
-            let first = dirty.partition_point(|id| *id < self.next.get());
-            dirty.rotate_left(first);
-            let groups: Vec<Rc<Group<P>>> =
-                dirty.into_iter().filter_map(|id| self.group(id)).collect();
-            let started = core.env.clock.now();
-            let proposed = self.propose(core, driver, &groups).await?;
-            self.persist_and_apply(core, driver, &groups).await?;
-            if proposed > 0 {
-                core.program.turn_logged(core.env.clock.now().since(started));
-            }
-        }
-    }
-
-    /// Closes the open entries and proposes them, as many as there is room for in one turn; returns
-    /// how many.
-    async fn propose(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        driver: &mut Driver,
-        groups: &[Rc<Group<P>>],
-    ) -> Result<usize, Error> {
-        let mut arena = 0;
-        let mut lens = Vec::new();
-        let mut entries: Vec<(Rc<Group<P>>, Closed)> = Vec::new();
-        let bound_before = *self.bound.borrow();
-        let mut full = None;
-        for group in groups {
-            let mut state = group.state.borrow_mut();
-            state.listed = false;
-            state.close_open(|| core.fresh_epoch());
-            if state.closed.is_empty()
-                && state.splitting.is_some()
-                && state.leader.as_ref().is_some_and(Leader::is_settled)
-            {
-                let split = self.close_split(core, &mut state);
-                state.closed.extend(split);
-            }
-            while let Some(mut closed) = state.closed.pop_front() {
-                // One that is larger than that is tried alone.
-                if !entries.is_empty() && arena + closed.writes.arena_bytes() > self.room {
-                    sometimes!(true, "a turn is full");
-                    state.closed.push_front(closed);
-                    full.get_or_insert(group.id);
-                    self.list(group, &mut state);
-                    break;
-                }
-                // An entry of intents and records has no stamp of its own, but moments of transactions.
-                // All of them were given by the oracle before now.
-                let given = Timestamp::read_at(core.oracle.last()).max(closed.stamp);
-                if let Some(bound) = self.bound.borrow().bound_for(given) {
-                    closed.set_bound(bound);
-                }
-                if let Some(bound) = closed.bound() {
-                    self.bound.borrow_mut().set(bound);
-                }
-                arena += closed.writes.arena_bytes();
-                lens.push(closed.writes.bytes().len() + 64);
-                entries.push((group.clone(), closed));
-            }
-        }
-        self.next.set(full.unwrap_or(ShardId(0)));
-        if entries.is_empty() {
-            return Ok(0);
-        }
-        if let Err(refusal) = driver.reserve(arena, &lens).await {
-            // None of these entries records the bound that was meant for it.
-            *self.bound.borrow_mut() = bound_before;
-            self.refuse_turn(core, entries, refusal).await?;
-            return Ok(0);
-        }
-        let count = entries.len();
-        for (group, closed) in entries {
-            let payload = closed.payload();
-            let mut consensus = group.consensus.borrow_mut();
-            let proposed = consensus.propose(payload.into());
-            let mut state = group.state.borrow_mut();
-            match proposed {
-                Ok(at) => state.in_flight.push_back(InFlight {
-                    index: at.index,
-                    term: at.term,
-                    seq: closed.seq,
-                    stamp: closed.stamp,
-                }),
-                Err(why) => {
-                    // With one voter this is a bug; nothing was appended.
-                    return Err(Error::Stopped(format!("shard {}: {why}", group.id)));
-                }
-            }
-        }
-        Ok(count)
-    }
-
-    /// Refuses what a turn would have logged: nothing of it has happened.
-    async fn refuse_turn(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        entries: Vec<(Rc<Group<P>>, Closed)>,
-        refusal: Error,
-    ) -> Result<(), Error> {
-        if matches!(refusal, Error::Stopped(_)) {
-            return Err(refusal);
-        }
-        sometimes!(true, "a turn is refused for lack of room");
-        let oversized = match (&refusal, &entries[..]) {
-            (Error::InvalidInput(_), [(_, closed)]) => Some(closed.seq),
-            _ => None,
-        };
-        if oversized.is_none() {
-            core.program.turn_failed();
-        }
-        let mut groups: Vec<Rc<Group<P>>> = entries.into_iter().map(|(group, _)| group).collect();
-        groups.dedup_by_key(|group| group.id);
-        for group in groups {
-            let (mut again, mut refused) = (Vec::new(), Vec::new());
-            {
-                let unavailable = Failure::Unavailable(refusal.to_string());
-                let mut state = group.state.borrow_mut();
-                state.frozen = true;
-                if let Some(seq) = oversized {
-                    sometimes!(true, "an entry is too large");
-                    let taken = state.take_oversized(seq);
-                    again = taken.again;
-                    let too_large = Failure::TooLarge(refusal.to_string());
-                    refused.extend(taken.refused.into_iter().map(|job| (job, too_large.clone())));
-                    refused.extend(taken.stuck.into_iter().map(|job| (job, unavailable.clone())));
-                } else {
-                    refused.extend(state.take_all().into_iter().map(|waiter| match waiter {
-                        Waiter::Answered { job, .. } | Waiter::Again(job) => {
-                            (*job, unavailable.clone())
-                        }
-                    }));
-                }
-            }
-            let (descriptor, seq) = {
-                let state = group.state.borrow();
-                let seq = state.leader.as_ref().map_or(1, Leader::open_entry);
-                (state.descriptor.clone(), seq)
-            };
-            let mut leader = match self.lead(core, descriptor).await {
-                Ok(leader) => leader,
-                Err(failure) => {
-                    // The store stops. These are in none of its lists.
-                    let why = Failure::Unavailable(failure.to_string());
-                    for job in again.into_iter().chain(refused.into_iter().map(|(job, _)| job)) {
-                        core.deliver(job.reply_to, refuse(core, &job, &why));
-                    }
-                    return Err(failure);
-                }
-            };
-            leader.resume_at(seq);
-            let splitting = {
-                let mut state = group.state.borrow_mut();
-                state.leader = Some(leader);
-                state.unlocks = 0;
-                state.frozen = false;
-                state.sync_to = state.synced;
-                // In front of those that came meanwhile.
-                again.extend(state.queue.drain(..));
-                state.queue = again.into();
-                // A split that was to follow is refused as well. Left for later it would be carried
-                // out while commands are evaluated behind its entry: the halves start anew from the
-                // applied state, without what those decided, and the entry that comes next under
-                // their number would tell them that it was done.
-                state.splitting.take()
-            };
-            if let Some(splitting) = splitting {
-                let _ = splitting.done.send(Err(refusal.to_string()));
-            }
-            for (job, failure) in refused {
-                core.deliver(job.reply_to, refuse(core, &job, &failure));
-            }
-            self.drain_queue(core, &group);
-        }
-        Ok(())
-    }
-
-    /// Logs what the groups have, makes it durable, and applies what is committed by it.
-    async fn persist_and_apply(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        driver: &mut Driver,
-        groups: &[Rc<Group<P>>],
-    ) -> Result<(), Error> {
-        let mut more: Vec<Rc<Group<P>>> = groups.to_vec();
-        while !more.is_empty() {
-            let mut batches: Vec<(Rc<Group<P>>, u64)> = Vec::new();
-            let mut committed: Vec<(Rc<Group<P>>, Vec<consensus::Entry>)> = Vec::new();
-            let mut sync = false;
-            for group in &more {
-                while let Some(effects) = group.consensus.borrow_mut().ready() {
-                    // The state first: then whatever part of the batch a crash leaves is one that
-                    // can be started from.
-                    if let Some(consensus::GroupState { term, vote, commit }) = effects.state {
-                        driver.set_state(group.id.0, GroupState { term, vote, commit })?;
-                        // A term or a vote is a promise. Forgotten in a power cut, the next life would
-                        // lead the same term with other entries. Even one that elected itself and
-                        // serves without syncs syncs this.
-                        sync = true;
-                    }
-                    for entry in &effects.entries {
-                        let (index, term) = (entry.index(), entry.term());
-                        let id = EntryId { group: group.id.0, index, term };
-                        let position = driver.append(id, &entry.log_parts())?;
-                        group.state.borrow_mut().positions.insert(index, position);
-                    }
-                    if effects.must_sync {
-                        batches.push((group.clone(), effects.number));
-                    }
-                    if !effects.committed.is_empty() {
-                        committed.push((group.clone(), effects.committed));
-                    }
-                }
-                sync |= group.state.borrow().wants_sync();
-            }
-            if !batches.is_empty() && !sync {
-                task::inline(driver.write()).await?;
-            }
-            // A sync writes what is staged in the same step.
-            if sync {
-                self.sync(core, driver, &more).await?;
-            }
-            for (group, entries) in committed {
-                self.apply(core, driver, &group, entries).await?;
-            }
-            more.clear();
-            for (group, number) in batches {
-                group.consensus.borrow_mut().persisted(number);
-                more.push(group);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes durable what is written. What is evaluated meanwhile belongs to the next turn, and so
-    /// does its wish for a sync: both are told apart by the number of the entry.
-    async fn sync(
-        &self,
-        core: &Inner<P>,
-        driver: &mut Driver,
-        groups: &[Rc<Group<P>>],
-    ) -> Result<(), Error> {
-        let mut late = Vec::new();
-        let mut covered = Vec::with_capacity(groups.len());
-        for group in groups {
-            let mut state = group.state.borrow_mut();
-            late.append(&mut state.late);
-            covered.push(state.in_flight.back().map_or(state.synced, |entry| entry.seq));
-        }
-        let synced = driver.sync().await;
-        for (group, seq) in groups.iter().zip(covered) {
-            let mut state = group.state.borrow_mut();
-            if synced.is_ok() {
-                state.synced = state.synced.max(seq);
-            }
-        }
-        for (job, answer) in late {
-            let answer = match &synced {
-                Ok(_) => answer,
-                Err(_) => refuse(core, &job, &Failure::Unknown),
-            };
-            core.deliver(job.reply_to, answer);
-        }
-        synced.map(|_| ())
-    }
-
-    /// Applies committed entries and answers whoever waited for them.
-    async fn apply(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        driver: &mut Driver,
-        group: &Rc<Group<P>>,
-        entries: Vec<consensus::Entry>,
-    ) -> Result<(), Error> {
-        for entry in entries {
-            let (index, term) = (entry.index(), entry.term());
-            let position = group.state.borrow_mut().positions.remove(&index).ok_or_else(|| {
-                Error::Stopped(format!("shard {}: entry {index} is not in the log", group.id))
-            })?;
-            let malformed = |e: atoll_encoding::Malformed| {
-                Error::Stopped(format!("shard {}: entry {index} does not decode: {e}", group.id))
-            };
-            atoll_env::always_same!(
-                "applied entry",
-                [group.id.0, index, term],
-                atoll_encoding::hash::hash64(entry.payload())
-            );
-            let mut split = None;
-            match entry.kind() {
-                EntryKind::Normal => {
-                    let payload = Payload::decode(entry.payload()).map_err(malformed)?;
-                    driver.apply(group.id.0, index, position, payload.writes).await?;
-                    split = payload.split;
-                }
-                EntryKind::Empty => {
-                    driver.apply(group.id.0, index, position, &[]).await?;
-                }
-                EntryKind::Change => {
-                    group
-                        .consensus
-                        .borrow_mut()
-                        .apply_change(&entry)
-                        .map_err(|e| Error::Stopped(format!("shard {}: {e}", group.id)))?;
-                    driver.apply(group.id.0, index, position, &[]).await?;
-                }
-            }
-            group.consensus.borrow_mut().applied(index);
-            let was_ours = {
-                let mut state = group.state.borrow_mut();
-                state.applied_index = index;
-                state.applied_entries += 1;
-                let is_ours = |e: &&InFlight| e.index == index && e.term == term;
-                let ours = state.in_flight.front().filter(is_ours).is_some();
-                if ours { state.in_flight.pop_front() } else { None }
-            };
-            if let Some(split) = split {
-                self.carry_out_split(core, driver, group, split).await?;
-            }
-            if let Some(ours) = was_ours {
-                self.answer(core, group, ours.seq, ours.stamp);
-            }
-            let is_leader = group.consensus.borrow().is_leader();
-            let of_this_term = term == group.consensus.borrow().term();
-            if is_leader && of_this_term && group.state.borrow().leader.is_none() {
-                // An entry of the own term is applied: everything before it is, too.
-                let descriptor = group.state.borrow().descriptor.clone();
-                let leader = self.lead(core, descriptor).await?;
-                group.state.borrow_mut().leader = Some(leader);
-                self.drain_queue(core, group);
-                core.shard_ready();
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the leader of a shard from its applied state.
-    async fn lead(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        descriptor: Descriptor,
-    ) -> Result<Leader, Error> {
-        let loaded = load(&self.tree, &descriptor).await?;
-        let low_water = core.oracle.read_ts(core.wall_epoch());
-        Ok(Leader::new(descriptor, loaded, low_water, core.monotonic_ms()))
-    }
-
-    /// Answers everybody who waited for entries up to `seq`.
-    fn answer(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        group: &Rc<Group<P>>,
-        seq: EntrySeq,
-        stamp: Timestamp,
-    ) {
-        let waiters = {
-            let mut state = group.state.borrow_mut();
-            let Some(leader) = &mut state.leader else { return };
-            leader.applied(seq, stamp);
-            state.waiters.remove(&seq).unwrap_or_default()
-        };
-        for waiter in waiters {
-            match waiter {
-                Waiter::Answered { job, mut answer } => {
-                    if let Answer::Response(Response::Committed(ts)) = &mut answer {
-                        *ts = stamp;
-                    }
-                    if let Some(lane) = job.lane {
-                        let mut state = group.state.borrow_mut();
-                        if state.unanswered.get(&lane) == Some(&seq) {
-                            state.unanswered.remove(&lane);
-                        }
-                    }
-                    let mut state = group.state.borrow_mut();
-                    if job.durability == Durability::Synced && state.synced < seq {
-                        sometimes!(true, "an answer comes too late for its turn's sync");
-                        state.late.push((*job, answer));
-                        self.list(group, &mut state);
-                        continue;
-                    }
-                    drop(state);
-                    core.deliver(job.reply_to, answer);
-                }
-                Waiter::Again(job) => self.again(core, group, *job),
-            }
-        }
-        self.wake_lock_waiters(core, group);
-        let mut state = group.state.borrow_mut();
-        if state.splitting.is_some() {
-            // It waits for a moment without entries in flight: this may be it.
-            self.list(group, &mut state);
-        }
-    }
+    // ---- who waits ----
 
     /// Ends jobs that wait for locks which their transactions do not want any more, and whose queues
     /// they have left: tried again they would take them.
@@ -1145,118 +724,6 @@ impl<P: Program> StoreHost<P> {
             let Some(job) = job else { return };
             self.submit_and_deliver(core, group, job);
         }
-    }
-
-    // ---- splits ----
-
-    /// Asks for a split of a shard at a place. What is returned completes when it is done.
-    ///
-    /// # Errors
-    /// Transactions have intents on the shard's own values: they have to end first.
-    pub(crate) fn split(
-        self: &Rc<Self>,
-        group: &Rc<Group<P>>,
-        at: RoutingKey,
-        id: ShardId,
-    ) -> Result<oneshot::Receiver<Result<(), String>>, Vec<Obstacle>> {
-        let (done, receiver) = oneshot::channel();
-        let mut state = group.state.borrow_mut();
-        let obstacles = state.leader.as_ref().map(Leader::local_obstacles).unwrap_or_default();
-        if !obstacles.is_empty() {
-            return Err(obstacles);
-        }
-        let halves = state.descriptor.split(at.clone(), id);
-        let refusal = match &halves {
-            _ if self.stopped.borrow().is_some() => self.stopped.borrow().clone(),
-            _ if state.splitting.is_some() => Some(format!("shard {} is being split", group.id)),
-            None => Some(format!("{at} does not divide shard {}", state.descriptor)),
-            Some(_) => None,
-        };
-        match (refusal, halves) {
-            (None, Some((left, right))) => {
-                // What is evaluated already is logged first; the rest waits for a moment.
-                state.frozen = true;
-                state.splitting = Some(Splitting { split: Split { left, right }, done });
-                self.list(group, &mut state);
-            }
-            (refusal, _) => {
-                let _ = done.send(Err(refusal.unwrap_or_default()));
-            }
-        }
-        Ok(receiver)
-    }
-
-    /// Makes the entry that splits a shard on which nothing is under way.
-    fn close_split(&self, core: &Inner<P>, state: &mut State<P>) -> Option<Closed> {
-        let split = state.splitting.as_ref()?.split.clone();
-        let leader = state.leader.as_mut()?;
-        let closed = leader.close_split(split, || core.fresh_epoch());
-        state.sync_to = state.sync_to.max(closed.seq);
-        Some(closed)
-    }
-
-    /// Divides what is in memory after the entry was applied.
-    async fn carry_out_split(
-        self: &Rc<Self>,
-        core: &Rc<Inner<P>>,
-        driver: &mut Driver,
-        group: &Rc<Group<P>>,
-        split: Split,
-    ) -> Result<(), Error> {
-        let Split { left, right } = split;
-        if self.group(right.id).is_none() {
-            let (child, _) = open_group(driver, right.clone()).await?;
-            self.groups.borrow_mut().insert(right.id, Rc::new(child));
-            if group.state.borrow().leader.is_none() {
-                // Found in the log of an earlier process: one more that has to lead before the core
-                // serves.
-                core.starting.set(core.starting.get() + 1);
-            }
-        }
-        let splitting = {
-            let mut state = group.state.borrow_mut();
-            state.descriptor = left.clone();
-            // Before anybody can send it more: what came first goes first.
-            if let Some(child) = self.group(right.id) {
-                let lanes = state.stalled_lanes();
-                let queue = std::mem::take(&mut state.queue);
-                let (mine, theirs) =
-                    queue.into_iter().partition(|job| self.is_mine(core, &state, job));
-                state.queue = mine;
-                let mut child = child.state.borrow_mut();
-                child.queue = theirs;
-                if !lanes.is_empty() {
-                    child.elder = Some(Elder { group: group.clone(), lanes });
-                }
-            }
-            state.splitting.take()
-        };
-        core.split_done(self.index, &left, &right);
-        // The halves start anew from the applied state; nothing was under way. (While the log of an
-        // earlier process is replayed there is no leader yet.)
-        let before = group.state.borrow_mut().leader.take();
-        if let Some(before) = before {
-            let mut leader = self.lead(core, left).await?;
-            leader.resume_at(before.open_entry());
-            let mut state = group.state.borrow_mut();
-            state.leader = Some(leader);
-            state.frozen = false;
-            // Locks ended with the leader that had them: whoever waits for one asks again.
-            let waiting = std::mem::take(&mut state.for_locks);
-            state.unlocks = 0;
-            drop(state);
-            for job in waiting {
-                self.again(core, group, job);
-            }
-        }
-        if let Some(child) = self.group(right.id) {
-            self.list(&child, &mut child.state.borrow_mut());
-        }
-        if let Some(splitting) = splitting {
-            let _ = splitting.done.send(Ok(()));
-        }
-        self.drain_queue(core, group);
-        Ok(())
     }
 
     /// Starts the shards of an opened store: what their logs have is applied, then they lead.
@@ -1372,134 +839,4 @@ async fn read_tree(tree: &Tree, request: &Request) -> Result<Response, Error> {
         }
         _ => Ok(Response::Unavailable("this request does not read; this is a bug".to_owned())),
     }
-}
-
-/// Reads what the leader of a shard keeps in memory.
-async fn load(tree: &Tree, descriptor: &Descriptor) -> Result<Loaded, Error> {
-    let mut loaded = Loaded { horizon: Timestamp(tree.horizon()), ..Loaded::default() };
-    let broken = |key: &[u8], e: atoll_encoding::Malformed| {
-        Error::Stopped(format!(
-            "a record of shard {} at \"{}\": {e}",
-            descriptor.id,
-            key.escape_ascii()
-        ))
-    };
-    for area in [Area::Intent, Area::Record, Area::Fence] {
-        // All keyspaces of the area in key order; those of other shards are passed by.
-        let (start, end) = ([area as u8], [area as u8 + 1]);
-        let mut cursor = tree.scan(&start, &end, Direction::Forward);
-        while let Some(row) = cursor.next().await? {
-            let key = TreeKey::decode(row.key()).map_err(|e| broken(row.key(), e))?;
-            let mine = match &key {
-                TreeKey::Intent(key) => descriptor.contains(key),
-                TreeKey::Record { primary, .. } => descriptor.contains(primary),
-                TreeKey::Fence { key, .. } => descriptor.contains(key),
-                _ => false,
-            };
-            if !mine {
-                continue;
-            }
-            let Some(value) = row.value().await? else { continue };
-            let broken = |e| broken(row.key(), e);
-            match key {
-                TreeKey::Intent(key) => {
-                    let intent = Intent::decode(&value).map_err(broken)?;
-                    loaded.intents.push((key.to_vec(), intent));
-                }
-                TreeKey::Record { primary, txn } => {
-                    let record = TxnRecord::decode(&value).map_err(broken)?;
-                    // Of the moment only the epoch is kept: the last one of it stands for all.
-                    let written = Timestamp::read_at(record.written);
-                    loaded.records.push((txn, primary, record.state, written));
-                }
-                TreeKey::Fence { key, txn } => {
-                    let fence = Fence::decode(&value).map_err(broken)?;
-                    loaded.fences.push((key, txn, fence.start));
-                }
-                _ => {}
-            }
-        }
-    }
-    let mut start = Vec::new();
-    tree::shard(&mut start, descriptor.id.0, b"");
-    let mut end = Vec::new();
-    tree::shard(&mut end, descriptor.id.0 + 1, b"");
-    let mut cursor = tree.scan(&start, &end, Direction::Forward);
-    while let Some(row) = cursor.next().await? {
-        if let Ok(TreeKey::Shard { what, .. }) = TreeKey::decode(row.key())
-            && let Some(keyspace) = state::counted(what)
-        {
-            let Some(value) = row.value().await? else { continue };
-            let count = entry::decode_count(&value).map_err(|e| broken(row.key(), e))?;
-            loaded.counts.insert(keyspace, count);
-        }
-    }
-    let slots = descriptor.range.slots();
-    if !slots.is_empty() {
-        let (mut start, mut end) = (Vec::new(), Vec::new());
-        tree::data(&mut start, &local_key(slots.start, b""));
-        tree::data(&mut end, &local_key(slots.start + 1, b""));
-        let mut cursor = tree.scan_versions(&start, &end, u64::MAX, Direction::Forward);
-        while let Some(row) = cursor.next().await? {
-            if let Some(value) = row.value().await? {
-                loaded.locals.push((row.key()[1..].to_vec(), value.to_vec()));
-            }
-        }
-    }
-    Ok(loaded)
-}
-
-/// Opens the consensus group of a shard from what the log has of it. Returns it with the highest
-/// bound of the oracle that its log tells of.
-pub(crate) async fn open_group<P: Program>(
-    driver: &mut Driver,
-    descriptor: Descriptor,
-) -> Result<(Group<P>, Epoch), Error> {
-    let mut bound = Epoch(0);
-    let id = descriptor.id.0;
-    let applied = driver.applied(id);
-    let summary = driver.group(id);
-    let config = consensus::Config::new(id, REPLICA);
-    let mut stored = consensus::Stored {
-        members: consensus::Members::of_voters([REPLICA]),
-        applied,
-        first: applied + 1,
-        ..consensus::Stored::default()
-    };
-    let mut positions = BTreeMap::new();
-    if let Some(summary) = summary {
-        let GroupState { term, vote, commit } = summary.state;
-        stored.state = consensus::GroupState { term, vote, commit };
-        let next = summary.next;
-        if applied > 0 {
-            let term = driver.term(id, applied).ok_or_else(|| {
-                Error::Stopped(format!("shard {id}: the term of entry {applied} is not known"))
-            })?;
-            stored.terms.push((applied, term));
-        }
-        if next > applied + 1 {
-            for entry in driver.entries(id, applied + 1..next).await? {
-                let (index, term) = (entry.id.index, entry.id.term);
-                positions.insert(index, entry.position);
-                let broken = |e: atoll_encoding::Malformed| {
-                    Error::Stopped(format!("shard {id}: entry {index} does not decode: {e}"))
-                };
-                let decoded =
-                    consensus::Entry::decode(index, term, entry.payload).map_err(broken)?;
-                if decoded.kind() == EntryKind::Normal {
-                    let payload = Payload::decode(decoded.payload()).map_err(broken)?;
-                    bound = bound.max(payload.bound.unwrap_or_default());
-                }
-                stored.entries.push(decoded);
-            }
-        }
-    }
-    let consensus = Consensus::restore(config, stored)
-        .map_err(|e| Error::Stopped(format!("shard {id}: {e}")))?;
-    let group = Group {
-        id: descriptor.id,
-        consensus: RefCell::new(consensus),
-        state: RefCell::new(State { positions, ..State::new(descriptor, applied) }),
-    };
-    Ok((group, bound))
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod wires;
+
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;

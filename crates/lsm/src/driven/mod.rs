@@ -58,7 +58,7 @@ mod tests;
 pub use cursor::{Cursor, Row};
 pub use driver::{Driver, OpenOptions, open};
 pub use tree::{Tree, Version};
-pub use writes::{KEY_LEN_MAX, Stamp, Write, Writes, decode};
+pub use writes::{KEY_LEN_MAX, Stamp, Write, Writes, arena_bytes, decode};
 
 pub use crate::log::{Entry, EntryId, GroupId, GroupState, GroupSummary, LogStats};
 pub use crate::table::Direction;

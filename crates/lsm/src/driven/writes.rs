@@ -183,6 +183,15 @@ impl Writes {
     }
 }
 
+/// Returns the memtable room that encoded writes take, at the most: [`Writes::arena_bytes`] of writes that
+/// somebody else has built.
+///
+/// # Errors
+/// `InvalidInput`: the bytes are no writes.
+pub fn arena_bytes(writes: &[u8]) -> Result<usize> {
+    if writes.is_empty() { Ok(0) } else { crate::store::arena_bytes(writes) }
+}
+
 /// One of [`Writes`], as it was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the parameters of the methods of `Writes`")]

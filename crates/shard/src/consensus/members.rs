@@ -65,7 +65,7 @@ impl Members {
     }
 
     /// Returns whether nobody else belongs to the group.
-    pub(super) fn is_alone(&self, replica: u64) -> bool {
+    pub fn is_alone(&self, replica: u64) -> bool {
         self.is_sole_voter(replica) && self.learners.is_empty()
     }
 

@@ -137,6 +137,12 @@ impl Message {
         self.0.entries.iter().cloned().map(Entry)
     }
 
+    /// Returns about how much memory it takes.
+    pub fn weight(&self) -> usize {
+        let payloads = self.0.entries.iter().map(|entry| entry.data.len() + 64);
+        64 + payloads.sum::<usize>()
+    }
+
     /// Returns the snapshot that the receiver must fetch before it steps the message.
     pub fn snapshot(&self) -> Option<SnapshotMeta> {
         self.0.snapshot.as_ref().map(SnapshotMeta::from_raft)

@@ -121,6 +121,7 @@ pub use message::{Message, MessageKind, SnapshotMeta};
 pub use read::{ReadId, ReadIndex};
 pub use stored::{Config, GroupState, RestoreError, Stored};
 
+use crate::mutants;
 use admit::View;
 use cache::Cache;
 use entry::wrap;
@@ -416,6 +417,26 @@ impl Consensus {
         &self.members
     }
 
+    /// Returns whether nobody else belongs to the group.
+    pub fn is_alone(&self) -> bool {
+        self.members.is_alone(self.config.replica)
+    }
+
+    /// Returns who is about to lead, if this replica leads and gives it up.
+    pub fn transferring_to(&self) -> Option<u64> {
+        self.raft.raft.lead_transferee
+    }
+
+    /// Returns this replica's last index.
+    pub fn last_index(&self) -> u64 {
+        self.raft.raft.raft_log.last_index()
+    }
+
+    /// Returns whether a replica was heard from within an election timeout.
+    pub fn hears(&self, replica: u64) -> bool {
+        self.is_heard(replica)
+    }
+
     /// Sets this replica's place in the order in which replicas try to become leader; 0 is first.
     pub fn set_rank(&mut self, rank: u32) {
         self.config.rank = rank;
@@ -507,7 +528,9 @@ impl Consensus {
     /// Returns whether the replica was restored so lately that an old leader's lease, which it
     /// may have supported, could still run.
     fn is_settling(&self) -> bool {
-        self.ticks < self.config.settle_ticks && !self.members.is_alone(self.config.replica)
+        self.ticks < self.config.settle_ticks
+            && !self.members.is_alone(self.config.replica)
+            && !mutants::is("votes-after-a-start")
     }
 
     /// Returns whether a snapshot has arrived and is not durable. Until then the library would look
@@ -873,6 +896,9 @@ impl ShardConsensus for Consensus {
         // crash it would lead the same term again, with other entries.
         if self.state_in > self.durable {
             after.append(&mut at_once);
+        }
+        if mutants::is("promise-before-sync") {
+            at_once.append(&mut after);
         }
         #[cfg(test)]
         self.mutant.misplace(&mut after, &mut at_once);

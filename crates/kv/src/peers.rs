@@ -1,0 +1,58 @@
+//! Other engines: how an engine that is one of several is told who they are and reaches them.
+//!
+//! This layer says what is to be sent, and to whom; a [`Carrier`] brings it there. What arrives at the
+//! other side goes into [`Core::arrived`](crate::Core::arrived) of any core.
+
+use std::sync::Arc;
+
+use atoll_mvcc::Oracle;
+use atoll_shard::replica::{self, EngineId};
+
+use crate::node::Shared;
+use crate::program::Program;
+
+/// Brings packets to other engines.
+pub trait Carrier: Send + Sync {
+    /// Sends a packet of messages of replicas. It may be lost. Those that one core sends to an engine never
+    /// overtake each other. Called on any core; does not wait.
+    fn send(&self, to: EngineId, packet: Vec<u8>);
+}
+
+/// An engine's part in a database of several.
+#[derive(Clone)]
+pub struct ClusterOptions {
+    /// This engine.
+    pub engine: EngineId,
+    /// The engines that began the database, this one included: a shard whose replicas never changed has
+    /// one on each.
+    pub founders: Vec<EngineId>,
+    /// Reaches the others.
+    pub carrier: Arc<dyn Carrier>,
+    /// Gives all of them their timestamps.
+    pub oracle: Arc<Oracle>,
+}
+
+/// Where a shard's replicas are, if they never changed.
+pub(crate) struct Place {
+    /// The one that is here.
+    pub(crate) replica: u64,
+    /// All, ascending.
+    pub(crate) founders: Vec<u64>,
+}
+
+/// The first replica of a shard on an engine.
+const FIRST: u32 = 1;
+
+impl<P: Program> Shared<P> {
+    /// Returns where replicas are by default.
+    pub(crate) fn place(&self) -> Place {
+        let alone = [EngineId(0)];
+        let (engine, founders) = match &self.options.cluster {
+            Some(cluster) => (cluster.engine, &cluster.founders[..]),
+            None => (alone[0], &alone[..]),
+        };
+        let mut founders: Vec<u64> = founders.iter().map(|&e| replica::id(e, FIRST)).collect();
+        founders.sort_unstable();
+        Place { replica: replica::id(engine, FIRST), founders }
+    }
+}

@@ -1,0 +1,665 @@
+//! Three engines that are one database: replicas, elections, leases, crashes.
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_checkers::Recorder;
+use atoll_checkers::linear::{BUDGET, Keyed, Register, RegisterOp, RegisterRet, check};
+use atoll_env::probe;
+use atoll_env::random::Prng;
+use atoll_env::sim::{CrashMode, DiskOptions, Node, Sim};
+use atoll_env::time::{Clock, Instant};
+use atoll_kv::{ClusterOptions, Core, Failure, NodeOptions};
+use atoll_mvcc::{Epoch, Oracle};
+use atoll_shard::mutants;
+use atoll_shard::replica::EngineId;
+use parking_lot::Mutex;
+use support::wires::Wires;
+use support::{Call, Reply, Toy, key, open, options};
+
+const ENGINES: usize = 3;
+const SHARDS: u16 = 4;
+
+thread_local! {
+    /// The core of each engine that serves, and how many served there before.
+    static CORES: RefCell<BTreeMap<usize, (u64, Core<Toy>)>> = const { RefCell::new(BTreeMap::new()) };
+    /// The machine that clients run on.
+    static TASKS: RefCell<Option<Arc<dyn atoll_env::Tasks>>> = const { RefCell::new(None) };
+    /// Replies that were taken by somebody else.
+    static KEPT: RefCell<BTreeMap<u64, Reply>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Which engine leads a shard.
+type Led = BTreeMap<u64, usize>;
+
+/// Three machines and what connects them.
+struct Cluster {
+    nodes: Vec<Node>,
+    wires: Wires,
+    oracle: Arc<Oracle>,
+    clock: Arc<dyn Clock>,
+    lives: RefCell<Vec<u64>>,
+    /// Engines that are to stop in order, and those that have ended, with how.
+    stop: Vec<Arc<Mutex<bool>>>,
+    ended: Arc<Mutex<BTreeMap<usize, String>>>,
+    tokens: RefCell<u64>,
+}
+
+fn engine(n: usize) -> EngineId {
+    EngineId(n as u32 + 1)
+}
+
+impl Cluster {
+    /// Makes machines, runs `script` beside them on one more, and returns what it returns.
+    fn run<F, T>(seed: u64, script: impl FnOnce(Rc<Cluster>, Prng) -> F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        let sim = Sim::new(seed);
+        let nodes = (0..ENGINES).map(|n| sim.node(&format!("e{}", n + 1))).collect();
+        let judge = sim.node("judge");
+        let clock = judge.env().clock;
+        TASKS.set(Some(judge.env().tasks));
+        CORES.take();
+        KEPT.take();
+        let _ = probe::take_facts();
+        let cluster = Rc::new(Cluster {
+            nodes,
+            wires: Wires::new(seed, clock.clone()),
+            oracle: Arc::new(Oracle::new(Epoch(0))),
+            clock,
+            lives: RefCell::new(vec![0; ENGINES]),
+            stop: (0..ENGINES).map(|_| Arc::default()).collect(),
+            ended: Arc::default(),
+            tokens: RefCell::new(0),
+        });
+        let script = script(cluster.clone(), Prng::new(seed));
+        let done = sim.block_on(&judge, async move {
+            (0..ENGINES).for_each(|n| cluster.start(n));
+            let output = script.await;
+            CORES.take();
+            output
+        });
+        let output = done.done();
+        if let Err(contradiction) = probe::take_facts() {
+            panic!("seed {seed}: replicas differ: {contradiction}");
+        }
+        output
+    }
+
+    fn start(self: &Rc<Self>, n: usize) {
+        self.lives.borrow_mut()[n] += 1;
+        *self.stop[n].lock() = false;
+        self.ended.lock().remove(&n);
+        let (life, env) = (self.lives.borrow()[n], self.nodes[n].env());
+        let mut options: NodeOptions = options(env.clone(), 1, SHARDS);
+        // Nothing is flushed: a log that was let go of could only be replaced by a snapshot.
+        options.memory = 16 << 20;
+        options.engine.memtable_size = 4 << 20;
+        options.engine.log_segment_size = 1 << 20;
+        options.cluster = Some(ClusterOptions {
+            engine: engine(n),
+            founders: (0..ENGINES).map(engine).collect(),
+            carrier: self.wires.end(engine(n)),
+            oracle: self.oracle.clone(),
+        });
+        let (wires, stop, ended) = (self.wires.clone(), self.stop[n].clone(), self.ended.clone());
+        let running = ended.clone();
+        let script = move |core: Core<Toy>| {
+            let (wires, stop, running) = (wires.clone(), stop.clone(), running.clone());
+            async move {
+                let (receiving, clock) = (core.clone(), core.env().clock.clone());
+                // Until the store is closed: it gives its leaderships away before.
+                let receive = async move {
+                    while !running.lock().contains_key(&n) {
+                        for packet in wires.arrivals(engine(n)) {
+                            receiving.arrived(&packet.into()).expect("a packet");
+                        }
+                        receiving.env().clock.sleep(Duration::from_micros(100)).await;
+                    }
+                };
+                core.env().tasks.spawn_local("receive", Box::pin(receive));
+                CORES.with_borrow_mut(|cores| cores.insert(n, (life, core.clone())));
+                while !*stop.lock() {
+                    clock.sleep(Duration::from_millis(1)).await;
+                }
+            }
+        };
+        let run = async move {
+            let result = open(options, script).await;
+            CORES.with_borrow_mut(|cores| cores.remove(&n));
+            ended.lock().insert(n, format!("{result:?}"));
+        };
+        env.tasks.spawn_local("engine", Box::pin(run));
+    }
+
+    /// Cuts an engine's power.
+    fn crash(&self, n: usize, mode: CrashMode) {
+        CORES.with_borrow_mut(|cores| cores.remove(&n));
+        self.wires.forget(engine(n));
+        self.nodes[n].crash_with(mode);
+    }
+
+    fn restart(self: &Rc<Self>, n: usize) {
+        self.nodes[n].restart();
+        self.start(n);
+    }
+
+    /// Stops an engine in order; returns how it ended.
+    async fn stop(&self, n: usize) -> String {
+        *self.stop[n].lock() = true;
+        loop {
+            self.sleep_ms(1).await;
+            if let Some(how) = self.ended.lock().get(&n) {
+                return how.clone();
+            }
+        }
+    }
+
+    fn isolate(&self, n: usize) {
+        for other in (0..ENGINES).filter(|&other| other != n) {
+            self.wires.cut(engine(n), engine(other));
+            self.wires.cut(engine(other), engine(n));
+        }
+    }
+
+    async fn sleep_ms(&self, ms: u64) {
+        self.clock.sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// Asks an engine; whoever does not answer in two seconds, or crashes, leaves the outcome unknown.
+    async fn ask(&self, n: usize, lane: u64, call: Call) -> Reply {
+        let of = |n: usize| CORES.with_borrow(|cores| cores.get(&n).cloned());
+        let Some((life, core)) = of(n) else {
+            return Reply::Failed(Failure::Unavailable("it is down".to_owned()));
+        };
+        let token = {
+            let mut tokens = self.tokens.borrow_mut();
+            *tokens += 1;
+            *tokens
+        };
+        core.refresh();
+        if let Some(reply) = core.call(call, lane, token) {
+            return reply;
+        }
+        core.flush();
+        drop(core);
+        let deadline = self.clock.now().after(Duration::from_secs(2));
+        while self.clock.now() < deadline {
+            self.clock.sleep(Duration::from_micros(200)).await;
+            let Some((_, core)) = of(n).filter(|(now, _)| *now == life) else { break };
+            let mut replies = Vec::new();
+            core.take_replies(&mut replies);
+            let found = KEPT.with_borrow_mut(|kept| {
+                kept.extend(replies.into_iter().map(|(_, token, reply)| (token, reply)));
+                kept.remove(&token)
+            });
+            if let Some(reply) = found {
+                return reply;
+            }
+        }
+        Reply::Failed(Failure::Unknown)
+    }
+
+    /// Asks engines in turn until one knows; returns who it was, too.
+    async fn insist(&self, engines: &[usize], lane: u64, call: Call) -> (usize, Reply) {
+        let deadline = self.clock.now().after(Duration::from_secs(20));
+        for &n in engines.iter().cycle() {
+            let reply = self.ask(n, lane, call.clone()).await;
+            if !matches!(reply, Reply::Failed(Failure::Unavailable(_))) {
+                return (n, reply);
+            }
+            assert!(self.clock.now() < deadline, "nobody serves: {reply:?} of engine {n}");
+            self.sleep_ms(2).await;
+        }
+        unreachable!("the engines are asked without end")
+    }
+
+    async fn set(&self, name: &str, value: u64) -> usize {
+        let (n, reply) = self.insist(&[0, 1, 2], 1, Call::Set(key(name), value)).await;
+        assert_eq!(reply, Reply::Done, "set {name}");
+        n
+    }
+
+    async fn get(&self, name: &str) -> Option<u64> {
+        match self.insist(&[0, 1, 2], 1, Call::Get(key(name))).await.1 {
+            Reply::Number(n) => Some(n),
+            Reply::Nothing => None,
+            other => panic!("get {name}: {other:?}"),
+        }
+    }
+
+    /// Returns who leads what, as the engines that serve see themselves.
+    fn led(&self) -> Led {
+        let cores = CORES.with_borrow(|cores| cores.clone());
+        let mut led = Led::new();
+        for (n, (_, core)) in cores {
+            core.each_leader(|leader| {
+                led.insert(leader.descriptor().id.0, n);
+            });
+        }
+        led
+    }
+
+    async fn until_all_are_led(&self) -> Instant {
+        for _ in 0..10_000 {
+            if self.led().len() >= usize::from(SHARDS) {
+                return self.clock.now();
+            }
+            self.sleep_ms(1).await;
+        }
+        panic!("not all shards are led after ten seconds: {:?}", self.led());
+    }
+}
+
+#[test]
+fn what_one_engine_acknowledged_the_others_have_when_it_is_gone() {
+    Cluster::run(1, |cluster, _| async move {
+        let mut by = BTreeMap::<usize, u64>::new();
+        for n in 0..60 {
+            *by.entry(cluster.set(&format!("k{n}"), n).await).or_default() += 1;
+        }
+        assert_eq!(by.len(), ENGINES, "every engine leads something: {by:?}");
+        for gone in 0..ENGINES {
+            cluster.crash(gone, CrashMode::DropAll);
+            for n in 0..60 {
+                assert_eq!(cluster.get(&format!("k{n}")).await, Some(n), "without e{}", gone + 1);
+            }
+            cluster.restart(gone);
+            // It has to have what was written meanwhile before the next one goes.
+            cluster.sleep_ms(3_000).await;
+        }
+    });
+}
+
+#[test]
+fn an_engine_that_was_away_catches_up_from_the_logs_of_the_others() {
+    Cluster::run(6, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        cluster.sleep_ms(500).await;
+        let _ = probe::take();
+        cluster.crash(0, CrashMode::DropAll);
+        // More than what leaders keep in memory for followers.
+        for n in 0..3_000 {
+            cluster.set(&format!("{{one shard}}{n}"), n).await;
+        }
+        cluster.restart(0);
+        cluster.sleep_ms(3_000).await;
+        let reached = probe::take();
+        assert!(reached.contains_key("a follower is served from the log"), "{reached:?}");
+        cluster.crash(1, CrashMode::DropAll);
+        for n in (0..3_000).step_by(7) {
+            assert_eq!(cluster.get(&format!("{{one shard}}{n}")).await, Some(n));
+        }
+    });
+}
+
+#[test]
+fn three_engines_lead_their_shards_in_turn() {
+    Cluster::run(2, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let led: Vec<_> = cluster.led().into_iter().collect();
+        assert_eq!(led, [(1, 0), (2, 1), (3, 2), (4, 0)]);
+    });
+}
+
+#[test]
+fn a_crashed_leader_is_replaced_within_a_second() {
+    Cluster::run(3, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        cluster.set("a", 1).await;
+        for round in 0..5 {
+            let leader = cluster.set("a", round).await;
+            let before = cluster.clock.now();
+            cluster.crash(leader, CrashMode::DropAll);
+            assert_eq!(cluster.get("a").await, Some(round));
+            let gap = cluster.clock.now().since(before);
+            assert!(gap < Duration::from_secs(1), "round {round}: {gap:?}");
+            cluster.restart(leader);
+            cluster.sleep_ms(2_000).await;
+        }
+    });
+}
+
+#[test]
+fn an_engine_that_stops_in_order_gives_its_shards_away_first() {
+    Cluster::run(4, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let leader = cluster.set("a", 1).await;
+        let before = cluster.clock.now();
+        let stopping = cluster.clone();
+        let ended = Rc::new(RefCell::new(None));
+        let result = ended.clone();
+        let asked = async move { *result.borrow_mut() = Some(stopping.stop(leader).await) };
+        let mut asked = Box::pin(asked);
+        // Both go on at once.
+        let serving = async {
+            while cluster.set("a", 2).await == leader {
+                cluster.sleep_ms(1).await;
+            }
+            cluster.clock.now().since(before)
+        };
+        let gap = match atoll_env::sync::select_biased(serving, &mut asked).await {
+            atoll_env::sync::Either::Left(gap) => {
+                asked.await;
+                gap
+            }
+            atoll_env::sync::Either::Right(()) => {
+                assert_ne!(cluster.set("a", 2).await, leader);
+                cluster.clock.now().since(before)
+            }
+        };
+        assert_eq!(ended.borrow().as_deref(), Some("Ok(())"));
+        assert!(gap < Duration::from_millis(200), "nobody served for {gap:?}");
+        assert_eq!(cluster.get("a").await, Some(2));
+    });
+}
+
+#[test]
+fn without_a_majority_requests_are_refused_with_the_reason_and_served_again_by_themselves() {
+    Cluster::run(5, |cluster, _| async move {
+        cluster.set("a", 1).await;
+        let leader = cluster.set("b", 2).await;
+        cluster.isolate(leader);
+        cluster.sleep_ms(4_000).await;
+        let before = cluster.clock.now();
+        let refused = cluster.ask(leader, 9, Call::Set(key("b"), 3)).await;
+        let Reply::Failed(Failure::Unavailable(why)) = &refused else { panic!("{refused:?}") };
+        assert!(why.contains("no leader") && why.contains("needs 2"), "{why}");
+        assert_eq!(cluster.clock.now(), before, "it is told at once");
+        // The others go on, and all of them once they see each other again.
+        assert_ne!(cluster.set("b", 4).await, leader);
+        cluster.wires.heal();
+        cluster.sleep_ms(1_000).await;
+        let elsewhere = cluster.ask(leader, 9, Call::Get(key("b"))).await;
+        let Reply::Failed(Failure::Unavailable(why)) = &elsewhere else { panic!("{elsewhere:?}") };
+        assert!(why.contains("is led by engine"), "{why}");
+        assert_eq!(cluster.get("b").await, Some(4));
+    });
+}
+
+/// Cuts a leader off, has another one write, and asks the first: an answer that is older than what was
+/// acknowledged is wrong. Returns whether it was given.
+fn is_read_from_the_past(seed: u64) -> bool {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        let leader = cluster.set("a", 1).await;
+        cluster.sleep_ms(prng.below(300)).await;
+        cluster.isolate(leader);
+        let others = [(leader + 1) % ENGINES, (leader + 2) % ENGINES];
+        let (_, reply) = cluster.insist(&others, 7, Call::Set(key("a"), 2)).await;
+        assert_eq!(reply, Reply::Done);
+        let old = cluster.ask(leader, 8, Call::Get(key("a"))).await;
+        old == Reply::Number(1)
+    })
+}
+
+/// Cuts a leader off from one follower, which becomes a candidate, then restarts the other one. If that
+/// one votes at once it has forgotten that the leader counts on it: another one leads and writes while
+/// the first still has its lease. Returns whether the first then reads the past.
+fn is_promise_forgotten(seed: u64) -> bool {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        let leader = cluster.set("a", 1).await;
+        let (candidate, voter) = ((leader + 1) % ENGINES, (leader + 2) % ENGINES);
+        cluster.wires.cut(engine(leader), engine(candidate));
+        cluster.wires.cut(engine(candidate), engine(leader));
+        cluster.sleep_ms(350 + prng.below(400)).await;
+        cluster.wires.cut(engine(leader), engine(voter));
+        cluster.wires.cut(engine(voter), engine(leader));
+        cluster.crash(voter, CrashMode::KeepAll);
+        cluster.restart(voter);
+        let others = [candidate, voter];
+        let (_, reply) = cluster.insist(&others, 7, Call::Set(key("a"), 2)).await;
+        assert_eq!(reply, Reply::Done);
+        cluster.ask(leader, 8, Call::Get(key("a"))).await == Reply::Number(1)
+    })
+}
+
+/// Tries a scenario that must never come to pass, and then leaves the rule out that prevents it: then it
+/// must.
+fn holds_and_its_rule_is_needed(rule: &'static str, seeds: u64, happens: fn(u64) -> bool) {
+    assert_eq!((0..seeds).find(|&seed| happens(seed)), None, "{rule}");
+    mutants::choose(Some(rule));
+    let caught = (0..seeds).any(happens);
+    mutants::choose(None);
+    assert!(caught, "without \"{rule}\" nothing was noticed");
+}
+
+#[test]
+fn a_leader_that_is_cut_off_reads_nothing_that_is_older_than_an_acknowledged_write() {
+    holds_and_its_rule_is_needed("read-without-lease", 8, is_read_from_the_past);
+}
+
+#[test]
+fn a_replica_that_was_restarted_remembers_nothing_and_votes_only_when_no_lease_can_lean_on_it() {
+    holds_and_its_rule_is_needed("votes-after-a-start", 40, is_promise_forgotten);
+}
+
+/// What a run under faults came to.
+#[derive(Debug)]
+struct Verdict {
+    acknowledged: usize,
+    faults: BTreeMap<&'static str, u64>,
+    /// What is wrong, if anything.
+    wrong: Option<String>,
+}
+
+const KEYS: u64 = 6;
+const CLIENTS: u64 = 4;
+
+/// Clients write and read while engines crash, freeze and lose each other; then all is healed, must serve
+/// again, and what the clients saw is judged.
+fn run_under_faults(seed: u64) -> Verdict {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        let recorder = Rc::new(RefCell::new(Recorder::new()));
+        let going = Rc::new(RefCell::new(CLIENTS));
+        let busy = Rc::new(RefCell::new(true));
+        cluster.wires.set_loss(*prng.choose(&[0.0, 0.02, 0.1]).unwrap_or(&0.0));
+        // Some disks are slow: what is not durable there is not for a while.
+        for node in &cluster.nodes {
+            let sync_ms = *prng.choose(&[1, 1, 10, 60]).unwrap_or(&1);
+            let sync_latency = Duration::from_micros(100)..Duration::from_millis(sync_ms);
+            node.disk().set_options(DiskOptions { sync_latency, ..DiskOptions::default() });
+        }
+        let judge = cluster.clock.clone();
+        let mut clients = Vec::new();
+        for client in 0..CLIENTS {
+            let mut prng = prng.fork(&format!("client {client}"));
+            let (cluster, recorder, going) = (cluster.clone(), recorder.clone(), going.clone());
+            let busy = busy.clone();
+            clients.push(Box::pin(async move {
+                let mut process = recorder.borrow_mut().process();
+                let mut at = prng.index(ENGINES);
+                let mut next = client << 32;
+                while *busy.borrow() {
+                    let on = prng.below(KEYS);
+                    next += 1;
+                    let (op, call) = match prng.below(3) {
+                        0 => (RegisterOp::Get, Call::Get(key(&format!("k{on}")))),
+                        1 => {
+                            let op = RegisterOp::Set(next as i64);
+                            (op, Call::Set(key(&format!("k{on}")), next))
+                        }
+                        _ => {
+                            let call = Call::Add(key(&format!("k{on}")), 1 + client);
+                            (RegisterOp::Add(1 + client as i64), call)
+                        }
+                    };
+                    let now = cluster.clock.now().0;
+                    let id = recorder.borrow_mut().invoke(process, now, Keyed { key: on, op });
+                    let reply = cluster.ask(at, client + 10, call).await;
+                    let now = cluster.clock.now().0;
+                    let failed = matches!(reply, Reply::Failed(_));
+                    {
+                        let mut recording = recorder.borrow_mut();
+                        match reply {
+                            Reply::Done => recording.ok(id, now, RegisterRet::Done),
+                            Reply::Nothing => recording.ok(id, now, RegisterRet::Value(None)),
+                            Reply::Number(n) if op == RegisterOp::Get => {
+                                recording.ok(id, now, RegisterRet::Value(Some(n as i64)));
+                            }
+                            Reply::Number(n) => {
+                                recording.ok(id, now, RegisterRet::Number(n as i64))
+                            }
+                            Reply::Failed(Failure::Unknown) => {
+                                recording.info(id, now);
+                                process = recording.process();
+                            }
+                            Reply::Failed(_) => {
+                                recording.fail(id, now);
+                            }
+                        }
+                    }
+                    at = if failed { (at + 1) % ENGINES } else { at };
+                    cluster.clock.sleep(Duration::from_micros(500 + prng.below(6_000))).await;
+                }
+                *going.borrow_mut() -= 1;
+            }));
+        }
+        for client in clients {
+            cluster.spawn(client);
+        }
+        let faults = cluster.torment(&mut prng).await;
+        // Everything is healed; then it has to serve, and what was acknowledged has to be there.
+        cluster.wires.heal();
+        cluster.wires.set_loss(0.0);
+        *busy.borrow_mut() = false;
+        while *going.borrow() > 0 {
+            cluster.sleep_ms(10).await;
+        }
+        let process = recorder.borrow_mut().process();
+        let mut wrong = None;
+        let before = judge.now();
+        for on in 0..KEYS {
+            let get = Keyed { key: on, op: RegisterOp::Get };
+            let id = recorder.borrow_mut().invoke(process, judge.now().0, get);
+            let value = cluster.get(&format!("k{on}")).await.map(|n| n as i64);
+            recorder.borrow_mut().ok(id, judge.now().0, RegisterRet::Value(value));
+        }
+        if judge.now().since(before) > Duration::from_secs(10) {
+            wrong = Some("it took more than ten seconds to serve again".to_owned());
+        }
+        let recorder = std::mem::take(&mut *recorder.borrow_mut());
+        let history = recorder.finish(judge.now().0);
+        let acknowledged = history.acknowledged();
+        if let Err(failure) = check::<Register, _>(&history, BUDGET) {
+            wrong = Some(format!("{failure}"));
+        }
+        Verdict { acknowledged, faults, wrong }
+    })
+}
+
+impl Cluster {
+    fn spawn(&self, task: std::pin::Pin<Box<dyn Future<Output = ()>>>) {
+        TASKS.with_borrow(|tasks| {
+            tasks.as_ref().expect("the judge runs").spawn_local("client", task);
+        });
+    }
+
+    /// Does something to an engine every now and then.
+    async fn torment(self: &Rc<Self>, prng: &mut Prng) -> BTreeMap<&'static str, u64> {
+        let mut faults = BTreeMap::new();
+        self.sleep_ms(1_500).await;
+        for _ in 0..8 {
+            let n = prng.index(ENGINES);
+            let lasts = 100 + prng.below(2_000);
+            let mut count = |what| *faults.entry(what).or_default() += 1;
+            match prng.below(6) {
+                0 | 1 => {
+                    count("crash");
+                    let modes = [CrashMode::DropAll, CrashMode::Random];
+                    let mode = modes[prng.index(modes.len())];
+                    self.crash(n, mode);
+                    self.sleep_ms(lasts).await;
+                    self.restart(n);
+                }
+                2 => {
+                    count("pause");
+                    self.nodes[n].pause(Duration::from_millis(lasts));
+                    self.sleep_ms(lasts).await;
+                }
+                3 => {
+                    count("isolated");
+                    self.isolate(n);
+                    self.sleep_ms(lasts).await;
+                    self.wires.heal();
+                }
+                4 => {
+                    count("one way");
+                    self.wires.cut(engine(n), engine((n + 1) % ENGINES));
+                    self.sleep_ms(lasts).await;
+                    self.wires.heal();
+                }
+                _ => {
+                    count("power cut of all");
+                    (0..ENGINES).for_each(|n| self.crash(n, CrashMode::DropAll));
+                    self.sleep_ms(lasts / 4).await;
+                    // One of them comes back when the others have gone on without it.
+                    (0..ENGINES).filter(|&other| other != n).for_each(|n| self.restart(n));
+                    self.sleep_ms(lasts).await;
+                    self.restart(n);
+                }
+            }
+            self.sleep_ms(prng.below(1_500)).await;
+        }
+        faults
+    }
+}
+
+/// Runs seeds and adds up what happened in them.
+fn campaign(seeds: std::ops::Range<u64>) -> (usize, BTreeMap<&'static str, u64>) {
+    let (mut acknowledged, mut faults) = (0, BTreeMap::<&str, u64>::new());
+    for seed in seeds {
+        let verdict = run_under_faults(seed);
+        assert_eq!(verdict.wrong, None, "seed {seed}: {:?}", verdict.faults);
+        acknowledged += verdict.acknowledged;
+        verdict.faults.into_iter().for_each(|(what, n)| *faults.entry(what).or_default() += n);
+    }
+    (acknowledged, faults)
+}
+
+#[test]
+fn histories_under_crashes_pauses_and_partitions_are_linearizable() {
+    let (acknowledged, faults) = campaign(0..12);
+    assert!(acknowledged > 10_000, "{acknowledged} calls were acknowledged");
+    assert_eq!(faults.len(), 5, "{faults:?}");
+    let reached = probe::take();
+    for state in [
+        "a leadership ends",
+        "an entry outlives its leadership",
+        "an entry is overwritten by another leader's",
+        "a read waits for the lease",
+    ] {
+        assert!(reached.contains_key(state), "never: {state}; only {reached:?}");
+    }
+}
+
+/// `ATOLL_SEEDS=0..500 cargo test -p atoll-kv --test cluster -- --ignored --nocapture`
+#[test]
+#[ignore = "as long as one likes"]
+fn a_campaign() {
+    let seeds = std::env::var("ATOLL_SEEDS").unwrap_or_else(|_| "0..100".to_owned());
+    let (from, to) = seeds.split_once("..").expect("ATOLL_SEEDS=FROM..TO");
+    let range = from.parse().expect("a seed")..to.parse().expect("a seed");
+    let (acknowledged, faults) = campaign(range);
+    println!("{seeds}: {acknowledged} calls acknowledged, {faults:?}");
+    for (state, times) in probe::take() {
+        println!("{times:>8}  {state}");
+    }
+}
+
+#[test]
+fn a_promise_that_leaves_before_it_is_durable_is_noticed() {
+    mutants::choose(Some("promise-before-sync"));
+    let caught = (0..60).find(|&seed| {
+        let run = std::panic::AssertUnwindSafe(|| run_under_faults(seed));
+        // Two replicas that differ end the run.
+        std::panic::catch_unwind(run).map_or(true, |verdict| verdict.wrong.is_some())
+    });
+    mutants::choose(None);
+    assert!(caught.is_some(), "nothing was noticed");
+}
