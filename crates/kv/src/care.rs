@@ -131,11 +131,11 @@ fn raise_horizon<P: Program>(core: &Rc<Inner<P>>) {
     // beside what there is, it makes a floor good for as long as it stands: however late this core
     // publishes the next one, and however far clocks jump or machines sleep meanwhile, no other core
     // drops the record of a transaction that this one has begun since and not cleaned up.
-    let given = Timestamp::commit_at(core.oracle.last());
+    let given = Timestamp::commit_at(core.time.known());
     let floor = core.floor().min(given);
     shared.floors[core.index].store(floor.0, Ordering::Release);
     let retention = shared.options.retention_us;
-    let past = Epoch(core.oracle.last().0.saturating_sub(retention));
+    let past = Epoch(core.time.known().0.saturating_sub(retention));
     let floors = shared.floors.iter().map(|floor| floor.load(Ordering::Acquire));
     let oldest = floors.min().unwrap_or(u64::MAX);
     let horizon = Timestamp::commit_at(past).min(Timestamp(oldest).prev());

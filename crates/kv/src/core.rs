@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use atoll_encoding::Malformed;
+use atoll_encoding::{Malformed, Reader};
 use atoll_env::Env;
 use atoll_env::mesh::Port;
 use atoll_env::sometimes;
@@ -30,21 +30,22 @@ use atoll_lsm::driven::Direction;
 use atoll_lsm::{Durability, Error};
 use atoll_mvcc::keys::{PARTS, Placement, RoutingKey, is_slotted, place_of, tree};
 use atoll_mvcc::request::{Isolation, Key, Obstacle, Request, Response, Span};
-use atoll_mvcc::{Epoch, Oracle, Timestamp};
-use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_mvcc::{Epoch, Timestamp};
+use atoll_shard::descriptor::{Descriptor, ROOT, ShardId};
 use atoll_shard::envelope::{self, Envelope};
 use atoll_shard::leader::{Leader, Now};
 use atoll_shard::replica::EngineId;
 use atoll_txn::{Coordinator, ShardRef, Shards, Transaction, Unavailable, Unresolved};
 use bytes::Bytes;
 
-use crate::care;
 use crate::group::{Answer, Group, Job, Lane, ReplyTo, Work};
 use crate::node::Shared;
 use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 use crate::store::StoreHost;
 use crate::table::Table;
+use crate::time::{Asking, Timekeeper};
+use crate::{care, peers};
 
 /// What cores say to each other.
 pub(crate) enum Message<P: Program> {
@@ -96,7 +97,10 @@ pub(crate) struct Inner<P: Program> {
     pub(crate) index: usize,
     pub(crate) env: Env,
     pub(crate) program: P,
-    pub(crate) oracle: Arc<Oracle>,
+    pub(crate) time: Arc<Timekeeper>,
+    pub(crate) asking: Asking,
+    /// Something was evaluated since the last question for an epoch.
+    pub(crate) used_time: Cell<bool>,
     pub(crate) shared: Arc<Shared<P>>,
     pub(crate) table: RefCell<Arc<Table>>,
     pub(crate) stores: RefCell<BTreeMap<usize, Rc<StoreHost<P>>>>,
@@ -109,7 +113,7 @@ pub(crate) struct Inner<P: Program> {
     next_token: Cell<u64>,
     /// The moment of what is evaluated now.
     epoch: Cell<Epoch>,
-    coordinator: RefCell<Option<Coordinator<CoreShards<P>, NodeOracle>>>,
+    coordinator: RefCell<Option<Coordinator<CoreShards<P>, NodeOracle<P>>>>,
     /// Stores that are not closed.
     pub(crate) open_stores: Cell<usize>,
     /// Shards that do not serve yet.
@@ -125,17 +129,19 @@ impl<P: Program> Inner<P> {
         index: usize,
         env: Env,
         program: P,
-        oracle: Arc<Oracle>,
+        time: Arc<Timekeeper>,
         shared: Arc<Shared<P>>,
         table: Arc<Table>,
         port: Port<Message<P>>,
     ) -> Rc<Inner<P>> {
-        let epoch = oracle.last();
+        let epoch = time.known();
         Rc::new(Inner {
             index,
             env,
             program,
-            oracle,
+            time,
+            asking: Asking::default(),
+            used_time: Cell::new(false),
             shared,
             table: RefCell::new(table),
             stores: RefCell::default(),
@@ -169,14 +175,10 @@ impl<P: Program> Inner<P> {
         self.env.clock.now().0 / 1_000_000
     }
 
-    /// Allocates an epoch that nobody else has.
-    pub(crate) fn fresh_epoch(&self) -> Epoch {
-        self.oracle.epoch(self.wall_epoch())
-    }
-
-    /// Moves the moment of evaluation to the present.
+    /// Moves the moment of evaluation to the present, or to the latest that this engine was given.
     pub(crate) fn refresh(&self) {
-        self.epoch.set(self.fresh_epoch());
+        self.used_time.set(true);
+        self.epoch.set(self.try_epoch().unwrap_or_else(|| self.time.known()));
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -341,14 +343,16 @@ impl<P: Program> Inner<P> {
         }
     }
 
-    pub(crate) fn coordinator(self: &Rc<Self>) -> Coordinator<CoreShards<P>, NodeOracle> {
+    pub(crate) fn coordinator(self: &Rc<Self>) -> Coordinator<CoreShards<P>, NodeOracle<P>> {
         self.coordinator.borrow().clone().expect("made before the core serves")
     }
 
     pub(crate) fn make_coordinator(self: &Rc<Self>) {
         let shards = CoreShards { core: Rc::downgrade(self) };
-        let oracle = NodeOracle { oracle: self.oracle.clone(), env: self.env.clone() };
-        let lasting = self.shared.options.engine.durability == Durability::Synced;
+        let oracle = NodeOracle { core: Rc::downgrade(self), time: self.time.clone() };
+        // Between replicas everything is durable before it counts.
+        let lasting =
+            self.shared.options.engine.durability == Durability::Synced || self.time.is_shared();
         let options = atoll_txn::Options { lasting, ..atoll_txn::Options::default() };
         let deadlocks = self.shared.deadlocks.clone();
         let (coordinator, background) =
@@ -397,7 +401,9 @@ impl<P: Program> Inner<P> {
 
     /// Brings what a replica elsewhere says to the one that it is for.
     fn arrived(&self, envelope: Envelope) {
-        let route = {
+        let route = if envelope.shard == ROOT {
+            Some((0, 0))
+        } else {
             let table = self.table.borrow();
             table.get(envelope.shard).map(|route| (route.store, route.core))
         };
@@ -500,13 +506,14 @@ impl<P: Program> Inner<P> {
         self.changed.raise();
     }
 
-    /// Returns the groups of this core with their stores.
+    /// Returns the shards of this core with their stores, but not the root shard.
     pub(crate) fn all_groups(&self) -> Vec<Housed<P>> {
         let stores: Vec<_> = self.stores.borrow().values().cloned().collect();
         let mut all = Vec::new();
         for host in stores {
-            let groups: Vec<_> = host.groups.borrow().values().cloned().collect();
-            all.extend(groups.into_iter().map(|group| (host.clone(), group)));
+            let groups = host.groups.borrow();
+            let with_keys = groups.values().filter(|group| group.id != ROOT).cloned();
+            all.extend(with_keys.map(|group| (host.clone(), group)));
         }
         all
     }
@@ -552,9 +559,32 @@ impl<P: Program> Core<P> {
         self.0.now()
     }
 
-    /// Draws a timestamp to read at: whatever was answered before now lies below.
+    /// Draws a timestamp to read at: whatever was answered before now lies below. On an engine that
+    /// shares its oracle with others, and does not have it now, whatever *this* engine knows of lies below;
+    /// for more ask [`Core::strict_point`].
     pub fn read_point(&self) -> Timestamp {
-        Timestamp::read_at(self.0.fresh_epoch())
+        Timestamp::read_at(self.0.try_epoch().unwrap_or_else(|| self.0.time.known()))
+    }
+
+    /// Draws a timestamp to read at: whatever was answered by anybody before the call lies below.
+    ///
+    /// # Errors
+    /// A sentence: the oracle could not be reached in time.
+    pub async fn strict_point(&self) -> Result<Timestamp, String> {
+        self.0.epoch().await.map(Timestamp::read_at).map_err(|e| e.0)
+    }
+
+    /// Answers a question that another engine's [`Carrier`](crate::Carrier) was given for this one. On any
+    /// core. An answer of no bytes says that the question was not understood.
+    pub async fn asked(&self, question: &[u8]) -> Vec<u8> {
+        let mut reader = Reader::new(question);
+        match reader.u8("a kind of question") {
+            Ok(peers::EPOCHS) => match reader.varint("a count") {
+                Ok(count) => self.0.answer_epochs(count),
+                Err(_) => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
     }
 
     /// Has a command evaluated by its shard. Commands of one lane on one shard take effect in the
@@ -601,12 +631,12 @@ impl<P: Program> Core<P> {
     }
 
     /// Begins a transaction.
-    pub fn begin(&self, isolation: Isolation) -> Transaction<CoreShards<P>, NodeOracle> {
+    pub fn begin(&self, isolation: Isolation) -> Transaction<CoreShards<P>, NodeOracle<P>> {
         self.0.coordinator().begin(isolation)
     }
 
     /// Returns the coordinator of this core's transactions.
-    pub fn coordinator(&self) -> Coordinator<CoreShards<P>, NodeOracle> {
+    pub fn coordinator(&self) -> Coordinator<CoreShards<P>, NodeOracle<P>> {
         self.0.coordinator()
     }
 
@@ -871,29 +901,32 @@ impl<P: Program> CoreShards<P> {
     }
 }
 
-/// The node's oracle, as transactions see it.
+/// The oracle, as transactions of one core see it.
 #[derive(Clone)]
-pub struct NodeOracle {
-    oracle: Arc<Oracle>,
-    env: Env,
+pub struct NodeOracle<P: Program> {
+    core: Weak<Inner<P>>,
+    time: Arc<Timekeeper>,
 }
 
-impl NodeOracle {
-    fn wall(&self) -> Epoch {
-        Epoch::from_unix_ms(self.env.clock.wall().0)
+impl<P: Program> NodeOracle<P> {
+    async fn epoch(&self) -> Result<Epoch, Unavailable> {
+        match self.core.upgrade() {
+            Some(core) => core.epoch().await,
+            None => Err(Unavailable("the engine has stopped".to_owned())),
+        }
     }
 }
 
-impl atoll_txn::Oracle for NodeOracle {
+impl<P: Program> atoll_txn::Oracle for NodeOracle<P> {
     async fn read_point(&self) -> Result<Timestamp, Unavailable> {
-        Ok(self.oracle.read_ts(self.wall()))
+        Ok(Timestamp::read_at(self.epoch().await?))
     }
 
     async fn commit_point(&self) -> Result<Timestamp, Unavailable> {
-        Ok(self.oracle.commit_ts(self.wall()))
+        Ok(Timestamp::commit_at(self.epoch().await?))
     }
 
     fn known(&self) -> Timestamp {
-        Timestamp::read_at(self.oracle.last())
+        Timestamp::read_at(self.time.known())
     }
 }

@@ -19,8 +19,8 @@ use std::rc::Rc;
 
 use atoll_encoding::hash::HashMap;
 use atoll_lsm::Durability;
+use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::{Request, Response};
-use atoll_mvcc::{Epoch, Timestamp};
 use atoll_shard::consensus::Consensus;
 use atoll_shard::descriptor::{Descriptor, ShardId};
 use atoll_shard::edge::EntrySeq;
@@ -29,6 +29,7 @@ use atoll_shard::leader::Leader;
 use atoll_shard::lease::{Heard, Lease};
 
 use crate::base::Reads;
+use crate::core::Inner;
 use crate::program::Program;
 
 /// Names a stream of jobs whose order counts: core and connection.
@@ -133,6 +134,8 @@ pub(crate) struct Orphan<P: Program> {
 /// Somebody who waits for a split.
 pub(crate) struct Splitting {
     pub(crate) split: Split,
+    /// What it writes is in the open entry, which waits for an epoch.
+    pub(crate) begun: bool,
     pub(crate) done: atoll_env::sync::oneshot::Sender<Result<(), String>>,
 }
 
@@ -222,6 +225,10 @@ pub(crate) struct State<P: Program> {
     pub(crate) leaderless_since: Option<u64>,
     /// Leadership is being given away.
     pub(crate) giving: bool,
+    /// A timestamp above everything that an earlier leader has served, and the term it was drawn in.
+    pub(crate) low_water: Option<(u64, Timestamp)>,
+    /// Of the root shard: the term since which this engine holds the oracle.
+    pub(crate) holds_since: u64,
 }
 
 impl<P: Program> State<P> {
@@ -260,6 +267,8 @@ impl<P: Program> State<P> {
             orphans: VecDeque::new(),
             leaderless_since: None,
             giving: false,
+            low_water: None,
+            holds_since: 0,
         }
     }
 
@@ -288,9 +297,12 @@ impl<P: Program> State<P> {
         self.stalled.keys().chain(inherited).copied().collect()
     }
 
-    /// Ends the open entry, if it has effects: what comes next gets another one.
-    pub(crate) fn close_open(&mut self, epoch: impl FnMut() -> Epoch) {
-        self.closed.extend(self.leader.as_mut().and_then(|leader| leader.close(epoch)));
+    /// Ends the open entry, if it has effects: what comes next gets another one. It stays open if it
+    /// cannot be closed without an epoch that is not at hand.
+    pub(crate) fn close_open(&mut self, core: &Rc<Inner<P>>) {
+        if let Some(leader) = &mut self.leader {
+            self.closed.extend(leader.try_close(|above| core.spare_epoch(above)));
+        }
     }
 
     /// Returns whether the leader has something to log.

@@ -34,12 +34,13 @@ mod signal;
 mod store;
 mod survey;
 mod table;
+mod time;
 
 pub use crate::core::{Core, CoreShards, NodeOracle};
 pub use atoll_mvcc::keys::RoutingKey;
 pub use group::Lane;
 pub use node::{Node, NodeOptions};
-pub use peers::{Carrier, ClusterOptions};
+pub use peers::{Asked, Carrier, ClusterOptions, Lost};
 pub use program::{Ask, Failure, Program, Tried};
 pub use signal::Signal;
 pub use survey::{ShardReport, shards_of_stopped};

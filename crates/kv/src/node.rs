@@ -26,8 +26,8 @@ use atoll_lsm::driven::{self, Direction, Driver, OpenOptions, Tree};
 use atoll_lsm::{Error, Options, Result};
 use atoll_mvcc::keys::{Range, TreeKey, tree};
 use atoll_mvcc::record::LaneBound;
-use atoll_mvcc::{Epoch, Oracle, Timestamp};
-use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_mvcc::{Epoch, Timestamp};
+use atoll_shard::descriptor::{Descriptor, ROOT, ShardId};
 use atoll_shard::state;
 use atoll_txn::Deadlocks;
 use event_listener::Event;
@@ -40,6 +40,7 @@ use crate::peers::ClusterOptions;
 use crate::program::Program;
 use crate::store::{StoreHost, open_group};
 use crate::table::{Route, Table};
+use crate::time::Timekeeper;
 
 /// Messages that a ring between two cores holds; more wait in the sender's memory.
 const RING: usize = 1024;
@@ -124,7 +125,7 @@ struct Assembly<P: Program> {
     /// The first failure: nobody serves then.
     failed: Option<Error>,
     ports: Vec<Option<Port<Message<P>>>>,
-    ready: Option<(Arc<Table>, Arc<Oracle>)>,
+    ready: Option<(Arc<Table>, Arc<Timekeeper>)>,
 }
 
 impl<P: Program> Shared<P> {
@@ -332,16 +333,17 @@ async fn run_core<P: Program>(
     let env = shared.options.env.clone();
     let opened = open_stores(index, shared).await;
     let stores = report(index, shared, opened).await?;
-    let (table, oracle, port) = {
+    let (table, time, port) = {
         let mut assembly = shared.assembly.lock();
-        let (table, oracle) = assembly.ready.clone().expect("reported by the last core");
-        (table, oracle, assembly.ports[index].take().expect("a core takes its port once"))
+        let (table, time) = assembly.ready.clone().expect("reported by the last core");
+        (table, time, assembly.ports[index].take().expect("a core takes its port once"))
     };
-    let core = Inner::new(index, env, program, oracle, shared.clone(), table, port);
+    let core = Inner::new(index, env, program, time, shared.clone(), table, port);
     core.make_coordinator();
     let mut starting = 0;
     for (at, (driver, tree, groups, bound)) in stores {
-        let host = Rc::new(StoreHost::new(at, tree, bound, driver.arena_most()));
+        let oracle = read_oracle(&tree).await?;
+        let host = Rc::new(StoreHost::new(at, tree, bound, oracle, driver.arena_most()));
         for group in groups.iter().filter(|group| group.is_alone()) {
             // One with replicas elsewhere may be led there, or by nobody for a while: it is not waited for.
             group.state.borrow_mut().awaited = true;
@@ -359,6 +361,7 @@ async fn run_core<P: Program>(
     core.spawn("mesh", core.clone().serve_mesh());
     if shared.options.cluster.is_some() {
         core.spawn("ticks", care::tick(Rc::downgrade(&core)));
+        core.spawn("time", Inner::keep_time(Rc::downgrade(&core)));
     }
     while core.starting.get() > 0 && core.why_stopped().is_none() {
         core.changed.raised().await;
@@ -422,6 +425,11 @@ async fn open_stores<P: Program>(
             bound = bound.max(logged);
             groups.push(group);
         }
+        if store == 0 && shared.options.cluster.is_some() {
+            let (root, logged) = open_group(&mut driver, &tree, Descriptor::root(), shared).await?;
+            bound = bound.max(logged);
+            groups.push(root);
+        }
         stores.push((store, (driver, tree, groups, bound)));
     }
     Ok(stores)
@@ -460,9 +468,21 @@ pub(crate) async fn descriptors(
 async fn read_bound(tree: &Tree) -> Result<Epoch> {
     let mut name = Vec::new();
     tree::bound(&mut name);
-    let Some(bytes) = tree.get(&name).await? else { return Ok(Epoch(0)) };
-    let bound = LaneBound::decode(&bytes)
-        .map_err(|e| Error::Stopped(format!("the bound of a lane does not decode: {e}")))?;
+    read_epoch(tree, &name).await
+}
+
+/// Reads up to where the root shard, if it is here, has let the oracle give epochs.
+async fn read_oracle(tree: &Tree) -> Result<Epoch> {
+    let mut name = Vec::new();
+    tree::shard(&mut name, ROOT.0, state::ORACLE);
+    read_epoch(tree, &name).await
+}
+
+async fn read_epoch(tree: &Tree, name: &[u8]) -> Result<Epoch> {
+    let Some(bytes) = tree.get(name).await? else { return Ok(Epoch(0)) };
+    let bound = LaneBound::decode(&bytes).map_err(|e| {
+        Error::Stopped(format!("the bound of a lane, or of the oracle, does not decode: {e}"))
+    })?;
     Ok(bound.0)
 }
 
@@ -479,7 +499,7 @@ async fn report<P: Program>(
             Ok(stores) => {
                 for (store, (_, _, groups, bound)) in stores {
                     assembly.bound = assembly.bound.max(*bound);
-                    for group in groups {
+                    for group in groups.iter().filter(|group| group.id != ROOT) {
                         let descriptor = group.state.borrow().descriptor.clone();
                         shared.note_shard(descriptor.id);
                         assembly.routes.push(Route { descriptor, store: *store, core: index });
@@ -494,12 +514,8 @@ async fn report<P: Program>(
             let table = Table::new(std::mem::take(&mut assembly.routes));
             match table.check() {
                 Ok(()) => {
-                    let oracle = match &shared.options.cluster {
-                        Some(cluster) => cluster.oracle.clone(),
-                        None => Arc::new(Oracle::new(Epoch(0))),
-                    };
-                    oracle.raise(assembly.bound);
-                    assembly.ready = Some((Arc::new(table), oracle));
+                    let time = Timekeeper::new(shared.options.cluster.is_some(), assembly.bound);
+                    assembly.ready = Some((Arc::new(table), Arc::new(time)));
                 }
                 Err(what) => {
                     assembly.failed = Some(Error::Stopped(format!(

@@ -3,19 +3,35 @@
 //! This layer says what is to be sent, and to whom; a [`Carrier`] brings it there. What arrives at the
 //! other side goes into [`Core::arrived`](crate::Core::arrived) of any core.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use atoll_mvcc::Oracle;
 use atoll_shard::replica::{self, EngineId};
+use bytes::Bytes;
 
 use crate::node::Shared;
 use crate::program::Program;
 
-/// Brings packets to other engines.
+/// First byte of a question for epochs.
+pub(crate) const EPOCHS: u8 = 1;
+
+/// An answer on its way; [`Lost`] if it is not known whether the question arrived.
+pub type Asked = Pin<Box<dyn Future<Output = Result<Bytes, Lost>>>>;
+
+/// A question to another engine got no answer. It may have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost;
+
+/// Brings packets and questions to other engines.
 pub trait Carrier: Send + Sync {
     /// Sends a packet of messages of replicas. It may be lost. Those that one core sends to an engine never
     /// overtake each other. Called on any core; does not wait.
     fn send(&self, to: EngineId, packet: Vec<u8>);
+
+    /// Asks an engine; what comes back is what its [`Core::asked`](crate::Core::asked) has answered.
+    /// Called on any core. May take as long as it likes: whoever asks has a deadline of his own.
+    fn ask(&self, to: EngineId, question: Vec<u8>) -> Asked;
 }
 
 /// An engine's part in a database of several.
@@ -28,8 +44,6 @@ pub struct ClusterOptions {
     pub founders: Vec<EngineId>,
     /// Reaches the others.
     pub carrier: Arc<dyn Carrier>,
-    /// Gives all of them their timestamps.
-    pub oracle: Arc<Oracle>,
 }
 
 /// Where a shard's replicas are, if they never changed.

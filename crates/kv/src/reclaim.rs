@@ -77,7 +77,7 @@ impl<P: Program> Core<P> {
     /// until somebody does.
     async fn resolve_old_intents(&self) {
         let retention = self.0.shared.options.retention_us;
-        let past = Timestamp::commit_at(Epoch(self.0.oracle.last().0.saturating_sub(retention)));
+        let past = Timestamp::commit_at(Epoch(self.0.time.known().0.saturating_sub(retention)));
         for (_, group) in self.0.all_groups() {
             let obstacles = {
                 let state = group.state.borrow();

@@ -13,9 +13,10 @@ use atoll_checkers::linear::{BUDGET, Keyed, Register, RegisterOp, RegisterRet, c
 use atoll_env::probe;
 use atoll_env::random::Prng;
 use atoll_env::sim::{CrashMode, DiskOptions, Node, Sim};
+use atoll_env::sync::timeout;
 use atoll_env::time::{Clock, Instant};
 use atoll_kv::{ClusterOptions, Core, Failure, NodeOptions};
-use atoll_mvcc::{Epoch, Oracle};
+use atoll_mvcc::Timestamp;
 use atoll_shard::mutants;
 use atoll_shard::replica::EngineId;
 use parking_lot::Mutex;
@@ -24,6 +25,8 @@ use support::{Call, Reply, Toy, key, open, options};
 
 const ENGINES: usize = 3;
 const SHARDS: u16 = 4;
+/// The engine that holds the oracle at first.
+const HOLDER: usize = 0;
 
 thread_local! {
     /// The core of each engine that serves, and how many served there before.
@@ -41,7 +44,6 @@ type Led = BTreeMap<u64, usize>;
 struct Cluster {
     nodes: Vec<Node>,
     wires: Wires,
-    oracle: Arc<Oracle>,
     clock: Arc<dyn Clock>,
     lives: RefCell<Vec<u64>>,
     /// Engines that are to stop in order, and those that have ended, with how.
@@ -71,7 +73,6 @@ impl Cluster {
         let cluster = Rc::new(Cluster {
             nodes,
             wires: Wires::new(seed, clock.clone()),
-            oracle: Arc::new(Oracle::new(Epoch(0))),
             clock,
             lives: RefCell::new(vec![0; ENGINES]),
             stop: (0..ENGINES).map(|_| Arc::default()).collect(),
@@ -106,7 +107,6 @@ impl Cluster {
             engine: engine(n),
             founders: (0..ENGINES).map(engine).collect(),
             carrier: self.wires.end(engine(n)),
-            oracle: self.oracle.clone(),
         });
         let (wires, stop, ended) = (self.wires.clone(), self.stop[n].clone(), self.ended.clone());
         let running = ended.clone();
@@ -117,9 +117,7 @@ impl Cluster {
                 // Until the store is closed: it gives its leaderships away before.
                 let receive = async move {
                     while !running.lock().contains_key(&n) {
-                        for packet in wires.arrivals(engine(n)) {
-                            receiving.arrived(&packet.into()).expect("a packet");
-                        }
+                        wires.deliver(engine(n), &receiving);
                         receiving.env().clock.sleep(Duration::from_micros(100)).await;
                     }
                 };
@@ -224,6 +222,24 @@ impl Cluster {
         let (n, reply) = self.insist(&[0, 1, 2], 1, Call::Set(key(name), value)).await;
         assert_eq!(reply, Reply::Done, "set {name}");
         n
+    }
+
+    /// Returns the name of a key that an engine leads the shard of, and sets it to 1.
+    async fn name_led_by(&self, engine: usize) -> String {
+        for n in 0..100 {
+            let name = format!("name{n}");
+            if self.set(&name, 1).await == engine {
+                return name;
+            }
+        }
+        panic!("engine {engine} leads nothing");
+    }
+
+    /// Draws a timestamp on an engine, for a while.
+    async fn draw(&self, n: usize, limit: Duration) -> Option<Timestamp> {
+        let (_, core) = CORES.with_borrow(|cores| cores.get(&n).cloned())?;
+        let draw = Box::pin(async move { core.strict_point().await });
+        timeout(&*self.clock, limit, draw).await.ok()?.ok()
     }
 
     async fn get(&self, name: &str) -> Option<u64> {
@@ -403,8 +419,9 @@ fn is_read_from_the_past(seed: u64) -> bool {
 /// the first still has its lease. Returns whether the first then reads the past.
 fn is_promise_forgotten(seed: u64) -> bool {
     Cluster::run(seed, |cluster, mut prng| async move {
-        let leader = cluster.set("a", 1).await;
-        let (candidate, voter) = ((leader + 1) % ENGINES, (leader + 2) % ENGINES);
+        // Of a shard that does not need another oracle when it needs another leader.
+        let (leader, candidate, voter) = (1, HOLDER, 2);
+        let name = cluster.name_led_by(leader).await;
         cluster.wires.cut(engine(leader), engine(candidate));
         cluster.wires.cut(engine(candidate), engine(leader));
         cluster.sleep_ms(350 + prng.below(400)).await;
@@ -413,9 +430,9 @@ fn is_promise_forgotten(seed: u64) -> bool {
         cluster.crash(voter, CrashMode::KeepAll);
         cluster.restart(voter);
         let others = [candidate, voter];
-        let (_, reply) = cluster.insist(&others, 7, Call::Set(key("a"), 2)).await;
+        let (_, reply) = cluster.insist(&others, 7, Call::Set(key(&name), 2)).await;
         assert_eq!(reply, Reply::Done);
-        cluster.ask(leader, 8, Call::Get(key("a"))).await == Reply::Number(1)
+        cluster.ask(leader, 8, Call::Get(key(&name))).await == Reply::Number(1)
     })
 }
 
@@ -437,6 +454,101 @@ fn a_leader_that_is_cut_off_reads_nothing_that_is_older_than_an_acknowledged_wri
 #[test]
 fn a_replica_that_was_restarted_remembers_nothing_and_votes_only_when_no_lease_can_lean_on_it() {
     holds_and_its_rule_is_needed("votes-after-a-start", 40, is_promise_forgotten);
+}
+
+/// A question for a timestamp: when it was asked, when it was answered, and how.
+type Drawn = (u64, u64, Timestamp);
+
+/// Has all engines draw timestamps while they crash, freeze and lose each other and their clocks differ.
+/// Returns those that contradict each other, and how many there were.
+fn draw_under_faults(seed: u64) -> (Option<(Drawn, Drawn)>, usize) {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        let drawn: Rc<RefCell<Vec<Drawn>>> = Rc::default();
+        let busy = Rc::new(RefCell::new(true));
+        for n in 0..ENGINES {
+            cluster.nodes[n].set_wall_offset_ms(prng.below(4_000) as i64 - 2_000);
+            for _ in 0..2 {
+                let (cluster, drawn, busy) = (cluster.clone(), drawn.clone(), busy.clone());
+                let mut prng = prng.fork("who draws");
+                cluster.clone().spawn(Box::pin(async move {
+                    while *busy.borrow() {
+                        cluster.sleep_ms(1 + prng.below(20)).await;
+                        let asked = cluster.clock.now().0;
+                        // Whoever crashes does not answer.
+                        let point = cluster.draw(n, Duration::from_secs(4)).await;
+                        let answered = cluster.clock.now().0;
+                        drawn.borrow_mut().extend(point.map(|point| (asked, answered, point)));
+                    }
+                }));
+            }
+        }
+        cluster.torment(&mut prng).await;
+        cluster.wires.heal();
+        cluster.sleep_ms(3_000).await;
+        *busy.borrow_mut() = false;
+        let mut drawn = std::mem::take(&mut *drawn.borrow_mut());
+        // Of all that were answered before a question the highest has to be below its answer.
+        let mut ended = drawn.clone();
+        ended.sort_unstable_by_key(|(_, answered, _)| *answered);
+        drawn.sort_unstable_by_key(|(asked, ..)| *asked);
+        let (mut before, mut highest) = (ended.into_iter().peekable(), None::<Drawn>);
+        for one in &drawn {
+            while let Some(other) = before.next_if(|(_, answered, _)| *answered < one.0) {
+                highest = Some(highest.map_or(other, |h| if h.2 < other.2 { other } else { h }));
+            }
+            if let Some(other) = highest.filter(|other| other.2 >= one.2) {
+                return (Some((other, *one)), drawn.len());
+            }
+        }
+        let mut points: Vec<_> = drawn.iter().map(|(.., point)| *point).collect();
+        points.sort_unstable();
+        let twice = points.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        let same = |point| drawn.iter().filter(move |(.., p)| *p == point);
+        let twice = twice.and_then(|point| Some((*same(point).next()?, *same(point).nth(1)?)));
+        (twice, drawn.len())
+    })
+}
+
+#[test]
+fn timestamps_of_all_engines_ascend_in_the_order_of_the_questions_and_none_is_given_twice() {
+    let mut count = 0;
+    for seed in 0..8 {
+        let (wrong, drawn) = draw_under_faults(seed);
+        assert_eq!(wrong, None, "seed {seed}");
+        count += drawn;
+    }
+    assert!(count > 3_000, "{count} timestamps");
+    mutants::choose(Some("oracle-starts-anywhere"));
+    let caught = (0..30).any(|seed| draw_under_faults(seed).0.is_some());
+    mutants::choose(None);
+    assert!(caught, "an oracle that starts anywhere was not noticed");
+}
+
+/// Cuts the holder of the oracle off, whose clock is so slow that it has many timestamps left, has another
+/// one give some, and asks the first. Returns whether it gives one from the past.
+fn is_time_from_the_past(seed: u64) -> bool {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        cluster.nodes[HOLDER].set_wall_offset_ms(4_000);
+        cluster.until_all_are_led().await;
+        let long = Duration::from_secs(4);
+        assert!(cluster.draw(HOLDER, long).await.is_some());
+        // The next holder goes on where this one was, far ahead of its own clock.
+        cluster.crash(HOLDER, CrashMode::DropAll);
+        let slow = 1;
+        assert!(cluster.draw(slow, long).await.is_some());
+        cluster.restart(HOLDER);
+        cluster.sleep_ms(1_000 + prng.below(500)).await;
+        assert!(cluster.draw(slow, long).await.is_some());
+        cluster.isolate(slow);
+        let Some(now) = cluster.draw(2, long).await else { panic!("no oracle") };
+        let past = cluster.draw(slow, Duration::from_millis(1)).await;
+        past.is_some_and(|past| past < now)
+    })
+}
+
+#[test]
+fn a_holder_of_the_oracle_that_is_cut_off_gives_no_timestamps() {
+    holds_and_its_rule_is_needed("read-without-lease", 4, is_time_from_the_past);
 }
 
 /// What a run under faults came to.

@@ -72,6 +72,21 @@ impl Oracle {
         Timestamp::commit_at(self.epoch(now))
     }
 
+    /// Allocates `count` epochs in a row and returns the first, none of them above `bound`; `None` if
+    /// there are not so many left.
+    pub fn epochs_within(&self, now: Epoch, count: u64, bound: Epoch) -> Option<Epoch> {
+        let now = now.min(CLOCK_MAX).0;
+        let mut last = self.last.load(Ordering::Relaxed);
+        loop {
+            let first = now.max(last + 1);
+            let end = first.checked_add(count.max(1) - 1).filter(|end| *end <= bound.0)?;
+            match self.last.compare_exchange_weak(last, end, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(Epoch(first)),
+                Err(moved) => last = moved,
+            }
+        }
+    }
+
     /// Makes sure that every epoch allocated from now on is above `epoch`.
     pub fn raise(&self, epoch: Epoch) {
         self.last.fetch_max(epoch.0, Ordering::Relaxed);
@@ -140,6 +155,20 @@ mod tests {
         let first = oracle.epoch(Epoch::MAX);
         assert_eq!(first, CLOCK_MAX);
         assert_eq!(oracle.epoch(Epoch::MAX), Epoch(first.0 + 1));
+    }
+
+    #[test]
+    fn epochs_in_a_row_are_given_up_to_the_bound_and_nothing_is_taken_when_they_do_not_fit() {
+        let oracle = Oracle::new(Epoch(10));
+        assert_eq!(oracle.epochs_within(Epoch(0), 3, Epoch(15)), Some(Epoch(11)));
+        assert_eq!(oracle.epochs_within(Epoch(0), 3, Epoch(15)), None);
+        assert_eq!(oracle.epochs_within(Epoch(99), 1, Epoch(15)), None, "the clock is past it");
+        assert_eq!(oracle.epochs_within(Epoch(0), u64::MAX, Epoch(15)), None);
+        assert_eq!(oracle.last(), Epoch(13));
+        assert_eq!(oracle.epochs_within(Epoch(0), 2, Epoch(15)), Some(Epoch(14)));
+        oracle.raise(Epoch(20));
+        assert_eq!(oracle.epochs_within(Epoch(30), 2, Epoch(99)), Some(Epoch(30)));
+        assert_eq!(oracle.last(), Epoch(31));
     }
 
     #[test]

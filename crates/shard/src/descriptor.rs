@@ -27,6 +27,9 @@ impl fmt::Display for ShardId {
     }
 }
 
+/// The shard without keys that every engine of a database knows: whoever leads it gives out timestamps.
+pub const ROOT: ShardId = ShardId(0);
+
 /// A shard and its range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
@@ -39,6 +42,12 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// Returns that of the root shard.
+    pub fn root() -> Descriptor {
+        let range = Range { start: RoutingKey::End, end: RoutingKey::End };
+        Descriptor { id: ROOT, range, epoch: 1 }
+    }
+
     /// Returns whether a key is in the range.
     pub fn contains(&self, key: &[u8]) -> bool {
         class::place_of(key).is_some_and(|place| self.range.contains(place))

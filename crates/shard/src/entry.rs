@@ -240,6 +240,16 @@ impl Closed {
         self.bound = Some(bound);
     }
 
+    /// Returns an entry that records the bound of the database's oracle, and nothing else. Its shard has
+    /// no keys; nobody waits for it.
+    pub fn of_oracle(shard: ShardId, bound: Epoch) -> Closed {
+        let mut name = Vec::new();
+        tree::shard(&mut name, shard.0, state::ORACLE);
+        let mut writes = Writes::new();
+        writes.insert(&name, &[&LaneBound(bound).encode()]);
+        Closed { seq: 0, stamp: Timestamp::ZERO, writes, split: None, bound: Some(bound) }
+    }
+
     /// Returns the bound that it records.
     pub fn bound(&self) -> Option<Epoch> {
         self.bound

@@ -383,29 +383,41 @@ impl Leader {
 
     // ---- entries ----
 
+    /// Returns what the timestamp of the open entry has to be above.
+    fn open_above(&self) -> Timestamp {
+        let mut above =
+            if mutants::is("close-below-edge") { Timestamp::ZERO } else { self.edge_max };
+        if !mutants::is("close-below-commits") {
+            above = above.max(self.open.above());
+        }
+        if !mutants::is("close-below-reads") {
+            for key in self.edge.open_keys() {
+                above = above.max(self.max_read.get(key));
+            }
+        }
+        above
+    }
+
     /// Closes the open entry; `None` if it has no effects. `epoch` asks the oracle for a fresh
     /// epoch where no timestamp can be derived.
     pub fn close(&mut self, mut epoch: impl FnMut() -> Epoch) -> Option<Closed> {
+        self.try_close(|_| Some(epoch()))
+    }
+
+    /// As [`Leader::close`], for an owner who cannot always have a fresh epoch at once: the entry stays
+    /// open if there is none. It has to be above the timestamp that `epoch` is given.
+    pub fn try_close(&mut self, epoch: impl FnOnce(Timestamp) -> Option<Epoch>) -> Option<Closed> {
         if !self.is_open() {
             return None;
         }
         let mut stamp = self.edge_max;
         if self.edge.open_len() > 0 {
-            let mut above =
-                if mutants::is("close-below-edge") { Timestamp::ZERO } else { self.edge_max };
-            if !mutants::is("close-below-commits") {
-                above = above.max(self.open.above());
-            }
-            if !mutants::is("close-below-reads") {
-                for key in self.edge.open_keys() {
-                    above = above.max(self.max_read.get(key));
-                }
-            }
-            stamp = above.next().unwrap_or_else(|| {
-                let fresh = Timestamp::commit_at(epoch());
-                debug_assert!(fresh > above, "the oracle ran behind {above}: {fresh}");
-                fresh
-            });
+            let above = self.open_above();
+            stamp = match above.next() {
+                Some(next) => next,
+                None => Timestamp::commit_at(epoch(above)?),
+            };
+            debug_assert!(stamp > above, "the oracle ran behind {above}: {stamp}");
         }
         for change in self.edge.close(self.seq, stamp) {
             self.count(&change.key, change.before, Presence::of(change.value.as_deref()));
@@ -1468,7 +1480,16 @@ impl Leader {
     /// halves start from the applied state. `epoch` as in [`Leader::close`].
     ///
     /// Counts stay with the left half: sums over shards are what is exact.
-    pub fn close_split(&mut self, split: Split, epoch: impl FnMut() -> Epoch) -> Closed {
+    pub fn close_split(&mut self, split: Split, mut epoch: impl FnMut() -> Epoch) -> Closed {
+        self.begin_split(&split);
+        let mut closed = self.close(&mut epoch).expect("invariant: two descriptors are effects");
+        closed.split = Some(split);
+        closed
+    }
+
+    /// Puts what a split writes into the open entry: its owner closes it, and says in it how the shard is
+    /// split ([`Closed::split`]), before anything else is evaluated.
+    pub fn begin_split(&mut self, split: &Split) {
         debug_assert!(self.is_settled(), "a shard is split between two entries");
         let slots = split.right.range.slots();
         // Writes like any other: above whoever has read that they are not there.
@@ -1491,9 +1512,6 @@ impl Leader {
         }
         self.open.put_descriptor(&split.left);
         self.open.put_descriptor(&split.right);
-        let mut closed = self.close(epoch).expect("invariant: two descriptors are effects");
-        closed.split = Some(split);
-        closed
     }
 
     /// Removes an entry of the expiry index that says nothing true.

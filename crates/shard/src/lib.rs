@@ -32,10 +32,7 @@ pub mod eval;
 pub mod intent;
 pub mod leader;
 pub mod lease;
-#[cfg(feature = "mutants")]
 pub mod mutants;
-#[cfg(not(feature = "mutants"))]
-mod mutants;
 #[cfg(test)]
 mod proof;
 pub mod replica;

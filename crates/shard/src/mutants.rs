@@ -73,6 +73,7 @@
 //! |---|---|
 //! | `read-without-lease` | a leader answers reads while its lease holds |
 //! | `promise-before-sync` | votes and confirmations wait until what they promise is durable |
+//! | `oracle-starts-anywhere` | a new holder of the oracle starts above what the last one may have given |
 //! | `votes-after-a-start` | who was restarted votes for nobody while an old lease may run |
 //!
 //! The proof (`proof::tests`) leaves out each of them in turn and wants it noticed. With the feature
@@ -91,13 +92,13 @@ pub fn choose(name: Option<&'static str>) {
 
 /// Returns whether the rule is left out.
 #[cfg(any(test, feature = "mutants"))]
-pub(crate) fn is(name: &str) -> bool {
+pub fn is(name: &str) -> bool {
     CHOSEN.get() == Some(name)
 }
 
 /// Returns whether the rule is left out: never, in an ordinary build.
 #[cfg(not(any(test, feature = "mutants")))]
 #[inline(always)]
-pub(crate) fn is(_name: &str) -> bool {
+pub fn is(_name: &str) -> bool {
     false
 }

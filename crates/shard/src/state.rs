@@ -4,10 +4,13 @@
 //!   S | shard | 'd'                  its descriptor
 //!   S | shard | 'c' | keyspace u32   how many keys of a keyspace it has
 //!   S | shard | 'm'                  its replicas, once they have changed
+//!   S | 0     | 'o'                  what the oracle of the database may give out up to
 //! ```
 
 /// Name of the descriptor.
 pub const DESCRIPTOR: &[u8] = b"d";
+/// Name of the oracle's bound, in the root shard.
+pub const ORACLE: &[u8] = b"o";
 /// Name of the members.
 pub const MEMBERS: &[u8] = b"m";
 /// First byte of the names of counts.

@@ -86,6 +86,8 @@ pub(crate) struct StoreHost<P: Program> {
     pub(crate) ticked: Cell<bool>,
     /// Jobs whose lease is there.
     waiting: RefCell<Vec<Placed<P>>>,
+    /// Up to where the root shard, as far as applied, lets the oracle give epochs.
+    oracle: Cell<Epoch>,
     /// When a store that closes gives up giving its leaderships away.
     grace_until: Cell<Option<Instant>>,
 }
@@ -126,7 +128,13 @@ enum Called {
 }
 
 impl<P: Program> StoreHost<P> {
-    pub(crate) fn new(index: usize, tree: Tree, bound: Epoch, room: usize) -> StoreHost<P> {
+    pub(crate) fn new(
+        index: usize,
+        tree: Tree,
+        bound: Epoch,
+        oracle: Epoch,
+        room: usize,
+    ) -> StoreHost<P> {
         StoreHost {
             index,
             tree,
@@ -146,6 +154,7 @@ impl<P: Program> StoreHost<P> {
             ticked: Cell::new(false),
             waiting: RefCell::default(),
             grace_until: Cell::new(None),
+            oracle: Cell::new(oracle),
         }
     }
 
@@ -157,6 +166,13 @@ impl<P: Program> StoreHost<P> {
         if !std::mem::replace(&mut state.listed, true) {
             self.dirty.borrow_mut().push(group.id);
             self.signal.raise();
+        }
+    }
+
+    /// Lists the shards that have something to log: something may be at hand that they lacked.
+    pub(crate) fn retry(&self) {
+        for group in self.groups.borrow().values() {
+            self.relist(group, &mut group.state.borrow_mut());
         }
     }
 
@@ -254,7 +270,7 @@ impl<P: Program> StoreHost<P> {
                 return None;
             }
             if job.alone {
-                state.close_open(|| core.fresh_epoch());
+                state.close_open(core);
             }
             job.attempt = state.jobs;
             let before = open_bytes(state);
@@ -325,9 +341,9 @@ impl<P: Program> StoreHost<P> {
     }
 
     /// Looks after the open entry when something was evaluated.
-    fn tend(&self, core: &Inner<P>, group: &Group<P>, state: &mut State<P>, close: bool) {
+    fn tend(&self, core: &Rc<Inner<P>>, group: &Group<P>, state: &mut State<P>, close: bool) {
         if close || open_bytes(state) > ENTRY_BYTES.min(self.room / 4) {
-            state.close_open(|| core.fresh_epoch());
+            state.close_open(core);
         }
         self.relist(group, state);
     }
@@ -378,7 +394,7 @@ impl<P: Program> StoreHost<P> {
             }
             Outcome::NoLease => self.await_lease(state, job),
             Outcome::CloseFirst | Outcome::Interrupted(Interrupt::Hindered(Step::CloseFirst)) => {
-                state.close_open(|| core.fresh_epoch());
+                state.close_open(core);
                 return Disposed::Again(job);
             }
             Outcome::TooOld => {

@@ -28,11 +28,15 @@ use std::time::Duration;
 use atoll_env::sometimes;
 use atoll_lsm::Error;
 use atoll_lsm::driven::Driver;
+use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::Response;
 use atoll_shard::consensus::{
     self, Leadership, Members, Message, MessageKind, Role, ShardConsensus,
 };
+use atoll_shard::descriptor::ROOT;
+use atoll_shard::entry::Closed;
 use atoll_shard::envelope::Envelope;
+use atoll_shard::mutants;
 use atoll_shard::replica::{self, engine_of};
 
 use super::turn::arena_of;
@@ -140,6 +144,11 @@ impl<P: Program> StoreHost<P> {
         }
         drop(consensus);
         self.list(&group, &mut state);
+        if shard == ROOT {
+            drop(state);
+            self.tend_oracle(core, &group);
+            return;
+        }
         let holds = !state.for_lease.is_empty() && state.lease.holds(core.now_us());
         let waiting = if holds { std::mem::take(&mut state.for_lease) } else { Vec::new() };
         drop(state);
@@ -257,6 +266,10 @@ impl<P: Program> StoreHost<P> {
                 let why = Failure::Unavailable(self.why_leaderless(group));
                 core.deliver(job.reply_to, refuse(core, &job, &why));
             }
+            if group.id == ROOT {
+                self.tend_oracle(core, group);
+                self.extend_oracle(core, group);
+            }
         }
         if self.closing.get() {
             self.give_away(core, &groups);
@@ -308,6 +321,9 @@ impl<P: Program> StoreHost<P> {
                 }
             }
         };
+        if group.id == ROOT {
+            self.tend_oracle(core, group);
+        }
         for job in refused {
             let why = self.elsewhere(core, group).unwrap_or_else(|| self.why_leaderless(group));
             core.deliver(job.reply_to, refuse(core, &job, &Failure::Unavailable(why)));
@@ -333,6 +349,116 @@ impl<P: Program> StoreHost<P> {
         long.then(|| self.why_leaderless(group))
     }
 
+    /// Draws the timestamp that a new leader needs from an oracle elsewhere: after the last entry of an
+    /// earlier one is applied, and after its lease.
+    pub(super) fn ask_low_water(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>) {
+        let term = group.consensus.borrow().term();
+        let (host, core, group) = (self.clone(), core.clone(), group.clone());
+        let inner = core.clone();
+        core.spawn("low water", async move {
+            loop {
+                let drawn = inner.epoch().await;
+                let is_over = inner.stopping.get()
+                    || !group.consensus.borrow().is_leader()
+                    || group.consensus.borrow().term() != term;
+                if is_over {
+                    return;
+                }
+                if let Ok(epoch) = drawn {
+                    let mut state = group.state.borrow_mut();
+                    state.low_water = Some((term, Timestamp::read_at(epoch)));
+                    host.list(&group, &mut state);
+                    return;
+                }
+                sometimes!(true, "a new leader finds no oracle");
+            }
+        });
+    }
+
+    /// Begins to serve a shard if the timestamp is there that was needed for it.
+    pub(super) async fn begin_leadership(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+    ) -> Result<(), Error> {
+        let Some((term, low_water)) = group.state.borrow_mut().low_water.take() else {
+            return Ok(());
+        };
+        let leads = {
+            let (consensus, state) = (group.consensus.borrow(), group.state.borrow());
+            consensus.is_leader()
+                && consensus.term() == term
+                && state.leader.is_none()
+                && state.applied_index >= state.resume_after
+        };
+        if leads {
+            sometimes!(true, "a leader begins with a timestamp from elsewhere");
+            self.serve(core, group, low_water).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what a turn had no room for, when the leader cannot be made anew at once.
+    pub(super) fn withdraw(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        again: Vec<Job<P>>,
+        refused: Vec<(Job<P>, Failure)>,
+        refusal: &Error,
+    ) {
+        let why = Failure::Unavailable(refusal.to_string());
+        let again = again.into_iter().map(|job| (job, why.clone()));
+        for (job, failure) in refused.into_iter().chain(again) {
+            core.deliver(job.reply_to, refuse(core, &job, &failure));
+        }
+        self.suspend(core, group, &refusal.to_string());
+        self.ask_low_water(core, group);
+    }
+
+    // ---- the oracle ----
+
+    /// Takes the oracle over: everything that an earlier leader of the root shard has logged is applied.
+    pub(super) fn hold_oracle(&self, core: &Inner<P>, group: &Group<P>) {
+        sometimes!(true, "an engine holds the oracle");
+        let bound = self.oracle.get();
+        let mut state = group.state.borrow_mut();
+        if state.holds_since != state.led_term {
+            // It gives out nothing that somebody may have given out before.
+            if !mutants::is("oracle-starts-anywhere") {
+                core.time.learn(bound);
+            }
+            state.holds_since = state.led_term;
+        }
+        let until = if state.giving { 0 } else { state.lease.until() };
+        core.time.reign(bound, until);
+    }
+
+    /// Keeps what the engine may give out in step with the root shard.
+    fn tend_oracle(&self, core: &Inner<P>, group: &Group<P>) {
+        let engine = group.consensus.borrow().leader().map(engine_of);
+        core.time.set_holder(engine);
+        let holds = {
+            let state = group.state.borrow();
+            state.led_term != 0 && state.holds_since == state.led_term
+        };
+        if holds { self.hold_oracle(core, group) } else { core.time.abdicate() }
+    }
+
+    /// Asks for a further bound if the oracle needs one.
+    fn extend_oracle(&self, core: &Inner<P>, group: &Group<P>) {
+        let mut state = group.state.borrow_mut();
+        let idle = state.closed.is_empty() && state.in_flight.is_empty() && !state.giving;
+        if idle
+            && state.led_term != 0
+            && state.holds_since == state.led_term
+            && let Some(bound) = core.time.next_bound(core.wall_epoch(), self.oracle.get())
+        {
+            state.closed.push_back(Closed::of_oracle(ROOT, bound));
+            self.list(group, &mut state);
+        }
+    }
+
     /// Gives the leader of a shard up: what it has decided and not proposed has not happened.
     pub(super) fn suspend(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, why: &str) {
         let now_ms = core.monotonic_ms();
@@ -344,6 +470,7 @@ impl<P: Program> StoreHost<P> {
             }
             state.frozen = false;
             state.unlocks = 0;
+            state.low_water = None;
             state.resume_after = state.in_flight.back().map_or(0, |entry| entry.index);
             for entry in std::mem::take(&mut state.in_flight) {
                 let waiters = state.waiters.remove(&entry.seq).unwrap_or_default();
@@ -456,6 +583,9 @@ impl<P: Program> StoreHost<P> {
             // First the lease: the next leader does not wait for its end.
             state.lease.end();
             state.giving = true;
+            if group.id == ROOT {
+                core.time.abdicate();
+            }
             let _ = consensus.transfer(next);
         }
     }

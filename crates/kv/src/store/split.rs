@@ -8,6 +8,7 @@ use std::rc::Rc;
 use atoll_env::sync::oneshot;
 use atoll_lsm::Error;
 use atoll_lsm::driven::Driver;
+use atoll_mvcc::Timestamp;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_mvcc::request::Obstacle;
 use atoll_shard::descriptor::ShardId;
@@ -54,7 +55,8 @@ impl<P: Program> StoreHost<P> {
             (None, Some((left, right))) => {
                 // What is evaluated already is logged first; the rest waits for a moment.
                 state.frozen = true;
-                state.splitting = Some(Splitting { split: Split { left, right }, done });
+                state.splitting =
+                    Some(Splitting { split: Split { left, right }, begun: false, done });
                 self.list(group, &mut state);
             }
             (refusal, _) => {
@@ -64,17 +66,21 @@ impl<P: Program> StoreHost<P> {
         Ok(receiver)
     }
 
-    /// Makes the entry that splits a shard on which nothing is under way.
+    /// Makes the entry that splits a shard on which nothing is under way; `None` if it cannot be closed yet.
     pub(super) fn close_split(
         &self,
-        core: &Inner<P>,
+        core: &Rc<Inner<P>>,
         group: &Group<P>,
         state: &mut State<P>,
     ) -> Option<Closed> {
-        let split = state.splitting.as_ref()?.split.clone();
+        let (splitting, leader) = (state.splitting.as_mut()?, state.leader.as_mut()?);
+        let split = splitting.split.clone();
         let right = split.right.id;
-        let leader = state.leader.as_mut()?;
-        let mut closed = leader.close_split(split, || core.fresh_epoch());
+        if !std::mem::replace(&mut splitting.begun, true) {
+            leader.begin_split(&split);
+        }
+        let mut closed = leader.try_close(|above| core.spare_epoch(above))?;
+        closed.split = Some(split);
         if !group.is_alone() {
             // The new shard has the replicas that this one has by now.
             put_members(&mut closed.writes, right, group.consensus.borrow().members());
@@ -125,10 +131,19 @@ impl<P: Program> StoreHost<P> {
         // earlier process is replayed there is no leader yet.)
         let before = group.state.borrow_mut().leader.take();
         if let Some(before) = before {
-            let mut leader = self.lead(core, left).await?;
-            leader.resume_at(before.open_entry());
+            let seq = before.open_entry();
+            match core.try_epoch().map(Timestamp::read_at) {
+                Some(low_water) => {
+                    let mut leader = self.lead(core, left, low_water).await?;
+                    leader.resume_at(seq);
+                    group.state.borrow_mut().leader = Some(leader);
+                }
+                None => {
+                    group.state.borrow_mut().next_seq = seq;
+                    self.ask_low_water(core, group);
+                }
+            }
             let mut state = group.state.borrow_mut();
-            state.leader = Some(leader);
             state.frozen = false;
             // Locks ended with the leader that had them: whoever waits for one asks again.
             let waiting = std::mem::take(&mut state.for_locks);

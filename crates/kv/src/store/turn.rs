@@ -22,7 +22,7 @@ use atoll_lsm::{Durability, Error};
 use atoll_mvcc::Timestamp;
 use atoll_mvcc::request::Response;
 use atoll_shard::consensus::{self, EntryKind, Refused, ShardConsensus};
-use atoll_shard::descriptor::{Descriptor, ShardId};
+use atoll_shard::descriptor::{Descriptor, ROOT, ShardId};
 use atoll_shard::edge::EntrySeq;
 use atoll_shard::entry::{Closed, Payload};
 use atoll_shard::leader::Leader;
@@ -132,6 +132,9 @@ impl<P: Program> StoreHost<P> {
             dirty.rotate_left(first);
             let groups: Vec<Rc<Group<P>>> =
                 dirty.into_iter().filter_map(|id| self.group(id)).collect();
+            for group in groups.iter().filter(|group| !group.is_alone()) {
+                self.begin_leadership(core, group).await?;
+            }
             let started = core.env.clock.now();
             let proposed = self.propose(core, driver, &groups).await?;
             self.persist_and_apply(core, driver, &groups).await?;
@@ -161,10 +164,13 @@ impl<P: Program> StoreHost<P> {
                 // What was decided and not proposed ends with the leadership, in a moment.
                 continue;
             }
-            state.close_open(|| core.fresh_epoch());
+            let splits = state.splitting.as_ref().is_some_and(|splitting| splitting.begun);
+            if !splits {
+                state.close_open(core);
+            }
             if state.closed.is_empty()
                 && state.splitting.is_some()
-                && state.leader.as_ref().is_some_and(Leader::is_settled)
+                && (splits || state.leader.as_ref().is_some_and(Leader::is_settled))
             {
                 let split = self.close_split(core, group, &mut state);
                 state.closed.extend(split);
@@ -180,11 +186,13 @@ impl<P: Program> StoreHost<P> {
                 }
                 // An entry of intents and records has no stamp of its own, but moments of transactions.
                 // All of them were given by the oracle before now.
-                let given = Timestamp::read_at(core.oracle.last()).max(closed.stamp);
-                if let Some(bound) = self.bound.borrow().bound_for(given) {
+                let given = Timestamp::read_at(core.time.known()).max(closed.stamp);
+                // Whoever shares its oracle has the bound in the root shard.
+                let lane = self.bound.borrow().bound_for(given);
+                if let Some(bound) = lane.filter(|_| !core.time.is_shared()) {
                     closed.set_bound(bound);
                 }
-                if let Some(bound) = closed.bound() {
+                if let Some(bound) = closed.bound().filter(|_| group.id != ROOT) {
                     self.bound.borrow_mut().set(bound);
                 }
                 arena += closed.writes.arena_bytes();
@@ -259,6 +267,11 @@ impl<P: Program> StoreHost<P> {
         let mut groups: Vec<Rc<Group<P>>> = entries.into_iter().map(|(group, _)| group).collect();
         groups.dedup_by_key(|group| group.id);
         for group in groups {
+            if group.id == ROOT {
+                // Nobody waits for a bound; another one is asked for.
+                group.state.borrow_mut().closed.clear();
+                continue;
+            }
             if !group.state.borrow().in_flight.is_empty() {
                 // What is in flight is not known yet: the leader is made anew when it is.
                 self.suspend(core, &group, &refusal.to_string());
@@ -289,7 +302,13 @@ impl<P: Program> StoreHost<P> {
                 let seq = state.leader.as_ref().map_or(1, Leader::open_entry);
                 (state.descriptor.clone(), seq)
             };
-            let mut leader = match self.lead(core, descriptor).await {
+            let low_water = core.try_epoch().map(Timestamp::read_at);
+            let Some(low_water) = low_water else {
+                group.state.borrow_mut().next_seq = seq;
+                self.withdraw(core, &group, again, refused, &refusal);
+                continue;
+            };
+            let mut leader = match self.lead(core, descriptor, low_water).await {
                 Ok(leader) => leader,
                 Err(failure) => {
                     // The store stops. These are in none of its lists.
@@ -481,6 +500,9 @@ impl<P: Program> StoreHost<P> {
                     let payload = Payload::decode(entry.payload()).map_err(malformed)?;
                     driver.apply(group.id.0, index, position, payload.writes).await?;
                     split = payload.split;
+                    if let Some(bound) = payload.bound.filter(|_| group.id == ROOT) {
+                        self.oracle.set(bound.max(self.oracle.get()));
+                    }
                 }
                 EntryKind::Empty => {
                     driver.apply(group.id.0, index, position, &[]).await?;
@@ -521,19 +543,36 @@ impl<P: Program> StoreHost<P> {
             if is_leader && of_this_term && may_lead {
                 // An entry of the own term is applied, and so is everything that was proposed: before
                 // it there is nothing undecided.
-                let descriptor = group.state.borrow().descriptor.clone();
-                let mut leader = self.lead(core, descriptor).await?;
-                let awaited = {
-                    let mut state = group.state.borrow_mut();
-                    leader.resume_at(state.next_seq);
-                    state.leader = Some(leader);
-                    std::mem::take(&mut state.awaited)
-                };
-                self.drain_queue(core, group);
-                if awaited {
-                    core.shard_ready();
+                if group.id == ROOT {
+                    self.hold_oracle(core, group);
+                } else if let Some(epoch) = core.try_epoch() {
+                    self.serve(core, group, Timestamp::read_at(epoch)).await?;
+                } else {
+                    self.ask_low_water(core, group);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the leader of a shard, to which nothing undecided is left, and serves.
+    pub(super) async fn serve(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        low_water: Timestamp,
+    ) -> Result<(), Error> {
+        let descriptor = group.state.borrow().descriptor.clone();
+        let mut leader = self.lead(core, descriptor, low_water).await?;
+        let awaited = {
+            let mut state = group.state.borrow_mut();
+            leader.resume_at(state.next_seq);
+            state.leader = Some(leader);
+            std::mem::take(&mut state.awaited)
+        };
+        self.drain_queue(core, group);
+        if awaited {
+            core.shard_ready();
         }
         Ok(())
     }
@@ -543,9 +582,9 @@ impl<P: Program> StoreHost<P> {
         self: &Rc<Self>,
         core: &Rc<Inner<P>>,
         descriptor: Descriptor,
+        low_water: Timestamp,
     ) -> Result<Leader, Error> {
         let loaded = load(&self.tree, &descriptor).await?;
-        let low_water = core.oracle.read_ts(core.wall_epoch());
         Ok(Leader::new(descriptor, loaded, low_water, core.monotonic_ms()))
     }
 

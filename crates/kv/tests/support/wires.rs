@@ -10,15 +10,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_env::random::Prng;
+use atoll_env::sync::oneshot;
 use atoll_env::time::Clock;
-use atoll_kv::Carrier;
+use atoll_kv::{Asked, Carrier, Core, Lost, Program};
 use atoll_shard::replica::EngineId;
 use parking_lot::Mutex;
 
 type Way = (EngineId, EngineId);
 
+/// What travels.
+enum Cargo {
+    Packet(Vec<u8>),
+    Question(u64, Vec<u8>),
+    Answer(u64, Vec<u8>),
+}
+
 struct State {
-    queues: BTreeMap<Way, VecDeque<(u64, Vec<u8>)>>,
+    queues: BTreeMap<Way, VecDeque<(u64, Cargo)>>,
+    /// Who waits for answers, by the number of the question.
+    asked: BTreeMap<u64, oneshot::Sender<Vec<u8>>>,
+    questions: u64,
     cut: BTreeSet<Way>,
     prng: Prng,
     loss: f64,
@@ -38,6 +49,8 @@ impl Wires {
     pub fn new(seed: u64, clock: Arc<dyn Clock>) -> Wires {
         let state = State {
             queues: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            questions: 0,
             cut: BTreeSet::new(),
             prng: Prng::new(seed),
             loss: 0.0,
@@ -75,17 +88,53 @@ impl Wires {
         (state.packets, state.lost)
     }
 
-    /// Takes what has arrived at an engine by now.
-    pub fn arrivals(&self, engine: EngineId) -> Vec<Vec<u8>> {
+    /// Hands an engine what has arrived there by now.
+    pub fn deliver<P: Program>(&self, engine: EngineId, core: &Core<P>) {
         let now = self.clock.now().0;
-        let mut state = self.state.lock();
         let mut arrived = Vec::new();
-        for ((_, to), queue) in &mut state.queues {
-            while *to == engine && queue.front().is_some_and(|(at, _)| *at <= now) {
-                arrived.extend(queue.pop_front().map(|(_, packet)| packet));
+        {
+            let mut state = self.state.lock();
+            for ((from, to), queue) in &mut state.queues {
+                while *to == engine && queue.front().is_some_and(|(at, _)| *at <= now) {
+                    arrived.extend(queue.pop_front().map(|(_, cargo)| (*from, cargo)));
+                }
             }
         }
-        arrived
+        for (from, cargo) in arrived {
+            match cargo {
+                Cargo::Packet(packet) => core.arrived(&packet.into()).expect("a packet"),
+                Cargo::Question(number, question) => {
+                    let (wires, core) = (self.clone(), core.clone());
+                    let tasks = core.env().tasks.clone();
+                    let answer = async move {
+                        let answer = core.asked(&question).await;
+                        wires.put((engine, from), Cargo::Answer(number, answer));
+                    };
+                    tasks.spawn_local("answer", Box::pin(answer));
+                }
+                Cargo::Answer(number, answer) => {
+                    let asked = self.state.lock().asked.remove(&number);
+                    if let Some(asked) = asked {
+                        let _ = asked.send(answer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn put(&self, way: Way, cargo: Cargo) {
+        let now = self.clock.now();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        state.packets += 1;
+        if state.cut.contains(&way) || state.prng.chance(state.loss) {
+            state.lost += 1;
+            return;
+        }
+        let takes = Duration::from_micros(50 + state.prng.below(400));
+        let queue = state.queues.entry(way).or_default();
+        let before = queue.back().map_or(0, |(at, _)| *at);
+        queue.push_back((now.after(takes).0.max(before), cargo));
     }
 
     /// Returns an engine's end of the wires.
@@ -101,18 +150,19 @@ struct End {
 
 impl Carrier for End {
     fn send(&self, to: EngineId, packet: Vec<u8>) {
-        let now = self.wires.clock.now();
-        let mut state = self.wires.state.lock();
-        let state = &mut *state;
-        state.packets += 1;
-        let way = (self.engine, to);
-        if state.cut.contains(&way) || state.prng.chance(state.loss) {
-            state.lost += 1;
-            return;
-        }
-        let takes = Duration::from_micros(50 + state.prng.below(400));
-        let queue = state.queues.entry(way).or_default();
-        let before = queue.back().map_or(0, |(at, _)| *at);
-        queue.push_back((now.after(takes).0.max(before), packet));
+        self.wires.put((self.engine, to), Cargo::Packet(packet));
+    }
+
+    fn ask(&self, to: EngineId, question: Vec<u8>) -> Asked {
+        let (sender, receiver) = oneshot::channel();
+        let number = {
+            let mut state = self.wires.state.lock();
+            state.questions += 1;
+            let number = state.questions;
+            state.asked.insert(number, sender);
+            number
+        };
+        self.wires.put((self.engine, to), Cargo::Question(number, question));
+        Box::pin(async move { receiver.await.map(Into::into).map_err(|_| Lost) })
     }
 }
