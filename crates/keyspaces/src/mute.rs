@@ -37,6 +37,22 @@ impl Program for Mute {
         match *call {}
     }
 
+    fn encode_call(&self, call: &Infallible, _: &mut Vec<u8>) {
+        match *call {}
+    }
+
+    fn decode_call(&self, _: &[u8]) -> Result<Infallible, String> {
+        Err("this engine knows no commands".to_owned())
+    }
+
+    fn encode_reply(&self, reply: &Infallible, _: &mut Vec<u8>) {
+        match *reply {}
+    }
+
+    fn decode_reply(&self, _: &[u8]) -> Result<Infallible, String> {
+        Err("this engine has asked for no command".to_owned())
+    }
+
     fn failed(&self, call: &Infallible, _: &Failure) -> Infallible {
         match *call {}
     }

@@ -27,7 +27,7 @@ use crate::range::KeyRange;
 use crate::registry::{Entered, Keyspace};
 
 /// A transaction on a core.
-pub(crate) type CoreTxn<P> = Transaction<CoreShards<P>, NodeOracle>;
+pub(crate) type CoreTxn<P> = Transaction<CoreShards<P>, NodeOracle<P>>;
 
 /// When a value expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

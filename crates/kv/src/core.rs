@@ -16,11 +16,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use atoll_encoding::hash::hash64;
 use atoll_encoding::{Malformed, Reader};
 use atoll_env::Env;
 use atoll_env::mesh::Port;
@@ -50,7 +52,13 @@ use crate::{care, peers};
 /// What cores say to each other.
 pub(crate) enum Message<P: Program> {
     /// Do this at a shard of yours.
-    Job { work: Work<P>, lane: Option<Lane>, durability: Durability, token: u64 },
+    Job {
+        work: Work<P>,
+        lane: Option<Lane>,
+        durability: Durability,
+        token: u64,
+        only_under: Option<(ShardId, u64)>,
+    },
     /// The answer to a job.
     Answer { lane: Lane, token: u64, answer: Answer<P> },
     /// A replica elsewhere says something to one of yours.
@@ -81,6 +89,8 @@ const REAP_BATCH: usize = 2_000;
 const SPLIT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Intents of a shard that are resolved at once.
 const SETTLE_BATCH: usize = 512;
+/// Marks lanes of other engines.
+const FAR_LANE: u64 = 1 << 63;
 /// Tokens whose answer nobody wants.
 const NOBODY: u64 = u64::MAX;
 
@@ -110,6 +120,8 @@ pub(crate) struct Inner<P: Program> {
     replied: Signal,
     /// Requests that wait for their answer.
     asked: RefCell<BTreeMap<u64, oneshot::Sender<Response>>>,
+    /// Engines that wait for the answer to a job of theirs.
+    asked_from_afar: RefCell<BTreeMap<u64, oneshot::Sender<Answer<P>>>>,
     next_token: Cell<u64>,
     /// The moment of what is evaluated now.
     epoch: Cell<Epoch>,
@@ -149,6 +161,7 @@ impl<P: Program> Inner<P> {
             replies: RefCell::default(),
             replied: Signal::default(),
             asked: RefCell::default(),
+            asked_from_afar: RefCell::default(),
             next_token: Cell::new(REQUEST),
             epoch: Cell::new(epoch),
             coordinator: RefCell::default(),
@@ -228,8 +241,9 @@ impl<P: Program> Inner<P> {
                 self.forward(job, core);
                 return None;
             }
-            let Job { work, lane, durability, reply_to, .. } = job;
-            let message = Message::Job { work, lane, durability, token: reply_to.token };
+            let Job { work, lane, durability, reply_to, only_under, .. } = job;
+            let token = reply_to.token;
+            let message = Message::Job { work, lane, durability, token, only_under };
             self.port.borrow_mut().send(core, message);
             return None;
         }
@@ -266,8 +280,8 @@ impl<P: Program> Inner<P> {
         let (sender, receiver) = oneshot::channel();
         let mine = self.draw_token();
         self.asked.borrow_mut().insert(mine, sender);
-        let Job { work, lane, durability, reply_to, .. } = job;
-        let message = Message::Job { work, lane, durability, token: mine };
+        let Job { work, lane, durability, reply_to, only_under, .. } = job;
+        let message = Message::Job { work, lane, durability, token: mine, only_under };
         self.port.borrow_mut().send(core, message);
         let inner = self.clone();
         self.spawn("forward", async move {
@@ -289,7 +303,15 @@ impl<P: Program> Inner<P> {
             self.port.borrow_mut().send(core, Message::Answer { lane, token, answer });
             return;
         }
+        if to.token >= REQUEST
+            && let Some(asked) = self.asked_from_afar.borrow_mut().remove(&to.token)
+        {
+            let _ = asked.send(answer);
+            return;
+        }
         match answer {
+            // Nobody of this engine asks for one term only.
+            Answer::Moved => {}
             Answer::Reply(reply) => {
                 self.replies.borrow_mut().push((to.lane, to.token, reply));
                 self.replied.raise();
@@ -380,10 +402,10 @@ impl<P: Program> Inner<P> {
 
     fn handle(self: &Rc<Self>, from: usize, message: Message<P>) {
         match message {
-            Message::Job { work, lane, durability, token } => {
+            Message::Job { work, lane, durability, token, only_under } => {
                 let reply_to = ReplyTo { core: from, lane: lane.unwrap_or(0), token };
-                if let Some((job, answer)) = self.route(Job::new(work, reply_to, lane, durability))
-                {
+                let job = Job { only_under, ..Job::new(work, reply_to, lane, durability) };
+                if let Some((job, answer)) = self.route(job) {
                     self.deliver(job.reply_to, answer);
                 }
             }
@@ -414,6 +436,72 @@ impl<P: Program> Inner<P> {
         } else if let Some(host) = self.stores.borrow().get(&store) {
             host.arrived(envelope);
         }
+    }
+
+    /// Begins a job that another engine has sent to the leader of its shard.
+    fn begin_forwarded(
+        self: &Rc<Self>,
+        question: &[u8],
+    ) -> Result<oneshot::Receiver<Answer<P>>, String> {
+        let mut reader = Reader::new(question);
+        let mut parse = || -> Result<_, Malformed> {
+            let shard = ShardId(reader.varint("a shard")?);
+            let term = reader.varint("a term")?;
+            let engine = reader.varint("an engine")?;
+            let durability = match reader.u8("a durability")? {
+                0 => Durability::Synced,
+                1 => Durability::Interval,
+                2 => Durability::Buffered,
+                _ => return Err(reader.malformed("a known durability")),
+            };
+            let has_lane = reader.u8("whether it has a lane")? == 1;
+            let lane = reader.varint("a lane")?;
+            let kind = reader.u8("a kind of work")?;
+            Ok((shard, term, engine, durability, has_lane.then_some(lane), kind))
+        };
+        let (shard, term, engine, durability, lane, kind) = parse().map_err(|e| e.to_string())?;
+        let rest = &question[reader.offset()..];
+        let work = match kind {
+            peers::CALL => Work::Call(self.program.decode_call(rest)?),
+            peers::REQUEST => Work::Request(Request::decode(rest).map_err(|e| e.to_string())?),
+            _ => return Err("an unknown kind of work".to_owned()),
+        };
+        // A name of its own here. Should two have the same they wait for each other, no more.
+        let lane = lane.map(|lane| {
+            let mut name = [0; 16];
+            name[..8].copy_from_slice(&engine.to_le_bytes());
+            name[8..].copy_from_slice(&lane.to_le_bytes());
+            hash64(&name) | FAR_LANE
+        });
+        self.refresh();
+        let token = self.draw_token();
+        let (sender, receiver) = oneshot::channel();
+        self.asked_from_afar.borrow_mut().insert(token, sender);
+        let reply_to = ReplyTo { core: self.index, lane: lane.unwrap_or(0), token };
+        let job = Job::new(work, reply_to, lane, durability);
+        let job = Job { only_under: Some((shard, term)), ..job };
+        if let Some((job, answer)) = self.route(job) {
+            self.deliver(job.reply_to, answer);
+        }
+        Ok(receiver)
+    }
+
+    /// Returns the answer to another engine's job; `None`: it was lost.
+    fn encode_answer(&self, answer: Option<Answer<P>>) -> Vec<u8> {
+        let mut out = Vec::new();
+        match answer {
+            Some(Answer::Reply(reply)) => {
+                out.push(peers::REPLY);
+                self.program.encode_reply(&reply, &mut out);
+            }
+            Some(Answer::Response(response)) => {
+                out.push(peers::RESPONSE);
+                response.encode(&mut out);
+            }
+            Some(Answer::Moved) => out.push(peers::MOVED),
+            None => out.push(peers::UNKNOWN),
+        }
+        out
     }
 
     /// Sends a packet to another engine.
@@ -575,16 +663,29 @@ impl<P: Program> Core<P> {
     }
 
     /// Answers a question that another engine's [`Carrier`](crate::Carrier) was given for this one. On any
-    /// core. An answer of no bytes says that the question was not understood.
-    pub async fn asked(&self, question: &[u8]) -> Vec<u8> {
-        let mut reader = Reader::new(question);
-        match reader.u8("a kind of question") {
-            Ok(peers::EPOCHS) => match reader.varint("a count") {
-                Ok(count) => self.0.answer_epochs(count),
-                Err(_) => Vec::new(),
+    /// core; questions of one core of another engine in the order they were asked: what they ask for is
+    /// begun by the call, not by the future. An answer of no bytes says that the question was not
+    /// understood.
+    pub fn asked(&self, question: &[u8]) -> Pin<Box<dyn Future<Output = Vec<u8>>>> {
+        let answer = match question.split_first() {
+            Some((&peers::EPOCHS, rest)) => {
+                let mut reader = Reader::new(rest);
+                reader.varint("a count").map(|count| self.0.answer_epochs(count)).ok()
+            }
+            Some((&peers::FORWARD, rest)) => match self.0.begin_forwarded(rest) {
+                Ok(answered) => {
+                    self.flush();
+                    let core = self.0.clone();
+                    return Box::pin(async move {
+                        let answer = answered.await;
+                        core.encode_answer(answer.ok())
+                    });
+                }
+                Err(_) => None,
             },
-            _ => Vec::new(),
-        }
+            _ => None,
+        };
+        Box::pin(std::future::ready(answer.unwrap_or_default()))
     }
 
     /// Has a command evaluated by its shard. Commands of one lane on one shard take effect in the
@@ -597,7 +698,7 @@ impl<P: Program> Core<P> {
         let job = Job::new(Work::Call(call), reply_to, Some(lane), durability);
         match self.0.route(job)? {
             (_, Answer::Reply(reply)) => Some(reply),
-            (_, Answer::Response(_)) => None,
+            (_, Answer::Response(_) | Answer::Moved) => None,
         }
     }
 

@@ -67,6 +67,13 @@ pub(crate) struct Job<P: Program> {
     pub(crate) wrote: bool,
     /// It gets an entry of its own, because the one that it shared was too large.
     pub(crate) alone: bool,
+    /// It came from another engine, for the leader of this shard in this term and for nobody else.
+    pub(crate) only_under: Option<(ShardId, u64)>,
+    /// When it was first sent to another engine, in monotonic milliseconds, and the how-manieth of its
+    /// shard it was.
+    pub(crate) away: Option<(u64, u64)>,
+    /// It was refused elsewhere, and goes before those of its lane that came later.
+    pub(crate) returned: bool,
 }
 
 impl<P: Program> Job<P> {
@@ -77,7 +84,19 @@ impl<P: Program> Job<P> {
         durability: Durability,
     ) -> Job<P> {
         let reads = Reads::default();
-        Job { work, reply_to, lane, durability, reads, attempt: 0, wrote: false, alone: false }
+        Job {
+            work,
+            reply_to,
+            lane,
+            durability,
+            reads,
+            attempt: 0,
+            wrote: false,
+            alone: false,
+            only_under: None,
+            away: None,
+            returned: false,
+        }
     }
 }
 
@@ -85,6 +104,42 @@ impl<P: Program> Job<P> {
 pub(crate) enum Answer<P: Program> {
     Reply(P::Reply),
     Response(Response),
+    /// To a job of another engine: its shard is not led here in that term, and nothing has happened.
+    Moved,
+}
+
+/// Who leads a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Belief {
+    /// The replica.
+    pub(crate) leader: u64,
+    /// Since which term.
+    pub(crate) term: u64,
+}
+
+/// A job that was sent to the leader of its shard.
+pub(crate) struct Sent<P: Program> {
+    /// Whom it was sent to.
+    pub(crate) belief: Belief,
+    pub(crate) job: Job<P>,
+    /// It came back, and nothing has happened.
+    pub(crate) returned: bool,
+}
+
+/// Jobs of a lane that are away.
+pub(crate) struct Away<P: Program> {
+    /// By the order in which they came: what is sent once more keeps its place.
+    pub(crate) out: BTreeMap<u64, Sent<P>>,
+    /// What came later and waits.
+    pub(crate) behind: VecDeque<Job<P>>,
+    /// A task will look after it.
+    pub(crate) looks_again: bool,
+}
+
+impl<P: Program> Default for Away<P> {
+    fn default() -> Away<P> {
+        Away { out: BTreeMap::new(), behind: VecDeque::new(), looks_again: false }
+    }
 }
 
 /// Who waits for an entry to be applied.
@@ -227,6 +282,10 @@ pub(crate) struct State<P: Program> {
     pub(crate) giving: bool,
     /// A timestamp above everything that an earlier leader has served, and the term it was drawn in.
     pub(crate) low_water: Option<(u64, Timestamp)>,
+    /// Jobs that are at the leader elsewhere, by lane; those without one are all in lane `None`.
+    pub(crate) away: BTreeMap<Option<Lane>, Away<P>>,
+    /// How many were sent there.
+    pub(crate) sent: u64,
     /// Of the root shard: the term since which this engine holds the oracle.
     pub(crate) holds_since: u64,
 }
@@ -268,6 +327,8 @@ impl<P: Program> State<P> {
             leaderless_since: None,
             giving: false,
             low_water: None,
+            away: BTreeMap::new(),
+            sent: 0,
             holds_since: 0,
         }
     }

@@ -15,6 +15,16 @@ use crate::program::Program;
 
 /// First byte of a question for epochs.
 pub(crate) const EPOCHS: u8 = 1;
+/// First byte of a job for the leader of its shard.
+pub(crate) const FORWARD: u8 = 2;
+/// What such a job is.
+pub(crate) const CALL: u8 = 1;
+pub(crate) const REQUEST: u8 = 2;
+/// First byte of the answer to one.
+pub(crate) const REPLY: u8 = 1;
+pub(crate) const RESPONSE: u8 = 2;
+pub(crate) const MOVED: u8 = 3;
+pub(crate) const UNKNOWN: u8 = 4;
 
 /// An answer on its way; [`Lost`] if it is not known whether the question arrived.
 pub type Asked = Pin<Box<dyn Future<Output = Result<Bytes, Lost>>>>;
@@ -30,7 +40,8 @@ pub trait Carrier: Send + Sync {
     fn send(&self, to: EngineId, packet: Vec<u8>);
 
     /// Asks an engine; what comes back is what its [`Core::asked`](crate::Core::asked) has answered.
-    /// Called on any core. May take as long as it likes: whoever asks has a deadline of his own.
+    /// Questions of one core to an engine arrive in the order of these calls, answers in any. Called on any
+    /// core. May take as long as it likes: whoever asks has a deadline of his own.
     fn ask(&self, to: EngineId, question: Vec<u8>) -> Asked;
 }
 

@@ -87,6 +87,24 @@ pub trait Program: 'static {
         let _ = (key, value, eval);
     }
 
+    /// Appends a command as bytes, for the engine that leads its shard.
+    fn encode_call(&self, call: &Self::Call, out: &mut Vec<u8>);
+
+    /// Reads a command of another engine.
+    ///
+    /// # Errors
+    /// A sentence: this engine cannot evaluate it.
+    fn decode_call(&self, bytes: &[u8]) -> Result<Self::Call, String>;
+
+    /// Appends a reply as bytes.
+    fn encode_reply(&self, reply: &Self::Reply, out: &mut Vec<u8>);
+
+    /// Reads a reply of another engine.
+    ///
+    /// # Errors
+    /// A sentence: it does not decode.
+    fn decode_reply(&self, bytes: &[u8]) -> Result<Self::Reply, String>;
+
     /// Returns the reply to a command that got no answer.
     fn failed(&self, call: &Self::Call, failure: &Failure) -> Self::Reply;
 

@@ -1,6 +1,6 @@
 //! The program of a shard: Redis's data commands.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use atoll_lsm::Durability;
 use atoll_mvcc::keys::RoutingKey;
 use atoll_redis::data::{self, DataCall};
 use atoll_redis::object::Object;
-use atoll_redis::table::Command;
+use atoll_redis::table::{Command, Index};
 use atoll_redis::task::{Here, Manner};
 use atoll_redis::tx::Tx;
 use atoll_redis::{LastReads, Stats};
@@ -36,6 +36,8 @@ pub struct ObjectProgram {
     buffers: RefCell<[Vec<u8>; 2]>,
     /// So many of the next transactions over shards lock their keys at once.
     wary: Cell<u32>,
+    /// Commands by name, once another engine has sent one.
+    commands: OnceCell<Index>,
 }
 
 impl ObjectProgram {
@@ -43,7 +45,8 @@ impl ObjectProgram {
     pub fn new(stats: Arc<Stats>) -> ObjectProgram {
         let last_reads = RefCell::new(LastReads::new());
         let (generation, wary) = (Cell::new(0), Cell::new(0));
-        ObjectProgram { stats, last_reads, generation, buffers: RefCell::default(), wary }
+        let (buffers, commands) = (RefCell::default(), OnceCell::new());
+        ObjectProgram { stats, last_reads, generation, buffers, wary, commands }
     }
 
     /// Returns the counters that its commands write.
@@ -311,6 +314,22 @@ impl Program for ObjectProgram {
 
     fn turn_failed(&self) {
         self.stats.commits_failed.add(1);
+    }
+
+    fn encode_call(&self, call: &Call, out: &mut Vec<u8>) {
+        call.encode(out);
+    }
+
+    fn decode_call(&self, bytes: &[u8]) -> Result<Call, String> {
+        Call::decode(bytes, self.commands.get_or_init(Index::new)).map_err(|e| e.to_string())
+    }
+
+    fn encode_reply(&self, reply: &Reply, out: &mut Vec<u8>) {
+        reply.encode(out);
+    }
+
+    fn decode_reply(&self, bytes: &[u8]) -> Result<Reply, String> {
+        Reply::decode(bytes).map_err(|e| e.to_string())
     }
 
     fn failed(&self, call: &Call, failure: &Failure) -> Reply {

@@ -17,7 +17,7 @@ use crate::shard_tx::{RecordBytes, record, stored};
 use crate::{databases, dead};
 
 /// A transaction on this node.
-pub(crate) type NodeTxn = Transaction<CoreShards<ObjectProgram>, NodeOracle>;
+pub(crate) type NodeTxn = Transaction<CoreShards<ObjectProgram>, NodeOracle<ObjectProgram>>;
 
 /// A transaction whose keys are locked, as commands use it.
 pub(crate) struct TxnTx<'t> {

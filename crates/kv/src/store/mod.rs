@@ -17,6 +17,7 @@
 //! fails ends the store: whoever waits is told that the outcome is unknown, everybody later that the
 //! store has stopped.
 
+mod forward;
 mod replication;
 mod restore;
 mod split;
@@ -46,6 +47,7 @@ use crate::group::{Answer, Group, Job, Lane, ReplyTo, State, Waiter, Work};
 use crate::program::{Ask, Failure, Program, Tried};
 use crate::signal::Signal;
 
+use forward::Led;
 pub(crate) use restore::open_group;
 
 /// An entry with more bytes than this takes no more commands: what a turn logs has to fit into memory,
@@ -197,6 +199,20 @@ impl<P: Program> StoreHost<P> {
             let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
             return Some((job, answer));
         }
+        if let Some((shard, term)) = job.only_under
+            && (shard != group.id || state.led_term != term)
+        {
+            return Some((job, Answer::Moved));
+        }
+        if let Some(lane) = job.lane
+            && !job.returned
+            && let Some(away) = state.away.get_mut(&Some(lane))
+            && self.is_behind_away(group, away)
+        {
+            sometimes!(true, "a job waits behind one of its connection that is away");
+            away.behind.push_back(job);
+            return None;
+        }
         if let Some(lane) = job.lane
             && let Some(holder) = state.holder_of(lane)
         {
@@ -221,12 +237,17 @@ impl<P: Program> StoreHost<P> {
         }
         if state.leader.is_none() || state.frozen {
             drop(state);
-            if let Some(why) = self.elsewhere(core, group) {
-                let answer = refuse(core, &job, &Failure::Unavailable(why));
-                return Some((job, answer));
+            match self.led(core, group) {
+                Led::There(belief) => self.send_away(core, group, job, belief),
+                Led::Nowhere(why) => {
+                    let answer = refuse(core, &job, &Failure::Unavailable(why));
+                    return Some((job, answer));
+                }
+                Led::Wait => {
+                    sometimes!(true, "a job waits for its shard to serve");
+                    group.state.borrow_mut().queue.push_back(job);
+                }
             }
-            sometimes!(true, "a job waits for its shard to serve");
-            group.state.borrow_mut().queue.push_back(job);
             return None;
         }
         drop(state);
@@ -300,8 +321,9 @@ impl<P: Program> StoreHost<P> {
     ) -> Tried<P::Reply> {
         let mut guard = group.state.borrow_mut();
         let state = &mut *guard;
-        let waits_behind =
-            state.elder.is_some() || !state.stalled.is_empty() && state.stalled.contains_key(&lane);
+        let waits_behind = state.elder.is_some()
+            || !state.stalled.is_empty() && state.stalled.contains_key(&lane)
+            || !state.away.is_empty() && state.away.contains_key(&Some(lane));
         let serves = state.leader.is_some()
             && !state.frozen
             && self.stopped.borrow().is_none()
@@ -602,10 +624,25 @@ impl<P: Program> StoreHost<P> {
             state.leader.is_none() || state.frozen
         };
         if frozen {
-            if let Some(why) = self.elsewhere(core, group) {
-                let answer = refuse(core, &job, &Failure::Unavailable(why));
-                self.go_on(core, group, job.lane);
-                return Some((job, answer));
+            let lane = job.lane;
+            if let Some((shard, term)) = job.only_under
+                && (shard != group.id || group.state.borrow().led_term != term)
+            {
+                self.go_on(core, group, lane);
+                return Some((job, Answer::Moved));
+            }
+            match self.led(core, group) {
+                Led::There(belief) => {
+                    self.send_away(core, group, job, belief);
+                    self.go_on(core, group, lane);
+                    return None;
+                }
+                Led::Nowhere(why) => {
+                    let answer = refuse(core, &job, &Failure::Unavailable(why));
+                    self.go_on(core, group, lane);
+                    return Some((job, answer));
+                }
+                Led::Wait => {}
             }
             let mut state = group.state.borrow_mut();
             // The lane goes on from the queue, in its order.
@@ -794,7 +831,7 @@ fn sight<P: Program>(state: &State<P>, wanted: Sight, newest: bool, lane: Option
 fn tried<P: Program>(answered: Option<(Job<P>, Answer<P>)>) -> Tried<P::Reply> {
     match answered {
         Some((_, Answer::Reply(reply))) => Tried::Reply(reply),
-        Some((_, Answer::Response(_))) | None => Tried::Waits,
+        Some((_, Answer::Response(_) | Answer::Moved)) | None => Tried::Waits,
     }
 }
 

@@ -276,7 +276,7 @@ impl<P: Program> StoreHost<P> {
         }
     }
 
-    fn why_leaderless(&self, group: &Group<P>) -> String {
+    pub(super) fn why_leaderless(&self, group: &Group<P>) -> String {
         let consensus = group.consensus.borrow();
         let voters = &consensus.members().voters;
         let heard = voters.iter().filter(|&&v| v == group.replica || consensus.hears(v)).count();
@@ -302,9 +302,9 @@ impl<P: Program> StoreHost<P> {
         let leads = now.role == Role::Leader;
         if led != 0 && (!leads || now.term != led) {
             sometimes!(true, "a leadership ends");
-            self.suspend(core, group, &format!("shard {} has lost its leader", group.id));
+            self.suspend(core, group, None);
         }
-        let refused = {
+        {
             let mut state = group.state.borrow_mut();
             state.giving = false;
             state.led_term = if leads { now.term } else { 0 };
@@ -312,40 +312,21 @@ impl<P: Program> StoreHost<P> {
                 state.resume_after = 0;
                 state.lease.begin(core.now_us());
                 state.lease.measure(group.consensus.borrow().members(), group.replica);
-                Vec::new()
             } else {
                 state.lease.end();
-                match now.leader.filter(|&leader| leader != group.replica) {
-                    Some(_) => state.queue.drain(..).collect(),
-                    None => Vec::new(),
-                }
             }
-        };
+        }
         if group.id == ROOT {
             self.tend_oracle(core, group);
-        }
-        for job in refused {
-            let why = self.elsewhere(core, group).unwrap_or_else(|| self.why_leaderless(group));
-            core.deliver(job.reply_to, refuse(core, &job, &Failure::Unavailable(why)));
+        } else if now.leader.is_some() && !leads {
+            self.drain_away(core, group);
         }
     }
 
-    /// Returns why nothing can be asked here of a shard that is not led here, if that is known by now.
-    pub(super) fn elsewhere(&self, core: &Inner<P>, group: &Group<P>) -> Option<String> {
-        let consensus = group.consensus.borrow();
-        if consensus.is_alone() || consensus.is_leader() {
-            return None;
-        }
-        if let Some(leader) = consensus.leader() {
-            return Some(format!(
-                "shard {} is led by engine {}: ask it",
-                group.id,
-                engine_of(leader)
-            ));
-        }
+    /// Returns why a shard cannot be served by anybody, once it has had no leader for some time.
+    pub(super) fn leaderless(&self, core: &Inner<P>, group: &Group<P>) -> Option<String> {
         let since = group.state.borrow().leaderless_since?;
         let long = core.monotonic_ms().saturating_sub(since) > LEADERLESS_MS;
-        drop(consensus);
         long.then(|| self.why_leaderless(group))
     }
 
@@ -412,7 +393,7 @@ impl<P: Program> StoreHost<P> {
         for (job, failure) in refused.into_iter().chain(again) {
             core.deliver(job.reply_to, refuse(core, &job, &failure));
         }
-        self.suspend(core, group, &refusal.to_string());
+        self.suspend(core, group, Some(&refusal.to_string()));
         self.ask_low_water(core, group);
     }
 
@@ -420,10 +401,10 @@ impl<P: Program> StoreHost<P> {
 
     /// Takes the oracle over: everything that an earlier leader of the root shard has logged is applied.
     pub(super) fn hold_oracle(&self, core: &Inner<P>, group: &Group<P>) {
-        sometimes!(true, "an engine holds the oracle");
         let bound = self.oracle.get();
         let mut state = group.state.borrow_mut();
         if state.holds_since != state.led_term {
+            sometimes!(true, "an engine takes the oracle over");
             // It gives out nothing that somebody may have given out before.
             if !mutants::is("oracle-starts-anywhere") {
                 core.time.learn(bound);
@@ -459,8 +440,14 @@ impl<P: Program> StoreHost<P> {
         }
     }
 
-    /// Gives the leader of a shard up: what it has decided and not proposed has not happened.
-    pub(super) fn suspend(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>, why: &str) {
+    /// Gives the leader of a shard up: what it has decided and not proposed has not happened. Whoever waits
+    /// for that is refused, or tried again wherever the shard is led next if there is no reason.
+    pub(super) fn suspend(
+        self: &Rc<Self>,
+        core: &Rc<Inner<P>>,
+        group: &Rc<Group<P>>,
+        why: Option<&str>,
+    ) {
         let now_ms = core.monotonic_ms();
         let (waiters, splitting) = {
             let mut state = group.state.borrow_mut();
@@ -488,12 +475,27 @@ impl<P: Program> StoreHost<P> {
             (waiters, state.splitting.take())
         };
         if let Some(splitting) = splitting {
-            let _ = splitting.done.send(Err(why.to_owned()));
+            let why = why.map_or_else(|| lost_leader(group), str::to_owned);
+            let _ = splitting.done.send(Err(why));
         }
-        let failure = Failure::Unavailable(why.to_owned());
+        // In an order that keeps that of their lanes: who has an answer was evaluated before those behind.
+        let (mut jobs, mut behind) = (Vec::new(), Vec::new());
         for waiter in waiters {
-            let (Waiter::Answered { job, .. } | Waiter::Again(job)) = waiter;
-            core.deliver(job.reply_to, refuse(core, &job, &failure));
+            match waiter {
+                Waiter::Answered { job, .. } => jobs.push(*job),
+                Waiter::Again(job) => behind.push(*job),
+            }
+        }
+        jobs.sort_by_key(|job| job.attempt);
+        for job in jobs.into_iter().chain(behind) {
+            match why {
+                _ if job.only_under.is_some() => core.deliver(job.reply_to, Answer::Moved),
+                Some(why) => {
+                    let failure = Failure::Unavailable(why.to_owned());
+                    core.deliver(job.reply_to, refuse(core, &job, &failure));
+                }
+                None => group.state.borrow_mut().queue.push_back(job),
+            }
         }
     }
 
@@ -517,8 +519,10 @@ impl<P: Program> StoreHost<P> {
                     }
                 } else {
                     sometimes!(true, "an entry is overwritten by another leader's");
-                    let why = format!("shard {} has lost its leader", group.id);
-                    answer = refuse(core, &job, &Failure::Unavailable(why));
+                    answer = match job.only_under {
+                        Some(_) => Answer::Moved,
+                        None => refuse(core, &job, &Failure::Unavailable(lost_leader(group))),
+                    };
                 }
                 core.deliver(job.reply_to, answer);
             }
@@ -599,4 +603,8 @@ impl<P: Program> StoreHost<P> {
     pub(super) fn is_past_grace(&self, core: &Inner<P>) -> bool {
         self.grace_until.get().is_some_and(|until| core.env.clock.now() >= until)
     }
+}
+
+fn lost_leader<P: Program>(group: &Group<P>) -> String {
+    format!("shard {} has lost its leader before the write was kept; try again", group.id)
 }

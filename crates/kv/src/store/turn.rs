@@ -274,7 +274,7 @@ impl<P: Program> StoreHost<P> {
             }
             if !group.state.borrow().in_flight.is_empty() {
                 // What is in flight is not known yet: the leader is made anew when it is.
-                self.suspend(core, &group, &refusal.to_string());
+                self.suspend(core, &group, Some(&refusal.to_string()));
                 continue;
             }
             let (mut again, mut refused) = (Vec::new(), Vec::new());

@@ -97,6 +97,53 @@ impl Program for Toy {
         })
     }
 
+    fn encode_call(&self, call: &Call, out: &mut Vec<u8>) {
+        let (kind, key, n) = match call {
+            Call::Get(key) => (0, key, 0),
+            Call::Set(key, n) => (1, key, *n),
+            Call::Add(key, n) => (2, key, *n),
+        };
+        out.push(kind);
+        out.extend_from_slice(&n.to_le_bytes());
+        out.extend_from_slice(key);
+    }
+
+    fn decode_call(&self, bytes: &[u8]) -> std::result::Result<Call, String> {
+        let (kind, rest) = bytes.split_first().ok_or("no bytes")?;
+        let (n, key) = rest.split_first_chunk().ok_or("too few bytes")?;
+        let (n, key) = (u64::from_le_bytes(*n), key.to_vec());
+        match kind {
+            0 => Ok(Call::Get(key)),
+            1 => Ok(Call::Set(key, n)),
+            2 => Ok(Call::Add(key, n)),
+            _ => Err(format!("a call of kind {kind}")),
+        }
+    }
+
+    fn encode_reply(&self, reply: &Reply, out: &mut Vec<u8>) {
+        let (kind, n) = match reply {
+            Reply::Number(n) => (0, *n),
+            Reply::Nothing => (1, 0),
+            Reply::Done => (2, 0),
+            Reply::Failed(Failure::Unknown) => (3, 0),
+            Reply::Failed(_) => (4, 0),
+        };
+        out.push(kind);
+        out.extend_from_slice(&n.to_le_bytes());
+    }
+
+    fn decode_reply(&self, bytes: &[u8]) -> std::result::Result<Reply, String> {
+        let (kind, rest) = bytes.split_first().ok_or("no bytes")?;
+        let n = u64::from_le_bytes(rest.try_into().map_err(|_| "not a number")?);
+        Ok(match kind {
+            0 => Reply::Number(n),
+            1 => Reply::Nothing,
+            2 => Reply::Done,
+            3 => Reply::Failed(Failure::Unknown),
+            _ => Reply::Failed(Failure::Unavailable("so said another engine".to_owned())),
+        })
+    }
+
     fn failed(&self, _: &Call, failure: &Failure) -> Reply {
         Reply::Failed(failure.clone())
     }

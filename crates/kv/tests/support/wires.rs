@@ -27,8 +27,8 @@ enum Cargo {
 
 struct State {
     queues: BTreeMap<Way, VecDeque<(u64, Cargo)>>,
-    /// Who waits for answers, by the number of the question.
-    asked: BTreeMap<u64, oneshot::Sender<Vec<u8>>>,
+    /// Who waits for answers, by the number of the question: from where, to where.
+    asked: BTreeMap<u64, (Way, oneshot::Sender<Vec<u8>>)>,
     questions: u64,
     cut: BTreeSet<Way>,
     prng: Prng,
@@ -77,9 +77,18 @@ impl Wires {
         self.state.lock().cut.clear();
     }
 
-    /// Forgets what is on the way to and from an engine: it has crashed.
+    /// Forgets what is on the way to and from an engine: it has crashed, and whoever waits for an answer
+    /// of it learns that there will be none.
     pub fn forget(&self, engine: EngineId) {
-        self.state.lock().queues.retain(|(from, to), _| *from != engine && *to != engine);
+        let elsewhere = |(from, to): &Way| *from != engine && *to != engine;
+        let mut state = self.state.lock();
+        state.queues.retain(|way, _| elsewhere(way));
+        let asked = std::mem::take(&mut state.asked);
+        let (waits, lost): (BTreeMap<_, _>, _) =
+            asked.into_iter().partition(|(_, (way, _))| elsewhere(way));
+        state.asked = waits;
+        drop(state);
+        drop(lost);
     }
 
     /// Returns how many packets were sent, and how many of them were lost.
@@ -106,15 +115,16 @@ impl Wires {
                 Cargo::Question(number, question) => {
                     let (wires, core) = (self.clone(), core.clone());
                     let tasks = core.env().tasks.clone();
+                    // Begun here, so that questions are in the order in which they came.
+                    let answer = core.asked(&question);
                     let answer = async move {
-                        let answer = core.asked(&question).await;
-                        wires.put((engine, from), Cargo::Answer(number, answer));
+                        wires.put((engine, from), Cargo::Answer(number, answer.await));
                     };
                     tasks.spawn_local("answer", Box::pin(answer));
                 }
                 Cargo::Answer(number, answer) => {
                     let asked = self.state.lock().asked.remove(&number);
-                    if let Some(asked) = asked {
+                    if let Some((_, asked)) = asked {
                         let _ = asked.send(answer);
                     }
                 }
@@ -159,7 +169,7 @@ impl Carrier for End {
             let mut state = self.wires.state.lock();
             state.questions += 1;
             let number = state.questions;
-            state.asked.insert(number, sender);
+            state.asked.insert(number, ((self.engine, to), sender));
             number
         };
         self.wires.put((self.engine, to), Cargo::Question(number, question));
