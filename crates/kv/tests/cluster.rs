@@ -17,6 +17,7 @@ use atoll_env::sync::timeout;
 use atoll_env::time::{Clock, Instant};
 use atoll_kv::{ClusterOptions, Core, Failure, NodeOptions};
 use atoll_mvcc::Timestamp;
+use atoll_mvcc::request::Isolation;
 use atoll_shard::mutants;
 use atoll_shard::replica::EngineId;
 use parking_lot::Mutex;
@@ -805,6 +806,129 @@ impl Cluster {
     }
 }
 
+const ACCOUNTS: u64 = 8;
+const TOTAL: u64 = ACCOUNTS * 100;
+
+/// What became of a bank.
+#[derive(Debug, Default)]
+struct Bank {
+    moved: u64,
+    audited: u64,
+    wrong: Option<String>,
+}
+
+fn account(n: u64) -> Vec<u8> {
+    key(&format!("account{n}"))
+}
+
+/// Adds all accounts up, in one transaction of an engine.
+async fn audit(core: &Core<Toy>) -> Result<u64, atoll_txn::Error> {
+    core.coordinator()
+        .run(Isolation::Serializable, async |txn| {
+            let mut sum = 0;
+            for n in 0..ACCOUNTS {
+                sum += support::number(txn.get(&account(n)).await?);
+            }
+            Ok(sum)
+        })
+        .await
+        .map(|(output, _)| output)
+}
+
+/// Moves money from one account to another, in one transaction of an engine.
+async fn transfer(core: &Core<Toy>, from: u64, to: u64) -> Result<(), atoll_txn::Error> {
+    core.coordinator()
+        .run(Isolation::Serializable, async |txn| {
+            let x = support::number(txn.get(&account(from)).await?);
+            let y = support::number(txn.get(&account(to)).await?);
+            if x > 0 {
+                txn.put(&account(from), &support::stored(x - 1)).await?;
+                txn.put(&account(to), &support::stored(y + 1)).await?;
+            }
+            Ok(())
+        })
+        .await
+        .map(|(output, _)| output)
+}
+
+/// Engines move money between accounts on shards that others lead, and audit them, while they crash, freeze
+/// and lose each other. No audit may find another sum than there was at first.
+fn bank_under_faults(seed: u64) -> Bank {
+    Cluster::run(seed, |cluster, mut prng| async move {
+        cluster.until_all_are_led().await;
+        for n in 0..ACCOUNTS {
+            cluster.set(&format!("account{n}"), 100).await;
+        }
+        let bank: Rc<RefCell<Bank>> = Rc::default();
+        let busy = Rc::new(RefCell::new(true));
+        for client in 0..CLIENTS {
+            let mut prng = prng.fork(&format!("client {client}"));
+            let (cluster, bank, busy) = (cluster.clone(), bank.clone(), busy.clone());
+            cluster.clone().spawn(Box::pin(async move {
+                while *busy.borrow() {
+                    cluster.sleep_ms(1 + prng.below(15)).await;
+                    let n = prng.index(ENGINES);
+                    let core = CORES.with_borrow(|cores| cores.get(&n).cloned());
+                    let Some((_, core)) = core else { continue };
+                    // Whoever crashes in the middle does not come back.
+                    let limit = Duration::from_secs(6);
+                    if prng.chance(0.3) {
+                        let audited = timeout(&*cluster.clock, limit, audit(&core)).await;
+                        let mut bank = bank.borrow_mut();
+                        match audited {
+                            Ok(Ok(TOTAL)) => bank.audited += 1,
+                            Ok(Ok(sum)) => {
+                                let at = cluster.clock.now().0;
+                                let what = format!("engine {n} finds {sum} at {at} ns");
+                                bank.wrong.get_or_insert(what);
+                            }
+                            Ok(Err(_)) | Err(_) => {}
+                        }
+                    } else {
+                        let from = prng.below(ACCOUNTS);
+                        let to = (from + 1 + prng.below(ACCOUNTS - 1)) % ACCOUNTS;
+                        let moving = transfer(&core, from, to);
+                        let moved = timeout(&*cluster.clock, limit, moving).await;
+                        bank.borrow_mut().moved += u64::from(matches!(moved, Ok(Ok(()))));
+                    }
+                }
+            }));
+        }
+        cluster.torment(&mut prng).await;
+        cluster.wires.heal();
+        *busy.borrow_mut() = false;
+        cluster.sleep_ms(8_000).await;
+        for n in 0..ENGINES {
+            let (_, core) = CORES.with_borrow(|cores| cores[&n].clone());
+            let audited = timeout(&*cluster.clock, Duration::from_secs(10), audit(&core)).await;
+            let found = format!("{audited:?}");
+            if !matches!(audited, Ok(Ok(TOTAL))) {
+                let what = format!("at the end engine {n} finds {found}");
+                bank.borrow_mut().wrong.get_or_insert(what);
+            }
+        }
+        std::mem::take(&mut *bank.borrow_mut())
+    })
+}
+
+#[test]
+fn transactions_over_shards_of_several_engines_move_money_and_make_none() {
+    let (mut moved, mut audited) = (0, 0);
+    for seed in 0..8 {
+        let bank = bank_under_faults(seed);
+        assert_eq!(bank.wrong, None, "seed {seed}");
+        moved += bank.moved;
+        audited += bank.audited;
+    }
+    assert!(moved > 2_000 && audited > 1_000, "{moved} transfers, {audited} audits");
+    for rule in ["reads-do-not-raise", "reads-pass-intents"] {
+        mutants::choose(Some(rule));
+        let caught = (0..10).any(|seed| bank_under_faults(seed).wrong.is_some());
+        mutants::choose(None);
+        assert!(caught, "without \"{rule}\" nothing was noticed");
+    }
+}
+
 /// Runs seeds and adds up what happened in them.
 fn campaign(seeds: std::ops::Range<u64>) -> (usize, BTreeMap<&'static str, u64>) {
     let (mut acknowledged, mut faults) = (0, BTreeMap::<&str, u64>::new());
@@ -839,9 +963,24 @@ fn histories_under_crashes_pauses_and_partitions_are_linearizable() {
 fn a_campaign() {
     let seeds = std::env::var("ATOLL_SEEDS").unwrap_or_else(|_| "0..100".to_owned());
     let (from, to) = seeds.split_once("..").expect("ATOLL_SEEDS=FROM..TO");
-    let range = from.parse().expect("a seed")..to.parse().expect("a seed");
-    let (acknowledged, faults) = campaign(range);
+    let range: std::ops::Range<u64> = from.parse().expect("a seed")..to.parse().expect("a seed");
+    let (acknowledged, faults) = campaign(range.clone());
     println!("{seeds}: {acknowledged} calls acknowledged, {faults:?}");
+    let (mut moved, mut audited) = (0, 0);
+    for seed in range.clone() {
+        let bank = bank_under_faults(seed);
+        assert_eq!(bank.wrong, None, "seed {seed}");
+        moved += bank.moved;
+        audited += bank.audited;
+    }
+    println!("{seeds}: {moved} transfers, {audited} audits");
+    let mut drawn = 0;
+    for seed in range {
+        let (wrong, count) = draw_under_faults(seed);
+        assert_eq!(wrong, None, "seed {seed}");
+        drawn += count;
+    }
+    println!("{seeds}: {drawn} timestamps drawn");
     for (state, times) in probe::take() {
         println!("{times:>8}  {state}");
     }
