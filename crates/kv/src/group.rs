@@ -266,6 +266,8 @@ pub(crate) struct State<P: Program> {
     pub(crate) lease: Lease,
     /// What it has had of its leader, if it follows.
     pub(crate) heard: Heard,
+    /// The first index that somebody may still ask for, as its leader says.
+    pub(crate) keep: u64,
     /// Jobs that wait for the lease.
     pub(crate) for_lease: Vec<Job<P>>,
     /// The term of the leadership that is evaluated for.
@@ -319,6 +321,7 @@ impl<P: Program> State<P> {
             awaited: false,
             lease: Lease::default(),
             heard: Heard::default(),
+            keep: 0,
             for_lease: Vec::new(),
             led_term: 0,
             resume_after: 0,

@@ -100,6 +100,9 @@ pub struct Options {
     /// Capacity of a log segment, in bytes; 0 takes a memtable's, between 4 and 32 MiB: the log holds
     /// little more than what is in memtables, and it is given back segment by segment.
     pub log_segment_size: u64,
+    /// How much longer than it would be the log may get because the owner of groups holds entries that are in
+    /// tables, in bytes of the whole lane from the first one on: see [`Driver::hold`](crate::driven::Driver::hold).
+    pub held_log_max: u64,
     /// Length below which a manifest is not replaced by a shorter one, in bytes.
     pub manifest_size: u64,
     /// Target of a data block before compression, in bytes.
@@ -161,6 +164,7 @@ impl Options {
             memtable_size: 0,
             sealed_memtables_max: 2,
             log_segment_size: 0,
+            held_log_max: 256 << 20,
             manifest_size: 1 << 20,
             block_size: 4 << 10,
             table_size: 32 << 20,

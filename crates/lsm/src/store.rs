@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::events::{self, Events, FlushReason, WriteStalled};
 use crate::governor::Governor;
 use crate::key::{InternalKey, Kind, SeqNo, Trailer};
-use crate::log::{EntryId, FRAME_WRITE, Log, Prepared};
+use crate::log::{EntryId, FRAME_WRITE, GroupId, Log, Prepared};
 use crate::memtable::{self, Full, Memtable};
 use crate::mutants;
 use crate::options::{Durability, Options};
@@ -131,6 +131,10 @@ pub(crate) struct Writer {
     pub(crate) active: memtable::Writer,
     /// Per group, the index of the last entry that was applied.
     pub(crate) applied: Applied,
+    /// The same of entries that are in tables.
+    pub(crate) flushed: Applied,
+    /// Per group, the first entry that its owner wants kept although it is in tables.
+    pub(crate) held: Applied,
     /// One above the largest sequence number that was applied.
     pub(crate) position: u64,
     /// The next segment is being made aside, or could not be.
@@ -152,7 +156,35 @@ impl Writer {
     ) -> Writer {
         let (preparing, slowed_down) = (false, false);
         let (owed, recent) = (Owed::default(), Recent::default());
-        Writer { log, active, applied, position, preparing, owed, recent, slowed_down }
+        let (flushed, held) = (applied.clone(), Applied::default());
+        Writer {
+            log,
+            active,
+            applied,
+            flushed,
+            held,
+            position,
+            preparing,
+            owed,
+            recent,
+            slowed_down,
+        }
+    }
+}
+
+impl Writer {
+    /// Lets the log forget what of a group is in tables and not held.
+    pub(crate) fn release(&mut self, group: GroupId) -> Result<()> {
+        let Some(flushed) = self.flushed.get(&group) else { return Ok(()) };
+        let held = self.held.get(&group).copied().unwrap_or(u64::MAX);
+        self.log.release(group, held.min(flushed + 1))
+    }
+
+    /// Returns whether entries are kept that are in tables.
+    pub(crate) fn holds(&self) -> bool {
+        self.held
+            .iter()
+            .any(|(group, first)| self.flushed.get(group).is_some_and(|flushed| first <= flushed))
     }
 }
 
@@ -860,7 +892,8 @@ impl Store {
     async fn release(&self, writer: &mut Writer, applied: &Applied) -> Result<()> {
         let mut released = Ok(());
         for (&group, &index) in applied {
-            released = released.and_then(|()| writer.log.release(group, index + 1));
+            writer.flushed.insert(group, index);
+            released = released.and_then(|()| writer.release(group));
         }
         if released.is_ok() {
             released = writer.log.reclaim().await.map(|_| ());

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   packet     version u8, then envelopes up to the end
-//!   envelope   shard varint | sent varint | message: len varint, ...
+//!   envelope   shard varint | sent varint | keep varint | message: len varint, ...
 //! ```
 //!
 //! What the replicas of a turn have to say to one engine goes in one packet, whatever the shards: with
 //! many of them heartbeats are most of it, a few bytes each. *Sent* is the lease's ([`crate::lease`]): with
 //! a leader's message the moment it was sent, with an answer the newest that the follower has had of its
-//! leader, else 0.
+//! leader, else 0. *Keep* is with a leader's message the first index that some replica may still ask for:
+//! nobody lets go of the log from there on.
 //!
 //! The page is docs/formats/consensus.md.
 
@@ -27,6 +28,8 @@ pub struct Envelope {
     pub shard: ShardId,
     /// For the leader's lease.
     pub sent: u64,
+    /// The first index that is still needed by somebody, with a leader's message; else 0.
+    pub keep: u64,
     /// What one replica says to another.
     pub message: Message,
 }
@@ -46,6 +49,7 @@ impl Packet {
         }
         varint::put(&mut self.bytes, envelope.shard.0);
         varint::put(&mut self.bytes, envelope.sent);
+        varint::put(&mut self.bytes, envelope.keep);
         self.message.clear();
         envelope.message.encode(&mut self.message);
         varint::put_bytes(&mut self.bytes, &self.message);
@@ -80,11 +84,12 @@ pub fn open(bytes: &Bytes) -> Result<Vec<Envelope>, Malformed> {
     while reader.offset() < bytes.len() {
         let shard = ShardId(reader.varint("a shard")?);
         let sent = reader.varint("a sending time")?;
+        let keep = reader.varint("an index")?;
         let len = reader.bytes("a message")?.len();
         let end = reader.offset();
         let message = Message::decode(&bytes.slice(end - len..end))
             .map_err(|malformed| Malformed { offset: end - len + malformed.offset, ..malformed })?;
-        envelopes.push(Envelope { shard, sent, message });
+        envelopes.push(Envelope { shard, sent, keep, message });
     }
     Ok(envelopes)
 }
@@ -120,7 +125,12 @@ mod tests {
         let envelopes: Vec<Envelope> = messages()
             .into_iter()
             .enumerate()
-            .map(|(n, message)| Envelope { shard: ShardId(5), sent: 1000 * n as u64, message })
+            .map(|(n, message)| Envelope {
+                shard: ShardId(5),
+                sent: 1000 * n as u64,
+                keep: n as u64,
+                message,
+            })
             .collect();
         envelopes.iter().for_each(|envelope| packet.push(envelope));
         assert!(!packet.is_empty() && packet.len() > envelopes.len());

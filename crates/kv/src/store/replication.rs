@@ -116,7 +116,7 @@ impl<P: Program> StoreHost<P> {
     }
 
     fn step(&self, core: &Rc<Inner<P>>, envelope: Envelope) {
-        let Envelope { shard, sent, message } = envelope;
+        let Envelope { shard, sent, keep, message } = envelope;
         // It may be split off here in a moment. Whatever is dropped is said again.
         let Some(group) = self.group(shard) else { return };
         let (from, term, kind) = (message.from(), message.term(), message.kind());
@@ -133,6 +133,7 @@ impl<P: Program> StoreHost<P> {
                     if consensus.leader() == Some(from) =>
                 {
                     state.heard.note(term, from, sent);
+                    state.keep = keep;
                 }
                 MessageKind::AppendReply | MessageKind::HeartbeatReply
                     if consensus.is_leader() && state.led_term == term && !state.giving =>
@@ -164,18 +165,19 @@ impl<P: Program> StoreHost<P> {
         }
         let now = core.now_us();
         let mut state = group.state.borrow_mut();
+        let needed = group.consensus.borrow().lowest_match() + 1;
         for message in messages {
-            let sent = match message.kind() {
-                MessageKind::Append | MessageKind::Heartbeat => state.lease.sends(now),
+            let (sent, keep) = match message.kind() {
+                MessageKind::Append | MessageKind::Heartbeat => (state.lease.sends(now), needed),
                 MessageKind::AppendReply | MessageKind::HeartbeatReply => {
-                    state.heard.confirms(message.term(), message.to())
+                    (state.heard.confirms(message.term(), message.to()), 0)
                 }
-                _ => 0,
+                _ => (0, 0),
             };
             let to = engine_of(message.to());
             let mut outbox = self.outbox.borrow_mut();
             let packet = outbox.entry(to).or_default();
-            packet.push(&Envelope { shard: group.id, sent, message });
+            packet.push(&Envelope { shard: group.id, sent, keep, message });
             if packet.len() > PACKET_BYTES {
                 core.carry(to, packet.take());
             }
@@ -189,6 +191,17 @@ impl<P: Program> StoreHost<P> {
                 core.carry(*to, packet.take());
             }
         }
+    }
+
+    /// Keeps in the log what a replica of the shard may still ask for.
+    pub(super) fn hold(&self, driver: &mut Driver, group: &Group<P>) -> Result<(), Error> {
+        let consensus = group.consensus.borrow();
+        let keep = match consensus.is_leader() {
+            true => consensus.lowest_match() + 1,
+            false => group.state.borrow().keep,
+        };
+        // Nobody has said anything yet: everything is kept that is there.
+        if keep > 0 { driver.hold(group.id.0, keep) } else { Ok(()) }
     }
 
     /// Reads the entries that followers lack and memory does not have; returns whether there were any.

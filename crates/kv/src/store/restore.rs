@@ -139,14 +139,14 @@ pub(crate) async fn open_group<P: Program>(
     let applied = driver.applied(id);
     let summary = driver.group(id);
     let Place { replica: me, founders } = shared.place();
-    let members = match read_members(tree, shard).await? {
-        Some(members) => members,
-        None => Members::of_voters(founders),
-    };
+    let changed = read_members(tree, shard).await?;
+    let founded = changed.is_none();
+    let members = changed.unwrap_or_else(|| Members::of_voters(founders));
     let alone = members.is_alone(me);
     let mut config = consensus::Config::new(id, me);
     config.rank = replica::rank(&members.voters, me, id);
     config.incarnation = driver.end();
+    config.founded = founded;
     config.uncommitted_bytes_max = driver.arena_most() as u64;
     config.unapplied_bytes_max = driver.arena_most();
     config.cache_bytes = config.cache_bytes.min(driver.arena_most() / 64);
@@ -173,6 +173,7 @@ pub(crate) async fn open_group<P: Program>(
         } else {
             // Others may still ask for what is applied here.
             stored.first = summary.first.min(applied + 1);
+            driver.hold(id, stored.first)?;
             if stored.first == 1 {
                 stored.terms.push((0, 0));
             }

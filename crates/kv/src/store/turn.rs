@@ -412,7 +412,11 @@ impl<P: Program> StoreHost<P> {
                 more.push(group);
             }
             for group in served {
-                if !group.is_alone() && self.fetch(driver, &group).await? {
+                if group.is_alone() {
+                    continue;
+                }
+                self.hold(driver, &group)?;
+                if self.fetch(driver, &group).await? {
                     more.push(group);
                 }
             }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
+use atoll_env::sometimes;
 use atoll_env::sync::{Either, Notify, select_biased};
 
 use super::tree::Tree;
@@ -46,7 +47,7 @@ pub async fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<(Drive
     let writer = store.take_writer().ok_or_else(closed)?;
     let background = Background::start(store.clone(), Arc::new(Keyspaces::default()), next_file);
     let tree = Tree { store: store.clone(), background: background.clone() };
-    let trim = Trim { segments: 0, again: true };
+    let trim = Trim { segments: 0, again: true, reclaim: false };
     Ok((Driver { store, background, writer, trim, closed: false }, tree))
 }
 
@@ -65,6 +66,8 @@ struct Trim {
     segments: usize,
     /// Whether there is a reason to look although it has as many.
     again: bool,
+    /// Whether entries were let go that no flush has released.
+    reclaim: bool,
 }
 
 impl Driver {
@@ -218,6 +221,28 @@ impl Driver {
         applied.inspect_err(|e| self.store.stop(e))
     }
 
+    /// Keeps the entries of a group from `first` on in the log although they are in tables: somebody may
+    /// still ask for them. `u64::MAX` ends that. A hold lasts until it is moved, or until the log has become
+    /// too long for it ([`Options::held_log_max`]): then all are given up, and who lacks more than the log
+    /// has needs a copy of the tree. Memory only: after opening nothing is held, and nothing let go before
+    /// the first flush.
+    ///
+    /// # Errors
+    /// The log has failed.
+    pub fn hold(&mut self, group: GroupId, first: u64) -> Result<()> {
+        let before = self.writer.held.insert(group, first);
+        if before.is_some_and(|before| before < first) {
+            // What was let go of goes now, its segments with the next chores.
+            let first_of = |writer: &Writer| writer.log.group(group).map(|summary| summary.first);
+            let had = first_of(&self.writer);
+            self.writer.release(group)?;
+            if first_of(&self.writer) != had {
+                (self.trim.again, self.trim.reclaim) = (true, true);
+            }
+        }
+        Ok(())
+    }
+
     // ---- chores ----
 
     /// Returns the flag that is raised whenever background work has something for
@@ -241,7 +266,7 @@ impl Driver {
         }
         let segments = self.writer.log.segments();
         if self.trim.again || segments != self.trim.segments {
-            self.trim = Trim { segments, again: false };
+            self.trim = Trim { segments, again: false, ..self.trim };
             self.trim_lane().await;
         }
         self.store.prepare_segment(&mut self.writer);
@@ -271,8 +296,31 @@ impl Driver {
     /// entries that an idle group has not applied, and its state: these are appended again.
     async fn trim_lane(&mut self) {
         let Driver { store, writer, trim, .. } = self;
-        let most = store.lane_bytes_max();
-        if store.is_stopping() || writer.log.stats().segment_bytes <= most {
+        let mut most = store.lane_bytes_max();
+        let long = writer.log.stats().segment_bytes;
+        if writer.holds() {
+            let held = store.options.held_log_max;
+            if long > most + held && !store.is_stopping() {
+                sometimes!(true, "entries are held in vain: the log is too long");
+                let groups: Vec<GroupId> = writer.held.keys().copied().collect();
+                writer.held.clear();
+                let released = groups.into_iter().try_for_each(|group| writer.release(group));
+                if let Err(e) = released {
+                    store.stop(&e);
+                    return;
+                }
+            } else {
+                most += held;
+            }
+        }
+        if store.is_stopping() || long <= most {
+            // Segments may have become free all the same.
+            if trim.reclaim && !store.is_stopping() {
+                trim.reclaim = false;
+                if let Err(e @ Error::Stopped(_)) = writer.log.reclaim().await {
+                    store.stop(&e);
+                }
+            }
             return;
         }
         let before = writer.log.newest_segments(most);

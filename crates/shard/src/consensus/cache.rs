@@ -106,6 +106,8 @@ pub(super) struct Cache {
     applied: u64,
     /// Entries the owner read, during the call that hands them in.
     stash: Vec<RaftEntry>,
+    /// Every member knows the first members: they never changed.
+    founded: bool,
     /// Snapshots that may be sent, by follower.
     offered: BTreeMap<u64, Snapshot>,
     requests: RefCell<Requests>,
@@ -131,6 +133,7 @@ impl Cache {
             applied_bytes: 0,
             applied,
             stash: Vec::new(),
+            founded: false,
             offered: BTreeMap::new(),
             requests: RefCell::default(),
         }
@@ -138,6 +141,16 @@ impl Cache {
 
     pub fn first(&self) -> u64 {
         self.first
+    }
+
+    /// Says that the members of the log's beginning are those of now.
+    pub fn found(&mut self) {
+        self.founded = true;
+    }
+
+    /// Says that they are not any more.
+    pub fn members_changed(&mut self) {
+        self.founded = false;
     }
 
     /// Returns the memory that unapplied entries hold.
@@ -310,8 +323,8 @@ impl raft::Storage for Cache {
             return Err(StorageError::Compacted.into());
         }
         // A replica that has nothing needs the first members, too, and those are not in the log:
-        // it gets a snapshot. (Before anything is applied there are only the first members.)
-        if low == 1 && self.applied > 0 && context.can_async() {
+        // it gets a snapshot, unless it was among them. (Before anything is applied there are only the first members.)
+        if low == 1 && self.applied > 0 && !self.founded && context.can_async() {
             return Err(StorageError::Compacted.into());
         }
         if let Some(entries) = self.in_memory(low, high, max_size.into()) {

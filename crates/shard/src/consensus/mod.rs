@@ -427,6 +427,11 @@ impl Consensus {
         self.raft.raft.lead_transferee
     }
 
+    /// Returns up to where every replica of the group is known to have the log, if this one leads.
+    pub fn lowest_match(&self) -> u64 {
+        self.raft.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0)
+    }
+
     /// Returns this replica's last index.
     pub fn last_index(&self) -> u64 {
         self.raft.raft.raft_log.last_index()
@@ -456,6 +461,7 @@ impl Consensus {
         let state = self.raft.apply_conf_change(&members::to_raft(&changes));
         self.members = Members::from_raft(&state.map_err(|error| diverged(&error))?);
         self.change_applied = at;
+        self.raft.mut_store().members_changed();
         self.heard.retain(|&id, _| self.members.contains(id));
         self.settle();
         Ok(self.members.clone())

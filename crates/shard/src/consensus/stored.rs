@@ -73,6 +73,9 @@ pub struct Config {
     pub cache_bytes: usize,
     /// A learner this many entries behind may become a voter.
     pub promote_lag: u64,
+    /// The members never changed, so each of them knows those of the log's beginning: one that has nothing
+    /// can be given the log from there.
+    pub founded: bool,
 }
 
 impl Config {
@@ -99,6 +102,7 @@ impl Config {
             unapplied_bytes_max: 64 << 20,
             cache_bytes: 1 << 20,
             promote_lag: 1000,
+            founded: false,
         }
     }
 
@@ -257,6 +261,9 @@ pub(super) fn restore(config: Config, stored: Stored) -> Result<Consensus, Resto
     };
     let mut cache = Cache::new(hard_state, members.to_raft(), first, applied, terms);
     cache.append(&entries.into_iter().map(|entry| entry.0).collect::<Vec<_>>());
+    if config.founded {
+        cache.found();
+    }
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let raft = RawNode::new(&config.to_raft(applied), cache, &logger)
         .map_err(|error| RestoreError::Config(error.to_string()))?;

@@ -97,3 +97,63 @@ fn an_owner_who_is_away_finds_his_chores_waiting() {
         owner.driver.close().await.unwrap();
     });
 }
+
+#[test]
+fn what_an_owner_holds_stays_in_the_log_after_its_flush_until_he_lets_it_go() {
+    run(4, async |env, _| {
+        let mut owner = Owner::open(&env).await.unwrap();
+        let mut writes = Writes::new();
+        owner.driver.hold(1, 3).unwrap();
+        for n in 0..200u64 {
+            writes.clear();
+            writes.insert(&n.to_be_bytes(), &[&[1; 400]]);
+            owner.commit(1, &writes).await.unwrap();
+        }
+        owner.flush().await.unwrap();
+        owner.driver.chores().await.unwrap();
+        assert_eq!(owner.driver.group(1).unwrap().first, 3);
+        assert_eq!(owner.driver.entries(1, 3..201).await.unwrap().len(), 198);
+        let held = owner.driver.log_stats().segment_bytes;
+        assert!(held > 80_000, "{held}");
+        // Another group goes on behind it, and nothing is copied about: the hold is one of a stretch of the
+        // lane.
+        for n in 0..2_000u64 {
+            writes.clear();
+            writes.insert(&n.to_be_bytes(), &[&[1; 200]]);
+            owner.commit(2, &writes).await.unwrap();
+        }
+        let lane = owner.driver.log_stats();
+        assert!(lane.copied_bytes < lane.appended_bytes / 10, "{lane:?}");
+        owner.driver.hold(1, 100).unwrap();
+        assert_eq!(owner.driver.group(1).unwrap().first, 100);
+        assert_eq!(owner.driver.entries(1, 100..201).await.unwrap().len(), 101);
+        owner.driver.hold(1, u64::MAX).unwrap();
+        for _ in 0..100 {
+            owner.driver.chores().await.unwrap();
+        }
+        assert_eq!(owner.driver.group(1).unwrap().first, 201);
+        let lane = owner.driver.log_stats();
+        assert!(lane.segment_bytes <= LANE_MAX, "{lane:?}");
+        owner.driver.close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_hold_that_makes_the_log_too_long_is_given_up() {
+    run(5, async |env, _| {
+        let options = crate::Options { held_log_max: 64 << 10, ..options(&env) };
+        let mut owner = Owner::open_with(options).await.unwrap();
+        let mut writes = Writes::new();
+        owner.driver.hold(1, 1).unwrap();
+        for n in 0..1_000u64 {
+            writes.clear();
+            writes.insert(&n.to_be_bytes(), &[&[1; 400]]);
+            owner.commit(1, &writes).await.unwrap();
+            owner.driver.chores().await.unwrap();
+            let lane = owner.driver.log_stats().segment_bytes;
+            assert!(lane <= LANE_MAX + (64 << 10) + (32 << 10), "at {n}: {lane}");
+        }
+        assert!(owner.driver.group(1).unwrap().first > 500);
+        owner.driver.close().await.unwrap();
+    });
+}
