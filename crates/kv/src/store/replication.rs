@@ -81,7 +81,10 @@ impl<P: Program> StoreHost<P> {
     ) -> Result<(), Error> {
         loop {
             let (mut arrived, mut arena, mut lens) = (Vec::new(), 0, Vec::new());
-            while let Some(envelope) = self.inbox.borrow_mut().pop_front() {
+            loop {
+                // Not as the condition of a loop: the inbox would stay borrowed in it.
+                let next = self.inbox.borrow_mut().pop_front();
+                let Some(envelope) = next else { break };
                 let brings: usize = envelope.message.entries().map(|e| arena_of(&e)).sum();
                 if !arrived.is_empty() && arena + brings > self.room {
                     self.inbox.borrow_mut().push_front(envelope);
