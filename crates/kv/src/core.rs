@@ -89,6 +89,9 @@ const REAP_BATCH: usize = 2_000;
 const SPLIT_TIME_MAX: Duration = Duration::from_secs(10);
 /// Intents of a shard that are resolved at once.
 const SETTLE_BATCH: usize = 512;
+/// How far ahead of this engine's time another one's timestamps may be, in microseconds: clocks differ, and
+/// the holder of the oracle goes by its own.
+const AHEAD_MOST_US: u64 = 3_600_000_000;
 /// Marks lanes of other engines.
 const FAR_LANE: u64 = 1 << 63;
 /// Tokens whose answer nobody wants.
@@ -463,7 +466,15 @@ impl<P: Program> Inner<P> {
         let rest = &question[reader.offset()..];
         let work = match kind {
             peers::CALL => Work::Call(self.program.decode_call(rest)?),
-            peers::REQUEST => Work::Request(Request::decode(rest).map_err(|e| e.to_string())?),
+            peers::REQUEST => {
+                let request = Request::decode(rest).map_err(|e| e.to_string())?;
+                // Entries are stamped above what is asked for; one from far away would stop a shard's time.
+                let now = self.time.known().max(self.wall_epoch());
+                if request.latest().epoch() > now.after_us(AHEAD_MOST_US) {
+                    return Err("a timestamp that nobody can have given yet".to_owned());
+                }
+                Work::Request(request)
+            }
             _ => return Err("an unknown kind of work".to_owned()),
         };
         // A name of its own here. Should two have the same they wait for each other, no more.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use atoll_lsm::Durability;
-use atoll_mvcc::keys::RoutingKey;
+use atoll_mvcc::keys::{Range, RoutingKey};
 use atoll_shard::eval::{Eval, Interrupt, Sight};
 use atoll_shard::leader::Base;
 
@@ -65,6 +65,13 @@ pub trait Program: 'static {
     /// Returns a place of the command: all its keys are on the shard that has it, or the command
     /// would not be evaluated in one step.
     fn place<'c>(&self, call: &'c Self::Call) -> RoutingKey<&'c [u8]>;
+
+    /// Returns whether all keys of the command lie in `range`, which has its place. They did when it was
+    /// routed; it may have met a split on its way.
+    fn fits(&self, call: &Self::Call, range: &Range) -> bool {
+        let _ = (call, range);
+        true
+    }
 
     /// Returns whether the command may write.
     fn sight(&self, call: &Self::Call) -> Sight;

@@ -998,8 +998,11 @@ fn histories_under_crashes_pauses_and_partitions_are_linearizable() {
 /// Seeds in which something was wrong once.
 #[test]
 fn seeds_that_have_found_something_find_it_no_more() {
-    // More arrived than a turn has room for, and the inbox was borrowed twice.
-    for seed in [5305] {
+    const SEEDS: &[u64] = &[
+        // More arrived than a turn has room for, and the inbox was borrowed twice.
+        5305,
+    ];
+    for &seed in SEEDS {
         assert_eq!(run_under_faults(seed).wrong, None, "seed {seed}");
         assert_eq!(bank_under_faults(seed).wrong, None, "seed {seed}");
     }

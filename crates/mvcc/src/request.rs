@@ -355,6 +355,32 @@ pub enum Request {
 }
 
 impl Request {
+    /// Returns the latest timestamp that it speaks of, [`Timestamp::ZERO`] if of none.
+    pub fn latest(&self) -> Timestamp {
+        let of = |outcome: &Outcome| match outcome {
+            Outcome::Committed(ts) => *ts,
+            Outcome::Aborted => Timestamp::ZERO,
+        };
+        match self {
+            Request::Get { at, .. } | Request::Scan { at, .. } => *at,
+            Request::Validate { at, read_ts, .. } => *at.max(read_ts),
+            Request::Commit { read_ts, commit_ts, .. }
+            | Request::Prewrite { read_ts, commit_ts, .. } => {
+                read_ts.unwrap_or_default().max(*commit_ts)
+            }
+            Request::Restage { from, to, .. } => *from.max(to),
+            Request::Finish { outcome, stamp, .. } => of(outcome).max(*stamp),
+            Request::Probe { fence, .. } => fence.unwrap_or_default(),
+            Request::Resolve { outcome, .. } => of(outcome),
+            Request::Lock { .. }
+            | Request::Unlock { .. }
+            | Request::Waits { .. }
+            | Request::Status { .. }
+            | Request::Forget { .. }
+            | Request::Heartbeat { .. } => Timestamp::ZERO,
+        }
+    }
+
     /// Returns the key that says which shard is asked: the first one named.
     pub fn key(&self) -> &[u8] {
         match self {

@@ -1,6 +1,7 @@
 //! Calls: commands on their way to a shard, with everything that they need.
 
 use atoll_mvcc::Timestamp;
+use atoll_mvcc::keys::{Range, RoutingKey, slot};
 pub use atoll_redis::task::{Encoded, Item, Watched};
 use atoll_redis::{CommandError, Durability};
 use atoll_resp::{Protocol, ReplyWriter};
@@ -44,6 +45,16 @@ pub struct Call {
 }
 
 impl Call {
+    /// Returns whether all its keys lie in a range that has one of them.
+    pub fn fits(&self, range: &Range) -> bool {
+        if let Work::One(item) = &self.work
+            && item.keys().nth(1).is_none()
+        {
+            return true;
+        }
+        self.keys().iter().all(|key| range.contains(RoutingKey::Slot(slot(key))))
+    }
+
     /// Returns the keys it names. All of them have to be on the shard that evaluates it: nothing there
     /// asks again.
     pub fn keys(&self) -> Vec<&[u8]> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use atoll_kv::{Failure, Program};
 use atoll_lsm::Durability;
-use atoll_mvcc::keys::RoutingKey;
+use atoll_mvcc::keys::{Range, RoutingKey};
 use atoll_redis::data::{self, DataCall};
 use atoll_redis::object::Object;
 use atoll_redis::table::{Command, Index};
@@ -232,6 +232,10 @@ impl Program for ObjectProgram {
 
     fn place<'c>(&self, call: &'c Call) -> RoutingKey<&'c [u8]> {
         RoutingKey::Slot(call.slot)
+    }
+
+    fn fits(&self, call: &Call, range: &Range) -> bool {
+        call.fits(range)
     }
 
     fn sight(&self, call: &Call) -> Sight {

@@ -286,6 +286,17 @@ impl<P: Program> StoreHost<P> {
                 drop(guard);
                 return self.send_on(core, group, job);
             }
+            if let Work::Call(call) = &job.work
+                && !core.program.fits(call, &state.descriptor.range)
+            {
+                sometimes!(true, "a command straddles a split");
+                drop(guard);
+                let why = "the shard of its keys was split while the command was on its way; send it \
+                           again";
+                let answer = refuse(core, &job, &Failure::Unavailable(why.to_owned()));
+                self.go_on(core, group, job.lane);
+                return Some((job, answer));
+            }
             if !self.may_answer(core, group, state) {
                 self.await_lease(state, job);
                 return None;

@@ -54,6 +54,22 @@ fn unit() -> Call {
     call(Work::Unit { items, watched })
 }
 
+#[test]
+fn a_call_whose_keys_a_split_has_parted_fits_neither_half() {
+    let whole = atoll_mvcc::keys::Range::ALL;
+    let mset = call(Work::One(item("mset", 0, &["mset", "a", "1", "b", "2"])));
+    let [low, high] = [slot(b"a").min(slot(b"b")), slot(b"a").max(slot(b"b"))];
+    assert!(low < high, "keys of two slots");
+    let (left, right) = whole.split(atoll_mvcc::keys::RoutingKey::Slot(high)).unwrap();
+    assert!(mset.fits(&whole) && !mset.fits(&left) && !mset.fits(&right));
+    let one = call(Work::One(item("get", 0, &["get", "a"])));
+    let half = if slot(b"a") == low { &left } else { &right };
+    assert!(one.fits(half));
+    let watched = vec![Watched { db: 0, key: Box::from(&b"b"[..]), version: 9 }];
+    let items = vec![item("get", 0, &["get", "a"])];
+    assert!(!call(Work::Unit { items, watched }).fits(half), "what is watched counts, too");
+}
+
 // ---- drawing ----
 
 fn draw_bytes(prng: &mut Prng, below: u64) -> Vec<u8> {
