@@ -134,6 +134,8 @@ pub(crate) struct Inner<P: Program> {
     /// Shards that do not serve yet.
     pub(crate) starting: Cell<usize>,
     pub(crate) changed: Signal,
+    /// All stores are closed.
+    pub(crate) ended: Signal,
     /// Why a store could not be closed in order.
     pub(crate) close_failure: RefCell<Option<String>>,
     pub(crate) stopping: Cell<bool>,
@@ -171,6 +173,7 @@ impl<P: Program> Inner<P> {
             open_stores: Cell::new(0),
             starting: Cell::new(0),
             changed: Signal::default(),
+            ended: Signal::default(),
             close_failure: RefCell::default(),
             stopping: Cell::new(false),
         })
@@ -651,6 +654,12 @@ impl<P: Program> Core<P> {
     /// has arrived.
     pub fn refresh(&self) {
         self.0.refresh();
+    }
+
+    /// Waits until all stores of this core are closed; for one who waits: what carries between engines is
+    /// needed until then.
+    pub async fn ended(&self) {
+        self.0.ended.raised().await;
     }
 
     /// Returns the moment of evaluation.

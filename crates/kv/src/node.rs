@@ -390,6 +390,7 @@ async fn run_core<P: Program>(
     while core.open_stores.get() > 0 {
         core.changed.raised().await;
     }
+    core.ended.raise();
     let failure = core.close_failure.borrow_mut().take();
     match never_served.or(failure) {
         Some(why) => Err(Error::Stopped(why)),

@@ -26,12 +26,19 @@ pub(crate) const RESPONSE: u8 = 2;
 pub(crate) const MOVED: u8 = 3;
 pub(crate) const UNKNOWN: u8 = 4;
 
-/// An answer on its way; [`Lost`] if it is not known whether the question arrived.
+/// An answer on its way, or why there is none.
 pub type Asked = Pin<Box<dyn Future<Output = Result<Bytes, Lost>>>>;
 
-/// A question to another engine got no answer. It may have arrived.
+/// A question to another engine got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost;
+pub enum Lost {
+    /// It never left, or was refused unread: nothing has happened.
+    NotSent,
+    /// It is longer than what can be carried, in bytes: nothing has happened, and never will.
+    TooLong(usize),
+    /// It may have arrived, and what it asked for been done.
+    Unknown,
+}
 
 /// Brings packets and questions to other engines.
 pub trait Carrier: Send + Sync {

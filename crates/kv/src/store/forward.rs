@@ -63,6 +63,8 @@ enum Back<P: Program> {
     Answer(Answer<P>),
     /// Nothing has happened.
     Moved,
+    /// Nothing has happened, and never will: it is longer than so many bytes.
+    TooLong(usize),
     /// Nobody knows what has.
     Lost,
 }
@@ -113,7 +115,9 @@ impl<P: Program> StoreHost<P> {
             let answer = timeout(&*inner.env.clock, ANSWER_TIME, asked).await;
             let back = match answer {
                 Ok(Ok(bytes)) => inner.read_answer(&bytes),
-                Ok(Err(Lost)) | Err(_) => Back::Lost,
+                Ok(Err(Lost::NotSent)) => Back::Moved,
+                Ok(Err(Lost::TooLong(most))) => Back::TooLong(most),
+                Ok(Err(Lost::Unknown)) | Err(_) => Back::Lost,
             };
             host.came_back(&inner, &group, lane, place, belief, back);
         });
@@ -164,7 +168,7 @@ impl<P: Program> StoreHost<P> {
                 return;
             };
             let again = match &back {
-                Back::Answer(_) => false,
+                Back::Answer(_) | Back::TooLong(_) => false,
                 Back::Moved => true,
                 Back::Lost => core.only_reads(&sent.job.work),
             };
@@ -179,6 +183,13 @@ impl<P: Program> StoreHost<P> {
         if let Some(Sent { job, .. }) = answered {
             let answer = match back {
                 Back::Answer(answer) => answer,
+                Back::TooLong(most) => {
+                    let why = format!(
+                        "what is written is longer than the {most} bytes that engines send each other at \
+                         once; write it in parts"
+                    );
+                    refuse(core, &job, &Failure::TooLarge(why))
+                }
                 Back::Moved | Back::Lost => unknown(core, &job),
             };
             core.deliver(job.reply_to, answer);

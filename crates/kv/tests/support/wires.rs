@@ -173,6 +173,6 @@ impl Carrier for End {
             number
         };
         self.wires.put((self.engine, to), Cargo::Question(number, question));
-        Box::pin(async move { receiver.await.map(Into::into).map_err(|_| Lost) })
+        Box::pin(async move { receiver.await.map(Into::into).map_err(|_| Lost::Unknown) })
     }
 }
