@@ -385,6 +385,7 @@ impl Driver {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(End::Lost("it takes no more bytes".to_owned())),
                 Poll::Ready(Ok(n)) => {
+                    let n = n.min(bytes.len());
                     out.advance(n);
                     written += n;
                     writes += 1;
@@ -453,7 +454,7 @@ pub(crate) async fn write_all(stream: &mut dyn Stream, mut bytes: &[u8]) -> std:
         if n == 0 {
             return Err(std::io::ErrorKind::WriteZero.into());
         }
-        bytes = &bytes[n..];
+        bytes = bytes.get(n..).unwrap_or_default();
     }
     Ok(())
 }

@@ -12,6 +12,43 @@
 //!     frame, handshake, outbox, peer: pure                 env: sockets, clock, tasks
 //! ```
 //!
+//! ```
+//! use std::net::SocketAddr;
+//! use std::rc::Rc;
+//! use std::time::Duration;
+//!
+//! use atoll_env::sim::Sim;
+//! use atoll_link::{ClusterId, EngineId, Handler, Link, Options, Receiver, Responder};
+//! use bytes::Bytes;
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     fn raft(&self, _: EngineId, _: Bytes) {}
+//!     fn request(&self, _: EngineId, request: Bytes, responder: Responder) {
+//!         responder.answer(request);
+//!     }
+//!     fn stream(&self, _: EngineId, _: Bytes, _: Receiver) {}
+//! }
+//!
+//! let sim = Sim::new(42);
+//! let nodes = [sim.node("a"), sim.node("b")];
+//! let links = [0, 1].map(|n| {
+//!     let node = &nodes[n];
+//!     let listen = SocketAddr::new(node.ip(), 7380);
+//!     let options = Options::new(EngineId(n as u128 + 1), ClusterId(7), 1, listen);
+//!     sim.block_on(node, Link::open(node.env(), options, Rc::new(Echo))).done().unwrap()
+//! });
+//! let (env, [a, b]) = (nodes[0].env(), links);
+//! let answer = sim.block_on(&nodes[0], async {
+//!     a.set_peer(EngineId(2), b.address());
+//!     env.clock.sleep(Duration::from_secs(1)).await;
+//!     let deadline = env.clock.now().after(Duration::from_secs(1));
+//!     a.call(EngineId(2), Bytes::from_static(b"hello"), deadline).await
+//! });
+//! assert_eq!(answer.done(), Ok(Bytes::from_static(b"hello")));
+//! ```
+//!
 //! A pair of engines has a connection of each [`Class`], because what they carry must not wait for
 //! each other: *raft* is small, ordered and better dropped than late; *rpc* is many questions with
 //! deadlines; *bulk* is as much as the reader takes. On one connection a snapshot would stand before

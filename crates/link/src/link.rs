@@ -325,7 +325,7 @@ impl Link {
     }
 
     /// Stops listening and dialling and closes all connections; peers are told. Its tasks end within
-    /// a second.
+    /// half a second, those that are connecting or in a handshake within the timeouts of these.
     pub fn close(&self) {
         self.shared().close();
     }
