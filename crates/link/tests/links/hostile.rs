@@ -17,14 +17,14 @@ use bytes::Bytes;
 use crate::support::{Answering, CLUSTER, Engine, key, options};
 
 /// An engine that speaks the protocol by hand.
-struct Raw {
+pub struct Raw {
     stream: Box<dyn Stream>,
     encoder: Encoder,
     decoder: Decoder,
     unread: Vec<u8>,
 }
 
-async fn write(stream: &mut dyn Stream, mut bytes: &[u8]) -> std::io::Result<()> {
+pub async fn write(stream: &mut dyn Stream, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         let n = poll_fn(|cx| stream.poll_write(cx, bytes)).await?;
         bytes = &bytes[n..];
@@ -35,7 +35,11 @@ async fn write(stream: &mut dyn Stream, mut bytes: &[u8]) -> std::io::Result<()>
 impl Raw {
     /// Connects as engine 9, with the key.
     async fn connect(env: &Env, to: SocketAddr, class: Class) -> Raw {
-        let mut stream = env.network.connect(to).await.unwrap();
+        Raw::begin(env, env.network.connect(to).await.unwrap(), class).await
+    }
+
+    /// The same on a stream that is there.
+    pub async fn begin(env: &Env, mut stream: Box<dyn Stream>, class: Class) -> Raw {
         let nonce = std::array::from_fn(|_| env.random.next_u64() as u8);
         let ours = Hello {
             versions: 1..=1,
@@ -99,7 +103,7 @@ impl Raw {
     }
 
     /// Reads the last words; returns the code and the sentence.
-    async fn close(&mut self) -> (Code, String) {
+    pub async fn close(&mut self) -> (Code, String) {
         let frame = self.find(Kind::Close).await.expect("it is told why");
         let (code, sentence) = frame.payload.split_first().unwrap();
         (Code::from_byte(*code), String::from_utf8(sentence.to_vec()).unwrap())
@@ -286,6 +290,25 @@ fn a_dialler_that_finds_something_else_says_so() {
     sim.advance(Duration::from_secs(2));
     let refused = engine.owner.refusal(Code::NotAnEngine, false).unwrap();
     assert!(refused.sentence.contains("looks like a Redis server: correct its address"));
+}
+
+#[test]
+fn an_address_that_closes_at_once_is_told_as_unreachable() {
+    let sim = Sim::new(11);
+    let (engine, node) = target(&sim, |_| {});
+    let env = node.env();
+    let address = SocketAddr::new(node.ip(), 1);
+    sim.block_on(&node, async {
+        let mut listener = env.network.listen(address).await.unwrap();
+        let closing = async move { while listener.accept().await.is_ok() {} };
+        env.tasks.spawn_local("closes", Box::pin(closing));
+    })
+    .done();
+    engine.dials(&sim, EngineId(9), address);
+    sim.advance(Duration::from_secs(10));
+    // Each class, and no faster than the wait between tries lets it.
+    let told = engine.owner.unreachable.get();
+    assert!((15..60).contains(&told), "{told} times");
 }
 
 #[test]

@@ -317,6 +317,32 @@ fn a_call_that_is_dropped_is_cancelled_at_the_callee() {
 }
 
 #[test]
+fn answers_that_cannot_leave_are_bounded_and_their_callers_are_told() {
+    let sim = Sim::new(9);
+    let (a, b) = pair_with(&sim, |options| options.call_bytes = 1 << 20);
+    b.owner.answering.set(Answering::Hold);
+    let outcomes = Rc::default();
+    sim.block_on(&a.node, async {
+        (0..10).for_each(|n| call_apart(&a, &b, number(n), 60_000, &outcomes));
+        a.env.clock.sleep(Duration::from_millis(100)).await;
+        sim.cut_link(&a.node, &b.node);
+        for (_, responder) in b.owner.held.take() {
+            responder.answer(Bytes::from(vec![1; 300_000]));
+        }
+        a.env.clock.sleep(Duration::from_millis(100)).await;
+        sim.heal_link(&a.node, &b.node);
+        a.env.clock.sleep(Duration::from_secs(2)).await;
+    })
+    .done();
+    let most = b.stats(&a, Class::Rpc).queue_bytes_max;
+    assert!(most > 1 << 20 && most <= (2 << 20) + 2000, "{most} bytes waited");
+    let outcomes = outcomes.borrow();
+    let answered = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
+    let unknown = |o: &&(u32, Outcome)| matches!(o.1, Err(CallError::Unknown(_)));
+    assert_eq!((answered, outcomes.iter().filter(unknown).count()), (6, 4));
+}
+
+#[test]
 fn answers_that_nobody_takes_are_bounded() {
     let sim = Sim::new(7);
     let (a, b) = pair_with(&sim, |options| options.call_bytes = 1 << 20);

@@ -1,13 +1,19 @@
 //! TLS between engines: the same as without it, for those who have a certificate of their own.
 
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use atoll_env::net::Stream;
 use atoll_env::sim::{Node, Sim};
 use atoll_link::tls::{Certificates, names};
-use atoll_link::{Class, ClusterId, Code, EngineId, Options};
+use atoll_link::{Class, ClusterId, Code, EngineId, Options, Role};
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 
+use crate::hostile::{Raw, write};
 use crate::support::{CLUSTER, Engine, options, slow};
 
 /// Makes certificates.
@@ -235,5 +241,56 @@ fn files_that_do_not_belong_together_are_named() {
     ] {
         let error = error.expect(words);
         assert!(error.contains(words) && error.contains("atoll cert"), "{error}");
+    }
+}
+
+/// A stream of which somebody keeps another end, to write past TLS.
+#[derive(Clone)]
+struct Tapped(Rc<RefCell<Box<dyn Stream>>>);
+
+impl Stream for Tapped {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_read(cx, buf)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_write(cx, buf)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn nonsense_after_the_last_word_of_tls_is_thrown_away_and_before_it_ends_the_connection() {
+    for is_closed_first in [true, false] {
+        let sim = Sim::new(8);
+        let (node, stranger) = (sim.node("engine"), sim.node("stranger"));
+        let authority = Authority::new();
+        let engine = Engine::start(&sim, &node, authority.equip(&node.env(), 1, options(&node, 1)));
+        let env = stranger.env();
+        let wrap = authority.certificates(&env, 9, 4000).unwrap().wrap();
+        sim.block_on(&stranger, async {
+            let below = env.network.connect(engine.address()).await.unwrap();
+            let mut tap = Tapped(Rc::new(RefCell::new(below)));
+            let wrapped = wrap(Box::new(tap.clone()), Role::Dialler);
+            let mut raw = Raw::begin(&env, wrapped.stream, Class::Raft).await;
+            env.clock.sleep(Duration::from_millis(50)).await;
+            assert!(engine.link.is_connected(EngineId(9), Class::Raft));
+            if is_closed_first {
+                engine.link.close();
+                assert_eq!(raw.close().await.0, Code::Leaving);
+            }
+            // A record of TLS that cannot be decrypted, and what is none.
+            let record = [&[0x17, 3, 3, 0, 20][..], &[7; 20]].concat();
+            let _ = write(&mut tap, &record).await;
+            let _ = write(&mut tap, b"GET / HTTP/1.1").await;
+            env.clock.sleep(Duration::from_secs(1)).await;
+        })
+        .done();
+        let why = engine.owner.downs(EngineId(9), Class::Raft);
+        let words = if is_closed_first { "this engine stops" } else { "reading from it failed" };
+        assert!(why[0].contains(words), "{why:?}");
     }
 }
