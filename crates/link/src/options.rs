@@ -30,6 +30,10 @@ pub struct Wrapped {
 }
 
 /// Who an engine is, where it listens, and its limits. Everything but the identity has a default.
+///
+/// The limits are for each peer. With the defaults one that does its worst, and knows the cluster key,
+/// makes this side hold some 130 MiB: half of it answers and chunks, 16 MiB each of requests in either
+/// direction, a message of 8 MiB waiting and a frame of 8 MiB half read. Other peers do not notice.
 #[derive(Clone)]
 pub struct Options {
     /// The engine's id.
