@@ -339,6 +339,11 @@ impl<P: Program> StoreHost<P> {
             job.returned = true;
             self.submit_and_deliver(core, group, job);
         }
+        self.tend_all_away(core, group);
+    }
+
+    /// Goes on with all lanes that have jobs away: somebody else leads.
+    pub(super) fn tend_all_away(self: &Rc<Self>, core: &Rc<Inner<P>>, group: &Rc<Group<P>>) {
         let lanes: Vec<Option<Lane>> = group.state.borrow().away.keys().copied().collect();
         for lane in lanes {
             self.tend_away(core, group, lane);

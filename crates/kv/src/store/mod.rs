@@ -196,7 +196,7 @@ impl<P: Program> StoreHost<P> {
     ) -> Option<(Job<P>, Answer<P>)> {
         let mut state = group.state.borrow_mut();
         if let Some(why) = &*self.stopped.borrow() {
-            let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
+            let answer = refuse_unseen(core, &job, why);
             return Some((job, answer));
         }
         if let Some((shard, term)) = job.only_under
@@ -627,7 +627,7 @@ impl<P: Program> StoreHost<P> {
             if let Some(lane) = job.lane {
                 group.state.borrow_mut().stalled.remove(&lane);
             }
-            let answer = refuse(core, &job, &Failure::Unavailable(why.clone()));
+            let answer = refuse_unseen(core, &job, why);
             return Some((job, answer));
         }
         let frozen = {
@@ -855,6 +855,15 @@ fn refuse<P: Program>(core: &Inner<P>, job: &Job<P>, failure: &Failure) -> Answe
             Failure::Unavailable(why) => Response::Unavailable(why.clone()),
             Failure::TooLarge(what) => Response::Refused(Refusal::TooLarge(what.clone())),
         }),
+    }
+}
+
+/// Returns the answer to a job that a store which has stopped did not look at: another engine may take its
+/// own elsewhere.
+fn refuse_unseen<P: Program>(core: &Inner<P>, job: &Job<P>, why: &str) -> Answer<P> {
+    match job.only_under {
+        Some(_) => Answer::Moved,
+        None => refuse(core, job, &Failure::Unavailable(why.to_owned())),
     }
 }
 

@@ -334,7 +334,10 @@ impl<P: Program> StoreHost<P> {
         }
         if group.id == ROOT {
             self.tend_oracle(core, group);
-        } else if now.leader.is_some() && !leads {
+        } else if leads {
+            // What is out goes on here, or is given up.
+            self.tend_all_away(core, group);
+        } else if now.leader.is_some() {
             self.drain_away(core, group);
         }
     }

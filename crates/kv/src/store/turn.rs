@@ -28,7 +28,7 @@ use atoll_shard::entry::{Closed, Payload};
 use atoll_shard::leader::Leader;
 
 use super::restore::{load, members_record};
-use super::{StoreHost, refuse};
+use super::{StoreHost, refuse, refuse_unseen};
 use crate::core::Inner;
 use crate::group::{Answer, Group, InFlight, Logged, Waiter};
 use crate::program::{Failure, Program};
@@ -104,11 +104,16 @@ impl<P: Program> StoreHost<P> {
                 core.deliver(job.reply_to, answer);
             }
             for waiter in waiters {
-                let (job, failure) = match waiter {
-                    Waiter::Answered { job, .. } => (job, Failure::Unknown),
-                    Waiter::Again(job) => (job, Failure::Unavailable(why.to_owned())),
+                let (job, answer) = match waiter {
+                    Waiter::Answered { job, .. } => {
+                        let answer = refuse(core, &job, &Failure::Unknown);
+                        (job, answer)
+                    }
+                    Waiter::Again(job) => {
+                        let answer = refuse_unseen(core, &job, why);
+                        (job, answer)
+                    }
                 };
-                let answer = refuse(core, &job, &failure);
                 core.deliver(job.reply_to, answer);
             }
         }
