@@ -23,7 +23,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use atoll_encoding::hash::hash64;
-use atoll_encoding::{Malformed, Reader};
+use atoll_encoding::{Malformed, Reader, varint};
 use atoll_env::Env;
 use atoll_env::mesh::Port;
 use atoll_env::sometimes;
@@ -126,6 +126,8 @@ pub(crate) struct Inner<P: Program> {
     /// Engines that wait for the answer to a job of theirs.
     asked_from_afar: RefCell<BTreeMap<u64, oneshot::Sender<Answer<P>>>>,
     next_token: Cell<u64>,
+    /// How many jobs were sent to leaders elsewhere.
+    places: Cell<u64>,
     /// The moment of what is evaluated now.
     epoch: Cell<Epoch>,
     coordinator: RefCell<Option<Coordinator<CoreShards<P>, NodeOracle<P>>>>,
@@ -168,6 +170,7 @@ impl<P: Program> Inner<P> {
             asked: RefCell::default(),
             asked_from_afar: RefCell::default(),
             next_token: Cell::new(REQUEST),
+            places: Cell::new(0),
             epoch: Cell::new(epoch),
             coordinator: RefCell::default(),
             open_stores: Cell::new(0),
@@ -294,6 +297,12 @@ impl<P: Program> Inner<P> {
             let response = receiver.await.unwrap_or(Response::Unknown);
             inner.deliver(reply_to, Answer::Response(response));
         });
+    }
+
+    /// Returns a number above all that it has returned.
+    pub(crate) fn draw_place(&self) -> u64 {
+        self.places.set(self.places.get() + 1);
+        self.places.get()
     }
 
     fn draw_token(&self) -> u64 {
@@ -476,6 +485,8 @@ impl<P: Program> Inner<P> {
                 if request.latest().epoch() > now.after_us(AHEAD_MOST_US) {
                     return Err("a timestamp that nobody can have given yet".to_owned());
                 }
+                // The oracle has given it, so what follows from it here is known to lie above.
+                self.time.learn_of(request.latest().epoch());
                 Work::Request(request)
             }
             _ => return Err("an unknown kind of work".to_owned()),
@@ -503,6 +514,8 @@ impl<P: Program> Inner<P> {
     /// Returns the answer to another engine's job; `None`: it was lost.
     fn encode_answer(&self, answer: Option<Answer<P>>) -> Vec<u8> {
         let mut out = Vec::new();
+        // Whoever is told that something is done knows of no earlier time afterwards.
+        varint::put(&mut out, self.time.known().0);
         match answer {
             Some(Answer::Reply(reply)) => {
                 out.push(peers::REPLY);

@@ -272,6 +272,8 @@ pub(crate) struct State<P: Program> {
     pub(crate) for_lease: Vec<Job<P>>,
     /// The term of the leadership that is evaluated for.
     pub(crate) led_term: u64,
+    /// The replicas never changed since the database began, nor those of the shard it was split off.
+    pub(crate) founded: bool,
     /// Nothing is evaluated before this entry is applied: it was in flight when the leader was given up.
     pub(crate) resume_after: u64,
     /// The number with which the next leader goes on.
@@ -286,8 +288,6 @@ pub(crate) struct State<P: Program> {
     pub(crate) low_water: Option<(u64, Timestamp)>,
     /// Jobs that are at the leader elsewhere, by lane; those without one are all in lane `None`.
     pub(crate) away: BTreeMap<Option<Lane>, Away<P>>,
-    /// How many were sent there.
-    pub(crate) sent: u64,
     /// Of the root shard: the term since which this engine holds the oracle.
     pub(crate) holds_since: u64,
 }
@@ -324,6 +324,7 @@ impl<P: Program> State<P> {
             keep: 0,
             for_lease: Vec::new(),
             led_term: 0,
+            founded: false,
             resume_after: 0,
             next_seq: 1,
             orphans: VecDeque::new(),
@@ -331,7 +332,6 @@ impl<P: Program> State<P> {
             giving: false,
             low_water: None,
             away: BTreeMap::new(),
-            sent: 0,
             holds_since: 0,
         }
     }
@@ -352,13 +352,16 @@ impl<P: Program> State<P> {
 
     /// Returns whether jobs of a lane are stalled here or at an elder.
     fn holds(&mut self, lane: Lane) -> bool {
-        self.stalled.contains_key(&lane) || self.holder_of(lane).is_some()
+        self.stalled.contains_key(&lane)
+            || self.away.contains_key(&Some(lane))
+            || self.holder_of(lane).is_some()
     }
 
-    /// Returns the lanes of stalled jobs, for a shard that is split off.
+    /// Returns the lanes of jobs that are stalled or away, for a shard that is split off.
     pub(crate) fn stalled_lanes(&self) -> BTreeSet<Lane> {
         let inherited = self.elder.iter().flat_map(|elder| &elder.lanes);
-        self.stalled.keys().chain(inherited).copied().collect()
+        let away = self.away.keys().flatten();
+        self.stalled.keys().chain(inherited).chain(away).copied().collect()
     }
 
     /// Ends the open entry, if it has effects: what comes next gets another one. It stays open if it

@@ -129,14 +129,22 @@ struct Assembly<P: Program> {
 }
 
 impl<P: Program> Shared<P> {
-    /// Draws the id of a new shard.
+    /// Draws the id of a new shard: the engine's number and a count of its own, so that two engines that
+    /// split at once do not draw the same.
     pub(crate) fn draw_shard(&self) -> ShardId {
-        ShardId(self.next_shard.fetch_add(1, Ordering::Relaxed))
+        let serial = self.next_shard.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
+        ShardId(self.engine() << 32 | serial)
     }
 
     /// Makes sure that an id is not drawn again.
     pub(crate) fn note_shard(&self, id: ShardId) {
-        self.next_shard.fetch_max(id.0 + 1, Ordering::Relaxed);
+        if id.0 >> 32 == self.engine() {
+            self.next_shard.fetch_max((id.0 & u64::from(u32::MAX)) + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn engine(&self) -> u64 {
+        self.options.cluster.as_ref().map_or(0, |cluster| u64::from(cluster.engine.0))
     }
 }
 
@@ -344,7 +352,7 @@ async fn run_core<P: Program>(
     for (at, (driver, tree, groups, bound)) in stores {
         let oracle = read_oracle(&tree).await?;
         let host = Rc::new(StoreHost::new(at, tree, bound, oracle, driver.arena_most()));
-        for group in groups.iter().filter(|group| group.is_alone()) {
+        for group in groups.iter().filter(|group| group.is_alone() && group.id != ROOT) {
             // One with replicas elsewhere may be led there, or by nobody for a while: it is not waited for.
             group.state.borrow_mut().awaited = true;
             starting += 1;
@@ -515,7 +523,11 @@ async fn report<P: Program>(
             let table = Table::new(std::mem::take(&mut assembly.routes));
             match table.check() {
                 Ok(()) => {
-                    let time = Timekeeper::new(shared.options.cluster.is_some(), assembly.bound);
+                    // What a bound allows was not given by that. Who shares an oracle learns of the time
+                    // from it before anything is served.
+                    let is_shared = shared.options.cluster.is_some();
+                    let start = if is_shared { Epoch(0) } else { assembly.bound };
+                    let time = Timekeeper::new(is_shared, start);
                     assembly.ready = Some((Arc::new(table), Arc::new(time)));
                 }
                 Err(what) => {

@@ -114,6 +114,14 @@ impl Timekeeper {
         self.oracle.raise(epoch);
     }
 
+    /// Notes that another engine knows an epoch to be given. Not for whoever gives them: its own come from
+    /// below its bound, and it knows all that were.
+    pub(crate) fn learn_of(&self, epoch: Epoch) {
+        if self.shared && !self.holds() {
+            self.learn(epoch);
+        }
+    }
+
     /// Lets this engine give epochs up to `bound` until its lease ends.
     pub(crate) fn reign(&self, bound: Epoch, until_us: u64) {
         self.bound.store(bound.0, Ordering::Release);
@@ -251,6 +259,8 @@ impl<P: Program> Inner<P> {
         if !self.asking.spare_asked.replace(true) {
             let inner = self.clone();
             self.spawn("spare epoch", async move {
+                // Whoever holds the oracle has one at once, and it may not do: not without a pause.
+                inner.env.clock.sleep(PAUSE).await;
                 let drawn = inner.epoch().await;
                 inner.asking.spare_asked.set(false);
                 inner.asking.spare.set(drawn.ok());

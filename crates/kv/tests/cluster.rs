@@ -666,6 +666,265 @@ fn what_a_majority_has_confirmed_survives_a_power_cut_of_all() {
     holds_and_its_rule_is_needed("promise-before-sync", 24, is_confirmation_hollow);
 }
 
+/// Returns where a key is, and the core that leads its shard.
+fn place_and_core(
+    cluster: &Cluster,
+    name: &str,
+) -> (atoll_mvcc::keys::RoutingKey<Vec<u8>>, Core<Toy>) {
+    let place = atoll_mvcc::keys::place_of(&key(name)).expect("a slot").into_owned();
+    let leader = cluster.leader_of(name).expect("it is served");
+    (place, CORES.with_borrow(|cores| cores[&leader].1.clone()))
+}
+
+#[test]
+fn two_engines_that_split_shards_at_once_make_two_new_ones() {
+    Cluster::run(2, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let names = [cluster.name_led_by(1).await, cluster.name_led_by(2).await];
+        let made: Rc<RefCell<Vec<_>>> = Rc::default();
+        for name in &names {
+            let ((place, core), made) = (place_and_core(&cluster, name), made.clone());
+            cluster.spawn(Box::pin(async move {
+                let id = core.split_at(place).await;
+                made.borrow_mut().push(id);
+            }));
+        }
+        cluster.sleep_ms(3_000).await;
+        let made = std::mem::take(&mut *made.borrow_mut());
+        assert!(made.len() == 2 && made.iter().all(Result::is_ok), "{made:?}");
+        assert_ne!(made[0], made[1]);
+        for n in 0..ENGINES {
+            let core = CORES.with_borrow(|cores| cores[&n].1.clone());
+            assert_eq!(core.table().check(), Ok(()));
+            assert_eq!(core.table().routes().len(), usize::from(SHARDS) + 2);
+        }
+        for name in &names {
+            assert_eq!(cluster.get(name).await, Some(1));
+        }
+        cluster.crash(1, CrashMode::DropAll);
+        cluster.restart(1);
+        cluster.sleep_ms(2_000).await;
+        for name in &names {
+            assert_eq!(cluster.ask(1, 9, Call::Get(key(name))).await, Reply::Number(1));
+        }
+    });
+}
+
+#[test]
+fn an_engine_that_was_away_during_a_split_gets_the_new_shard_when_it_returns() {
+    Cluster::run(2, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let name = cluster.name_led_by(1).await;
+        let (place, core) = place_and_core(&cluster, &name);
+        cluster.crash(2, CrashMode::KeepAll);
+        core.split_at(place).await.expect("a split");
+        drop(core);
+        cluster.sleep_ms(1_500).await;
+        cluster.set(&name, 7).await;
+        cluster.restart(2);
+        cluster.sleep_ms(5_000).await;
+        cluster.crash(0, CrashMode::KeepAll);
+        cluster.sleep_ms(2_000).await;
+        // It takes the one that was away to write, and the one that was not may go next.
+        assert_eq!(cluster.ask(1, 9, Call::Set(key(&name), 8)).await, Reply::Done);
+        cluster.restart(0);
+        cluster.sleep_ms(3_000).await;
+        cluster.crash(1, CrashMode::KeepAll);
+        assert_eq!(cluster.get(&name).await, Some(8));
+    });
+}
+
+/// A client sends without waiting to an engine that does not lead, and the shard is split at its key.
+fn over_a_split(seed: u64, slow: bool) {
+    Cluster::run(seed, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let (leader, front) = (1, 2);
+        let name = cluster.name_led_by(leader).await;
+        cluster.sleep_ms(500).await;
+        let core = CORES.with_borrow(|cores| cores[&front].1.clone());
+        let first = 1u64 << 40;
+        let mut replies: BTreeMap<u64, Reply> = BTreeMap::new();
+        let mut take = |core: &Core<Toy>| {
+            let mut taken = Vec::new();
+            core.take_replies(&mut taken);
+            for (_, token, reply) in taken {
+                let before = replies.insert(token - first, reply);
+                assert_eq!(before, None, "seed {seed}: command {} answered twice", token - first);
+            }
+            replies.len()
+        };
+        for n in 0..1_000 {
+            if n == 8 {
+                let (place, at_leader) = place_and_core(&cluster, &name);
+                cluster.spawn(Box::pin(async move {
+                    at_leader.split_at(place).await.expect("a split");
+                }));
+            }
+            if slow && n == 400 {
+                for node in &cluster.nodes {
+                    let sync_latency = Duration::from_millis(60)..Duration::from_millis(120);
+                    node.disk().set_options(DiskOptions { sync_latency, ..DiskOptions::default() });
+                }
+            }
+            core.refresh();
+            let at_once = core.call(Call::Add(key(&name), 1), 77, first + n);
+            assert_eq!(at_once, None, "it has to be logged elsewhere");
+            core.flush();
+            cluster.clock.sleep(Duration::from_micros(250)).await;
+            take(&core);
+        }
+        for _ in 0..10_000 {
+            if take(&core) == 1_000 {
+                break;
+            }
+            cluster.sleep_ms(1).await;
+        }
+        drop(core);
+        for n in 0..1_000 {
+            // It was set to 1 at first.
+            let reply = replies.get(&n);
+            assert_eq!(reply, Some(&Reply::Number(n + 2)), "seed {seed}: command {n}");
+        }
+    });
+}
+
+#[test]
+fn commands_of_a_connection_keep_their_order_over_a_split() {
+    (0..4).for_each(|seed| over_a_split(seed, false));
+}
+
+#[test]
+fn every_command_is_answered_once_over_a_split_and_slow_disks() {
+    (0..4).for_each(|seed| over_a_split(seed, true));
+}
+
+/// A leader is lost with entries in flight, leads again, and is lost with one more of a lower index: who waits
+/// for that one learns that it was kept.
+#[test]
+fn an_entry_in_flight_that_was_kept_is_not_said_to_be_lost_because_of_older_ones() {
+    Cluster::run(2, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let a = 1;
+        let mut tag = None;
+        for n in 0..100 {
+            if cluster.set(&format!("{{t{n}}}0"), 0).await == a {
+                tag = Some(n);
+                break;
+            }
+        }
+        let tag = tag.expect("it leads something");
+        let of = move |n: u64| format!("{{t{tag}}}{n}");
+        cluster.sleep_ms(100).await;
+        let replies: Rc<RefCell<BTreeMap<u64, Reply>>> = Rc::default();
+        let begin = {
+            let (cluster, replies) = (cluster.clone(), replies.clone());
+            move |n: u64| {
+                let (cluster, replies) = (cluster.clone(), replies.clone());
+                cluster.clone().spawn(Box::pin(async move {
+                    let call = Call::Add(key(&of(n)), 1);
+                    let reply = cluster.ask_for(a, 500 + n, call, Duration::from_secs(9)).await;
+                    replies.borrow_mut().insert(n, reply);
+                }));
+            }
+        };
+        cluster.isolate(a);
+        for n in 1..=6 {
+            begin(n);
+            cluster.sleep_ms(5).await;
+        }
+        cluster.sleep_ms(1_200).await;
+        cluster.wires.heal();
+        cluster.sleep_ms(20).await;
+        cluster.crash(2, CrashMode::KeepAll);
+        for _ in 0..2_000 {
+            if cluster.leader_of(&of(0)) == Some(a) {
+                break;
+            }
+            cluster.sleep_ms(1).await;
+        }
+        cluster.wires.cut(engine(0), engine(a));
+        cluster.wires.cut(engine(2), engine(a));
+        cluster.wires.cut(engine(a), engine(2));
+        begin(7);
+        cluster.restart(2);
+        cluster.sleep_ms(2_600).await;
+        cluster.wires.heal();
+        for n in 10..16 {
+            cluster.set(&of(n), n).await;
+        }
+        cluster.sleep_ms(1_000).await;
+        let kept = cluster.get(&of(7)).await;
+        let reply = replies.borrow().get(&7).cloned();
+        let said_lost = matches!(reply, Some(Reply::Failed(Failure::Unavailable(_))));
+        assert!(kept.is_none() || !said_lost, "kept: {kept:?}, reply: {reply:?}");
+    });
+}
+
+/// A leader that cannot reach the oracle uses up what timestamps it can derive. What needs one more waits,
+/// and everything else goes on.
+#[test]
+fn a_shard_that_lacks_a_timestamp_waits_for_one_and_its_core_does_not_hang() {
+    Cluster::run(2, |cluster, _| async move {
+        cluster.until_all_are_led().await;
+        let (name, other) = (cluster.name_led_by(1).await, cluster.name_led_by(2).await);
+        let _ = probe::take();
+        cluster.wires.cut(engine(1), engine(HOLDER));
+        cluster.wires.cut(engine(HOLDER), engine(1));
+        for n in 0..2_047u64 {
+            let reply = cluster.ask(1, 9, Call::Set(key(&name), n)).await;
+            if reply != Reply::Done {
+                break;
+            }
+        }
+        let core = CORES.with_borrow(|cores| cores[&2].1.clone());
+        let (k, o) = (key(&name), key(&other));
+        let coordinator = core.coordinator();
+        let blind = Box::pin(coordinator.run(Isolation::Serializable, async |txn| {
+            txn.put(&k, &support::stored(1)).await?;
+            txn.put(&o, &support::stored(1)).await
+        }));
+        let _ = timeout(&*cluster.clock, Duration::from_secs(3), blind).await;
+        drop(core);
+        assert!(probe::take().contains_key("an entry waits for an epoch"));
+        cluster.wires.heal();
+        cluster.sleep_ms(1_000).await;
+        assert_eq!(cluster.ask(1, 11, Call::Set(key(&name), 5)).await, Reply::Done);
+        assert_eq!(cluster.get(&name).await, Some(5));
+    });
+}
+
+#[test]
+fn a_database_that_one_engine_begins_serves() {
+    let sim = Sim::new(1);
+    let (node, judge) = (sim.node("e1"), sim.node("judge"));
+    let clock = judge.env().clock;
+    let wires = Wires::new(1, clock.clone());
+    let mut options: NodeOptions = options(node.env(), 1, SHARDS);
+    options.cluster = Some(ClusterOptions {
+        engine: engine(0),
+        founders: vec![engine(0)],
+        carrier: wires.end(engine(0)),
+    });
+    let served: Arc<Mutex<Option<u64>>> = Arc::default();
+    let at = served.clone();
+    let script = move |core: Core<Toy>| {
+        let at = at.clone();
+        async move {
+            let mut client = support::Client::new(&core, 1);
+            assert_eq!(client.call(Call::Set(key("a"), 7)).await, Reply::Done);
+            *at.lock() = client.get("a").await;
+        }
+    };
+    let tasks = node.env().tasks;
+    let run = async move {
+        let end = async move { assert!(matches!(open(options, script).await, Ok(()))) };
+        tasks.spawn_local("engine", Box::pin(end));
+        clock.sleep(Duration::from_secs(20)).await;
+    };
+    sim.block_on(&judge, run).done();
+    assert_eq!(*served.lock(), Some(7));
+}
+
 /// What a run under faults came to.
 #[derive(Debug)]
 struct Verdict {
@@ -987,7 +1246,6 @@ fn histories_under_crashes_pauses_and_partitions_are_linearizable() {
     let reached = probe::take();
     for state in [
         "a leadership ends",
-        "an entry outlives its leadership",
         "an entry is overwritten by another leader's",
         "a read waits for the lease",
     ] {

@@ -25,10 +25,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use atoll_encoding::varint;
+use atoll_encoding::{Reader, varint};
 use atoll_env::sometimes;
 use atoll_env::sync::timeout;
 use atoll_lsm::Durability;
+use atoll_mvcc::Epoch;
 use atoll_mvcc::request::{Request, Response};
 use atoll_shard::eval::Sight;
 use atoll_shard::replica::engine_of;
@@ -98,13 +99,17 @@ impl<P: Program> StoreHost<P> {
         belief: Belief,
     ) {
         let Some(cluster) = &core.shared.options.cluster else { return };
+        if let Work::Reap { .. } = job.work {
+            // Whoever leads the shard reaps; nobody waits.
+            return;
+        }
         sometimes!(true, "a job is sent to the leader elsewhere");
         let lane = job.lane;
         let question = self.question(core, group, &job, belief);
         let place = {
             let mut state = group.state.borrow_mut();
-            state.sent += 1;
-            let (_, place) = *job.away.get_or_insert((core.monotonic_ms(), state.sent));
+            // Numbers of the core: a job may go on to a shard that was split off.
+            let (_, place) = *job.away.get_or_insert((core.monotonic_ms(), core.draw_place()));
             let sent = Sent { belief, job, returned: false };
             state.away.entry(lane).or_default().out.insert(place, sent);
             place
@@ -209,13 +214,8 @@ impl<P: Program> StoreHost<P> {
             let now = belief(group);
             let mut state = group.state.borrow_mut();
             let Some(away) = state.away.get_mut(&lane) else { return };
-            // Without a lane there is no order, and nobody waits behind anybody.
-            let first = match lane {
-                Some(_) => away.out.first_key_value(),
-                None => away.out.iter().find(|(_, sent)| sent.returned),
-            };
-            match first.map(|(place, sent)| (*place, sent.returned, sent.belief)) {
-                Some((place, true, belief)) if Some(belief) != now => {
+            match next_returned(away, lane) {
+                Some((place, belief)) if Some(belief) != now => {
                     let sent = away.out.remove(&place);
                     drop(state);
                     if let Some(sent) = sent {
@@ -224,11 +224,11 @@ impl<P: Program> StoreHost<P> {
                     continue;
                 }
                 // Nobody has told this replica yet who leads.
-                Some((_, true, _)) => return self.look_again(core, group, lane, away, PAUSE),
-                Some(_) if away.out.values().any(|s| Some(s.belief) != now || s.returned) => {
+                Some(_) => return self.look_again(core, group, lane, away, PAUSE),
+                None if away.out.values().any(|s| Some(s.belief) != now || s.returned) => {
                     return self.look_again(core, group, lane, away, GRACE);
                 }
-                _ => {}
+                None => {}
             }
             let behind = std::mem::take(&mut away.behind);
             if away.out.is_empty() && !away.looks_again {
@@ -271,10 +271,8 @@ impl<P: Program> StoreHost<P> {
                 }
                 // Who did not lead a moment ago may not have heard yet that it does, or this replica that
                 // somebody else does: they are asked once more although nothing else is known.
-                while let Some(entry) = away.out.first_entry()
-                    && entry.get().returned
-                {
-                    again.push(entry.remove().job);
+                while let Some((place, _)) = next_returned(away, lane) {
+                    again.extend(away.out.remove(&place).map(|sent| sent.job));
                 }
             }
             for job in given_up {
@@ -351,6 +349,16 @@ impl<P: Program> StoreHost<P> {
     }
 }
 
+/// Returns the job of a lane that is to be tried again next. Without a lane there is no order, and nobody
+/// waits behind anybody.
+fn next_returned<P: Program>(away: &Away<P>, lane: Option<Lane>) -> Option<(u64, Belief)> {
+    let (place, sent) = match lane {
+        Some(_) => away.out.first_key_value().filter(|(_, sent)| sent.returned),
+        None => away.out.iter().find(|(_, sent)| sent.returned),
+    }?;
+    Some((*place, sent.belief))
+}
+
 /// Returns who leads a shard, as its replica here knows.
 fn belief<P: Program>(group: &Group<P>) -> Option<Belief> {
     let consensus = group.consensus.borrow();
@@ -360,6 +368,10 @@ fn belief<P: Program>(group: &Group<P>) -> Option<Belief> {
 
 impl<P: Program> Inner<P> {
     fn read_answer(&self, bytes: &[u8]) -> Back<P> {
+        let mut reader = Reader::new(bytes);
+        let Ok(known) = reader.varint("an epoch") else { return Back::Lost };
+        let bytes = &bytes[reader.offset()..];
+        self.time.learn_of(Epoch(known));
         let answer = match bytes.split_first() {
             Some((&peers::REPLY, rest)) => self.program.decode_reply(rest).map(Answer::Reply),
             Some((&peers::RESPONSE, rest)) => {

@@ -214,6 +214,7 @@ impl<P: Program> StoreHost<P> {
             return None;
         }
         if let Some(lane) = job.lane
+            && !job.returned
             && let Some(holder) = state.holder_of(lane)
         {
             sometimes!(
@@ -221,8 +222,11 @@ impl<P: Program> StoreHost<P> {
                 "a job waits behind one of its connection at the shard before the split"
             );
             drop(state);
-            if let Some(behind) = holder.state.borrow_mut().stalled.get_mut(&lane) {
+            let mut of_holder = holder.state.borrow_mut();
+            if let Some(behind) = of_holder.stalled.get_mut(&lane) {
                 behind.push_back(job);
+            } else {
+                of_holder.away.entry(Some(lane)).or_default().behind.push_back(job);
             }
             return None;
         }
@@ -428,7 +432,20 @@ impl<P: Program> StoreHost<P> {
             Outcome::NoLease => self.await_lease(state, job),
             Outcome::CloseFirst | Outcome::Interrupted(Interrupt::Hindered(Step::CloseFirst)) => {
                 state.close_open(core);
-                return Disposed::Again(job);
+                match &state.leader {
+                    // It waits for an epoch, and so does the job: for the entry that it opens.
+                    Some(leader) if leader.is_open() => {
+                        sometimes!(true, "a job waits for an entry that cannot be closed yet");
+                        let entry = leader.open_entry();
+                        if let Some(lane) = job.lane {
+                            state.stalled.entry(lane).or_default();
+                        }
+                        let waiter = Waiter::Again(Box::new(job));
+                        state.waiters.entry(entry).or_default().push(waiter);
+                        return Disposed::Waits;
+                    }
+                    _ => return Disposed::Again(job),
+                }
             }
             Outcome::TooOld => {
                 job.reads.newest = true;
@@ -630,18 +647,19 @@ impl<P: Program> StoreHost<P> {
             let answer = refuse_unseen(core, &job, why);
             return Some((job, answer));
         }
+        if let Some((shard, term)) = job.only_under
+            && (shard != group.id || group.state.borrow().led_term != term)
+        {
+            // It was elsewhere meanwhile, and its term is over.
+            self.go_on(core, group, job.lane);
+            return Some((job, Answer::Moved));
+        }
         let frozen = {
             let state = group.state.borrow();
             state.leader.is_none() || state.frozen
         };
         if frozen {
             let lane = job.lane;
-            if let Some((shard, term)) = job.only_under
-                && (shard != group.id || group.state.borrow().led_term != term)
-            {
-                self.go_on(core, group, lane);
-                return Some((job, Answer::Moved));
-            }
             match self.led(core, group) {
                 Led::There(belief) => {
                     self.send_away(core, group, job, belief);

@@ -58,6 +58,15 @@ const ORPHAN_MS: u64 = 5_000;
 /// How long an engine that stops tries to give its leaderships away.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// What was taken in and is not staged.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// Memtable room of its entries.
+    pub(super) arena: usize,
+    /// Lengths of their payloads.
+    pub(super) lens: Vec<usize>,
+}
+
 impl<P: Program> StoreHost<P> {
     // ---- what arrives ----
 
@@ -73,49 +82,49 @@ impl<P: Program> StoreHost<P> {
         self.signal.raise();
     }
 
-    /// Steps what has arrived, as far as there is room for what it brings.
+    /// Steps what has arrived, as far as there is room for what it brings in this turn. Returns what that
+    /// takes of the log and of memory: it is staged later, so whoever reserves before that counts it in.
     pub(super) async fn take_in(
         &self,
         core: &Rc<Inner<P>>,
         driver: &mut Driver,
-    ) -> Result<(), Error> {
+    ) -> Result<Taken, Error> {
+        let (mut arrived, mut arena, mut lens) = (Vec::new(), 0, Vec::new());
         loop {
-            let (mut arrived, mut arena, mut lens) = (Vec::new(), 0, Vec::new());
-            loop {
-                // Not as the condition of a loop: the inbox would stay borrowed in it.
-                let next = self.inbox.borrow_mut().pop_front();
-                let Some(envelope) = next else { break };
-                let brings: usize = envelope.message.entries().map(|e| arena_of(&e)).sum();
-                if !arrived.is_empty() && arena + brings > self.room {
-                    self.inbox.borrow_mut().push_front(envelope);
-                    break;
-                }
-                let bytes = self.inbox_bytes.get();
-                self.inbox_bytes.set(bytes.saturating_sub(envelope.message.weight()));
-                arena += brings;
-                lens.extend(envelope.message.entries().map(|e| e.payload().len() + 64));
-                arrived.push(envelope);
+            // Not as the condition of a loop: the inbox would stay borrowed in it.
+            let next = self.inbox.borrow_mut().pop_front();
+            let Some(envelope) = next else { break };
+            let brings: usize = envelope.message.entries().map(|e| arena_of(&e)).sum();
+            if !arrived.is_empty() && arena + brings > self.room {
+                self.inbox.borrow_mut().push_front(envelope);
+                break;
             }
-            if arrived.is_empty() {
-                return Ok(());
-            }
-            let full = match lens.is_empty() {
-                true => false,
-                false => match driver.reserve(arena + self.promised.get(), &lens).await {
-                    Ok(()) => false,
-                    Err(failure @ Error::Stopped(_)) => return Err(failure),
-                    // Nothing is taken in that brings entries; their leader sends them again.
-                    Err(_) => true,
-                },
-            };
-            sometimes!(full, "a follower has no room for entries");
-            for envelope in arrived {
-                if full && envelope.message.entries().len() > 0 {
-                    continue;
-                }
-                self.step(core, envelope);
-            }
+            let bytes = self.inbox_bytes.get();
+            self.inbox_bytes.set(bytes.saturating_sub(envelope.message.weight()));
+            arena += brings;
+            lens.extend(envelope.message.entries().map(|e| e.payload().len() + 64));
+            arrived.push(envelope);
         }
+        if arrived.is_empty() {
+            return Ok(Taken::default());
+        }
+        let full = match lens.is_empty() {
+            true => false,
+            false => match driver.reserve(arena + self.promised.get(), &lens).await {
+                Ok(()) => false,
+                Err(failure @ Error::Stopped(_)) => return Err(failure),
+                // Nothing is taken in that brings entries; their leader sends them again.
+                Err(_) => true,
+            },
+        };
+        sometimes!(full, "a follower has no room for entries");
+        for envelope in arrived {
+            if full && envelope.message.entries().len() > 0 {
+                continue;
+            }
+            self.step(core, envelope);
+        }
+        Ok(if full { Taken::default() } else { Taken { arena, lens } })
     }
 
     fn step(&self, core: &Rc<Inner<P>>, envelope: Envelope) {
@@ -244,6 +253,10 @@ impl<P: Program> StoreHost<P> {
     pub(super) fn tick(self: &Rc<Self>, core: &Rc<Inner<P>>) {
         let now_ms = core.monotonic_ms();
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
+        for group in groups.iter().filter(|group| group.id == ROOT && group.is_alone()) {
+            self.tend_oracle(core, group);
+            self.extend_oracle(core, group);
+        }
         for group in groups.iter().filter(|group| !group.is_alone()) {
             let (role, leader) = {
                 let mut consensus = group.consensus.borrow_mut();
@@ -259,7 +272,9 @@ impl<P: Program> StoreHost<P> {
                     state.giving = false;
                     state.lease.begin(core.now_us());
                 }
-                if leader.is_some() {
+                // One that leads and finds no oracle to begin with serves nobody either.
+                let serves = leader.is_some() && (!role || state.leader.is_some());
+                if serves || group.id == ROOT {
                     state.leaderless_since = None;
                 } else {
                     let since = *state.leaderless_since.get_or_insert(now_ms);
@@ -294,6 +309,13 @@ impl<P: Program> StoreHost<P> {
 
     pub(super) fn why_leaderless(&self, group: &Group<P>) -> String {
         let consensus = group.consensus.borrow();
+        if consensus.is_leader() {
+            return format!(
+                "shard {} is led here, and cannot begin: no engine gives timestamps, because the root \
+                 shard has no leader that a majority of its replicas can be reached from",
+                group.id
+            );
+        }
         let voters = &consensus.members().voters;
         let heard = voters.iter().filter(|&&v| v == group.replica || consensus.hears(v)).count();
         format!(
@@ -524,7 +546,10 @@ impl<P: Program> StoreHost<P> {
             let orphan = {
                 let mut state = group.state.borrow_mut();
                 match state.orphans.front() {
-                    Some(orphan) if orphan.entry.index <= index => state.orphans.pop_front(),
+                    // Of an older term, too: nothing of that can be applied any more.
+                    Some(orphan) if orphan.entry.index <= index || orphan.entry.term < term => {
+                        state.orphans.pop_front()
+                    }
                     _ => None,
                 }
             };
@@ -551,6 +576,7 @@ impl<P: Program> StoreHost<P> {
     /// Takes note of a change of a shard's replicas.
     pub(super) fn members_changed(&self, group: &Group<P>, members: &Members) {
         let mut state = group.state.borrow_mut();
+        state.founded = false;
         state.lease.measure(members, group.replica);
         let rank = replica::rank(&members.voters, group.replica, group.id.0);
         group.consensus.borrow_mut().set_rank(rank);

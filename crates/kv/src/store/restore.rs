@@ -147,7 +147,7 @@ pub(crate) async fn open_group<P: Program>(
     config.rank = replica::rank(&members.voters, me, id);
     config.incarnation = driver.end();
     config.founded = founded;
-    config.uncommitted_bytes_max = driver.arena_most() as u64;
+    config.uncommitted_bytes_max = driver.arena_most() as u64 / 4;
     config.unapplied_bytes_max = driver.arena_most();
     config.cache_bytes = config.cache_bytes.min(driver.arena_most() / 64);
     if summary.is_none() {
@@ -207,7 +207,7 @@ pub(crate) async fn open_group<P: Program>(
         id: shard,
         replica: me,
         consensus: RefCell::new(consensus),
-        state: RefCell::new(State { positions, ..State::new(descriptor, applied) }),
+        state: RefCell::new(State { positions, founded, ..State::new(descriptor, applied) }),
     };
     Ok((group, bound))
 }

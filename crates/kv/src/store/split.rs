@@ -3,6 +3,7 @@
 //! Nothing is under way at that moment: what was evaluated is logged first, what comes waits. The halves
 //! have the same replicas and share the files; only descriptors change, and what is in memory is divided.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use atoll_env::sync::oneshot;
@@ -18,7 +19,7 @@ use atoll_shard::leader::Leader;
 use super::StoreHost;
 use super::restore::{open_group, put_members};
 use crate::core::Inner;
-use crate::group::{Elder, Group, Splitting, State};
+use crate::group::{Answer, Elder, Group, Job, Splitting, State};
 use crate::program::Program;
 
 impl<P: Program> StoreHost<P> {
@@ -81,7 +82,7 @@ impl<P: Program> StoreHost<P> {
         }
         let mut closed = leader.try_close(|above| core.spare_epoch(above))?;
         closed.split = Some(split);
-        if !group.is_alone() {
+        if !state.founded {
             // The new shard has the replicas that this one has by now.
             put_members(&mut closed.writes, right, group.consensus.borrow().members());
         }
@@ -98,6 +99,16 @@ impl<P: Program> StoreHost<P> {
         split: Split,
     ) -> Result<(), Error> {
         let Split { left, right } = split;
+        if let Some(there) = self.group(right.id)
+            && there.state.borrow().descriptor.range.start != right.range.start
+        {
+            return Err(Error::Stopped(format!(
+                "shard {} is split off twice, at {} and at {}: stop the engines and report this",
+                right.id,
+                there.state.borrow().descriptor.range.start,
+                right.range.start
+            )));
+        }
         if self.group(right.id).is_none() {
             let (child, _) = open_group(driver, &self.tree, right.clone(), &core.shared).await?;
             if group.state.borrow().awaited {
@@ -108,6 +119,7 @@ impl<P: Program> StoreHost<P> {
             }
             self.groups.borrow_mut().insert(right.id, Rc::new(child));
         }
+        let mut moved: VecDeque<Job<P>> = VecDeque::new();
         let splitting = {
             let mut state = group.state.borrow_mut();
             state.descriptor = left.clone();
@@ -115,9 +127,12 @@ impl<P: Program> StoreHost<P> {
             if let Some(child) = self.group(right.id) {
                 let lanes = state.stalled_lanes();
                 let queue = std::mem::take(&mut state.queue);
-                let (mine, theirs) =
+                let (mine, mut theirs): (VecDeque<_>, VecDeque<_>) =
                     queue.into_iter().partition(|job| self.is_mine(core, &state, job));
                 state.queue = mine;
+                // Those of other engines were for this shard and nobody else: they come back at once.
+                let (far, near) = theirs.drain(..).partition(|job| job.only_under.is_some());
+                (moved, theirs) = (far, near);
                 let mut child = child.state.borrow_mut();
                 child.queue = theirs;
                 if !lanes.is_empty() {
@@ -127,6 +142,9 @@ impl<P: Program> StoreHost<P> {
             state.splitting.take()
         };
         core.split_done(self.index, &left, &right);
+        for job in moved {
+            core.deliver(job.reply_to, Answer::Moved);
+        }
         // The halves start anew from the applied state; nothing was under way. (While the log of an
         // earlier process is replayed there is no leader yet.)
         let before = group.state.borrow_mut().leader.take();

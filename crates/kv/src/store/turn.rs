@@ -27,6 +27,7 @@ use atoll_shard::edge::EntrySeq;
 use atoll_shard::entry::{Closed, Payload};
 use atoll_shard::leader::Leader;
 
+use super::replication::Taken;
 use super::restore::{load, members_record};
 use super::{StoreHost, refuse, refuse_unseen};
 use crate::core::Inner;
@@ -84,6 +85,10 @@ impl<P: Program> StoreHost<P> {
         self.stopped.borrow_mut().get_or_insert_with(|| why.to_owned());
         // A core that waits for its shards to serve learns that they never will.
         core.changed.raise();
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for (_, job) in waiting {
+            core.deliver(job.reply_to, refuse_unseen(core, &job, why));
+        }
         let groups: Vec<_> = self.groups.borrow().values().cloned().collect();
         for group in groups {
             let (waiters, late, splitting, orphans) = {
@@ -126,22 +131,25 @@ impl<P: Program> StoreHost<P> {
             self.tick(core);
         }
         loop {
-            self.take_in(core, driver).await?;
+            let taken = self.take_in(core, driver).await?;
             self.wake_lease_waiters(core);
             let mut dirty = std::mem::take(&mut *self.dirty.borrow_mut());
             if dirty.is_empty() {
-                return Ok(());
+                if self.inbox.borrow().is_empty() {
+                    return Ok(());
+                }
+                continue;
             }
             dirty.sort_unstable();
             let first = dirty.partition_point(|id| *id < self.next.get());
             dirty.rotate_left(first);
             let groups: Vec<Rc<Group<P>>> =
                 dirty.into_iter().filter_map(|id| self.group(id)).collect();
-            for group in groups.iter().filter(|group| !group.is_alone()) {
+            for group in groups.iter().filter(|_| core.time.is_shared()) {
                 self.begin_leadership(core, group).await?;
             }
             let started = core.env.clock.now();
-            let proposed = self.propose(core, driver, &groups).await?;
+            let proposed = self.propose(core, driver, &groups, taken).await?;
             self.persist_and_apply(core, driver, &groups).await?;
             if proposed > 0 {
                 core.program.turn_logged(core.env.clock.now().since(started));
@@ -156,9 +164,13 @@ impl<P: Program> StoreHost<P> {
         core: &Rc<Inner<P>>,
         driver: &mut Driver,
         groups: &[Rc<Group<P>>],
+        taken: Taken,
     ) -> Result<usize, Error> {
         let mut arena = 0;
-        let mut lens = Vec::new();
+        let mut lens = taken.lens;
+        let before = taken.arena + self.promised.get();
+        // New leaders append entries without a payload.
+        lens.extend(groups.iter().filter(|group| !group.is_alone()).map(|_| 64));
         let mut entries: Vec<(Rc<Group<P>>, Closed)> = Vec::new();
         let bound_before = *self.bound.borrow();
         let mut full = None;
@@ -209,9 +221,17 @@ impl<P: Program> StoreHost<P> {
         if entries.is_empty() {
             return Ok(0);
         }
-        if let Err(refusal) = driver.reserve(arena + self.promised.get(), &lens).await {
+        if let Err(refusal) = driver.reserve(arena + before, &lens).await {
             // None of these entries records the bound that was meant for it.
             *self.bound.borrow_mut() = bound_before;
+            if before > 0 && matches!(refusal, Error::InvalidInput(_)) {
+                sometimes!(true, "entries wait until others are applied");
+                // Not for what they are: there is no room beside what is in the log and not applied.
+                for (group, closed) in entries.into_iter().rev() {
+                    group.state.borrow_mut().closed.push_front(closed);
+                }
+                return Ok(0);
+            }
             self.refuse_turn(core, entries, refusal).await?;
             return Ok(0);
         }

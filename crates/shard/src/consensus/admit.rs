@@ -64,6 +64,8 @@ pub(super) struct View {
     /// It is a candidate.
     pub stands: bool,
     pub last: u64,
+    /// What is committed, and of which term the last entry of that is.
+    pub commit: (u64, u64),
     /// What the leader knows the sender to have, if it leads and knows the sender.
     pub matched: Option<u64>,
     pub settling: bool,
@@ -96,6 +98,14 @@ pub(super) fn admit(message: &Message, view: &View) -> Result<(), Dropped> {
             // With a term of 0 the library would take an index behind its log for a match.
             if (m.log_term == 0) != (m.index == 0) || m.log_term > m.term {
                 return Err(Dropped::Nonsense("an append after an impossible entry"));
+            }
+            // Terms do not fall along a log, and what is committed is in the log of every leader. The
+            // library would look for the place where the logs part in what was released.
+            let (commit, commit_term) = view.commit;
+            if m.index >= commit && m.log_term < commit_term {
+                return Err(Dropped::Nonsense(
+                    "an append after an entry older than what is committed",
+                ));
             }
             let mut before = (m.index, m.log_term);
             for entry in m.entries.iter() {

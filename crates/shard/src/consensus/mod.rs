@@ -734,6 +734,10 @@ impl ShardConsensus for Consensus {
             leads: raft.state == StateRole::Leader,
             stands: raft.state == StateRole::Candidate,
             last: raft.raft_log.last_index(),
+            commit: {
+                let commit = raft.raft_log.committed;
+                (commit, raft.raft_log.term(commit).unwrap_or(0))
+            },
             matched: raft.prs().get(message.from()).map(|progress| progress.matched),
             settling: self.is_settling(),
             durable: self.in_flight.is_empty()

@@ -129,6 +129,11 @@ fn owner(random: &mut Random, replica: &mut Consensus, numbers: &mut Vec<u64>) {
     if random.chance(3) {
         replica.campaign();
     }
+    if random.chance(3) {
+        // What is released is known by its terms no more.
+        let applied = replica.status().applied;
+        replica.released(applied.saturating_sub(random.below(3) as u64) + 1);
+    }
     let _ = random.chance(5).then(|| replica.propose("y".into()));
     let _ = random.chance(3).then(|| replica.read_index());
     let _ = random.chance(2).then(|| replica.transfer(2));
@@ -218,4 +223,31 @@ fn a_logged_entry_keeps_kind_and_payload_and_a_wrong_one_is_refused() {
     for bytes in wrong {
         assert!(Entry::decode(4, 2, bytes.to_vec()).is_err(), "{bytes:?}");
     }
+}
+
+/// The library would look for where the logs part below what it still has.
+#[test]
+fn an_append_after_an_entry_older_than_what_is_committed_is_refused() {
+    let entry = |index, term| Entry::new(index, term, false, "x".into());
+    let stored = Stored {
+        state: GroupState { term: 3, vote: 0, commit: 5 },
+        members: Members::of_voters([1, 2, 3]),
+        applied: 4,
+        first: 5,
+        terms: vec![(4, 2)],
+        entries: vec![entry(5, 2), entry(6, 3), entry(7, 3)],
+    };
+    let config = Config { settle_ticks: 0, ..Config::new(1, 1) };
+    let mut replica = Consensus::restore(config, stored).unwrap();
+    let append = eraftpb::Message {
+        msg_type: eraftpb::MessageType::MsgAppend,
+        to: 1,
+        from: 2,
+        term: 4,
+        log_term: 1,
+        index: 7,
+        commit: 5,
+        ..Default::default()
+    };
+    assert!(matches!(replica.step(Message(append)), Err(Dropped::Nonsense(_))));
 }
